@@ -1,0 +1,46 @@
+"""Radistill turns a Transformer into a hybrid: it finds the attention layers that the model can do without, replaces
+them with state-space layers, and distils the result. `docs/api.md` shows the whole way in fifteen lines."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from radistill.conversion import convert, new_parameters
+    from radistill.diagnosis.diagnose import diagnose
+    from radistill.distillation.align import align
+    from radistill.distillation.data.prepare import load_data
+    from radistill.distillation.distill import distill
+    from radistill.errors import RadistillError
+    from radistill.evaluation.evaluate import evaluate
+    from radistill.models.loading import load
+
+_HOMES = {
+    "RadistillError": "radistill.errors",
+    "align": "radistill.distillation.align",
+    "convert": "radistill.conversion",
+    "diagnose": "radistill.diagnosis.diagnose",
+    "distill": "radistill.distillation.distill",
+    "evaluate": "radistill.evaluation.evaluate",
+    "load": "radistill.models.loading",
+    "load_data": "radistill.distillation.data.prepare",
+    "new_parameters": "radistill.conversion",
+}
+
+__all__ = [
+    "RadistillError",
+    "align",
+    "convert",
+    "diagnose",
+    "distill",
+    "evaluate",
+    "load",
+    "load_data",
+    "new_parameters",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; `radistill --help` should not wait for them.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'radistill' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,43 @@
+"""The command line: thin commands over the library."""
+
+import sys
+
+import typer
+
+from radistill.cli.errors import one_line
+from radistill.cli.inspect import inspect
+from radistill.cli.run import STAGE_COMMANDS, run
+
+app = typer.Typer(
+    name="radistill",
+    help="Turn a Transformer into a hybrid: find the attention layers that it can do without, replace them with "
+    "state-space layers, distil, and prove the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"radistill {installed('radistill')}")
+        raise typer.Exit
+
+
+app.command("run")(run)
+for _name, _command in STAGE_COMMANDS.items():
+    app.command(_name, rich_help_panel="Stages of a run")(_command)
+app.command("inspect")(inspect)
+
+
+def main() -> None:
+    """Entry point: problems that the user can solve end with one line and exit code 2."""
+    with one_line():
+        app()
+    sys.exit(0)

@@ -1,0 +1,51 @@
+"""From exceptions to one line and an exit code."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from radistill.errors import RadistillError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Print what the user can solve as one line, and exit: 2 for a problem, 130 for Ctrl-C.
+
+    Anything else keeps its traceback: it is a defect of ours.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave("interrupted; what is finished is kept, and the same command goes on from there", 130)
+    except RadistillError as error:
+        _leave(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM and not isinstance(error, PermissionError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(
+            f"error: {where}{error.strerror}; make room or choose another folder, then give the same command again", 2
+        )
+    except Exception as error:
+        line = _known(error)
+        if line is None:
+            raise
+        _leave(f"error: {line}", 2)
+
+
+def _known(error: Exception) -> str | None:
+    """Failures of libraries that a user can do something about."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "SafetensorError" and ("No space left" in text or "File too large" in text):
+        return f"{text}; make room or choose another folder, then give the same command again"
+    if type(error).__name__ == "OutOfMemoryError":
+        return "out of memory on the GPU; lower tokens_per_batch or batch_size in the recipe"
+    return None
+
+
+def _leave(message: str, code: int) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,25 @@
+"""`radistill inspect`: what a model is made of."""
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Show a model's layers, parameters and memory, and whether a student target can hold it."""
+    from rich.console import Console
+
+    from radistill.models.inspection import inspect_source, render
+
+    report = inspect_source(model, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        Console(highlight=False).print(render(report))

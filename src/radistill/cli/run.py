@@ -1,0 +1,81 @@
+"""`radistill run`, and a command for each of its stages."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipePath = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."),
+]
+
+
+def run(
+    recipe: RecipePath = None,
+    out: Out = Path("runs/latest"),
+    set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and print an estimate of parameters, memory and tokens.")
+    ] = False,
+) -> None:
+    """Run a recipe: data, diagnose, convert, distill, evaluate, report.
+
+    A run that was interrupted goes on where it was when the same command is given again; after a change of the recipe
+    only the stages that it touches are run.
+    """
+    from radistill.pipeline.recipe import load_recipe
+
+    settings = load_recipe(_recipe_of(recipe, out), set_ or [])
+    if dry_run:
+        from radistill.pipeline.estimate import estimate, print_estimate
+
+        print_estimate(estimate(settings))
+        return
+    from radistill.files import read_json
+    from radistill.pipeline.run import run as run_pipeline
+    from radistill.report.terminal import print_evaluation
+
+    folder = run_pipeline(settings, out)
+    print_evaluation(read_json(folder / "evaluation.json"))
+
+
+def _recipe_of(recipe: Path | None, out: Path) -> Path:
+    from radistill.errors import RadistillError
+
+    if recipe is not None:
+        return recipe
+    own = out / "recipe.yaml"
+    if not own.exists():
+        raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
+    return own
+
+
+def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
+    def command(recipe: RecipePath = None, out: Out = Path("runs/latest"), set_: Set = None) -> None:
+        from radistill.pipeline.recipe import load_recipe
+        from radistill.pipeline.run import run as run_pipeline
+
+        run_pipeline(load_recipe(_recipe_of(recipe, out), set_ or []), out, [stage])
+
+    command.__doc__ = explanation
+    return command
+
+
+STAGE_COMMANDS = {
+    stage: _stage_command(stage, explanation)
+    for stage, explanation in {
+        "data": "Prepare training, calibration and held-out examples; the teacher writes missing responses.",
+        "diagnose": "Find the attention layers that the model can do without: plan.json.",
+        "convert": "Build the hybrid that the plan describes: start/.",
+        "distill": "Fit the new blocks and train the hybrid: student/.",
+        "evaluate": "Measure base, draft and hybrids on held-out data: evaluation.json.",
+        "report": "Write report.html from what the run folder holds.",
+    }.items()
+}

@@ -1,0 +1,42 @@
+"""What a person sees while a job runs: progress bars and notes, on standard error, so that output can be piped."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """Print one line about what was decided or derived, and why."""
+    console.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "", done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a progress bar over `total` steps, `done` of which an earlier run has finished.
+
+    Yields a function `advance(steps=1, status="")`; `status` is a short text such as "best 0.91". Without a terminal,
+    only the finished bar is printed, so that logs stay readable.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, completed=done, status="")
+
+        def advance(steps: int = 1, status: str | None = None) -> None:
+            bar.advance(task, steps)
+            if status is not None:
+                bar.update(task, status=status)
+
+        yield advance

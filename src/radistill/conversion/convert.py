@@ -1,0 +1,230 @@
+"""Conversion: a Transformer becomes a hybrid whose kept parts compute exactly what they did before."""
+
+import copy
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from radistill.conversion.assembly import unwritten
+from radistill.conversion.initialisation import find_initialisation
+from radistill.conversion.initialisation.interface import Attention, Context, Mixer
+from radistill.conversion.probe import Probe, probe_batch, probe_logits, prove_equal
+from radistill.conversion.targets import TARGETS, TargetSettings, target_settings
+from radistill.errors import RadistillError
+from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.chunks import fit_chunks
+from radistill.models.loading import Model
+from radistill.speculation.masks import ComponentMask, masked
+
+
+class HasReplace(Protocol):
+    """A plan, or anything else that names the layers to replace."""
+
+    replace: list[int]
+
+
+@dataclass(frozen=True)
+class ConversionRecord:
+    """What a conversion did and proved.
+
+    Attributes:
+        target: settings of the target, as given.
+        init: name of the initialisation.
+        replace: layers whose attention was replaced.
+        seed: of the initialisation.
+        max_logit_difference: between the source and the target with nothing replaced, over the probe batch.
+        max_start_difference: between the student and the source without the replaced attentions; None if the
+            initialisation does not start there.
+        parameters_before, parameters_after: by component (attention, ssm, mlp, embedding, other).
+        kv_bytes_per_token_before, kv_bytes_per_token_after: of one sequence in bfloat16.
+    """
+
+    target: dict[str, Any]
+    init: str
+    replace: tuple[int, ...]
+    seed: int
+    max_logit_difference: float
+    max_start_difference: float | None
+    parameters_before: dict[str, int]
+    parameters_after: dict[str, int]
+    kv_bytes_per_token_before: int
+    kv_bytes_per_token_after: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return {**asdict(self), "replace": list(self.replace)}
+
+
+@dataclass
+class ConvertedModel(Model):
+    """A student, with the record of its conversion. Saved and loaded again it is a plain `Model`."""
+
+    conversion: ConversionRecord
+
+
+def convert(
+    teacher: Model,
+    replace: Sequence[int] | HasReplace,
+    *,
+    target: TargetSettings | dict[str, Any] | str = "granite-hybrid",
+    init: str = "zero",
+    seed: int = 0,
+) -> ConvertedModel:
+    """Replace the attention of some layers by Mamba-2 blocks; copy everything else.
+
+    Before the student is built, the target with *nothing* replaced is compared with the source on a probe batch. The
+    student shares no memory with the teacher. At most the teacher, the student and a few activations are in memory.
+
+    Args:
+        teacher: the source model; unchanged afterwards.
+        replace: layers whose attention is replaced, sorted; or a plan. Empty: only the format changes.
+        target: name or settings of the student's architecture.
+        init: how the new blocks start: `zero`, `transfer` or `random`.
+        seed: of the initialisation.
+
+    Raises:
+        RadistillError: if the target cannot hold the source, a setting does not fit, a layer cannot be replaced, or a
+            proof fails.
+    """
+    settings = target_settings(target)
+    chosen = TARGETS[settings.kind]
+    initialisation = find_initialisation(init)
+    config, before = teacher.network.config, teacher.anatomy
+    if obstacles := chosen.check(config):
+        raise RadistillError(f"{teacher.source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}")
+    layers = _checked_layers(replace, before)
+    geometry = chosen.geometry(config, settings)
+    if layers and (obstacles := initialisation.obstacles(geometry, before, _has_qkv_bias(teacher))):
+        raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
+    if seed < 0:
+        raise RadistillError(f"seed is {seed}; it must be 0 or more")
+
+    probe = probe_batch(before.vocab_size, config.max_position_embeddings, teacher.network.device)
+    difference = _prove_target(teacher, settings, probe)
+    network = chosen.build(teacher, layers, settings)
+    network.generation_config = copy.deepcopy(teacher.network.generation_config)
+    after = anatomy_of(network)
+    with torch.no_grad():
+        for layer in layers:
+            mixer = after.mixer(network, layer)
+            context = Context(before, _generator(seed, layer))
+            attention = before.mixer(teacher.network, layer)
+            initialisation.fill(cast(Mixer, mixer), cast(Attention, attention), context)
+            if name := unwritten(mixer):
+                raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
+    fit_chunks(network)
+    start = _prove_start(teacher, network, layers, probe) if initialisation.silent else None
+    record = ConversionRecord(
+        target=settings.model_dump(mode="json"),
+        init=init,
+        replace=layers,
+        seed=seed,
+        max_logit_difference=difference,
+        max_start_difference=start,
+        parameters_before=before.parameters(teacher.network),
+        parameters_after=after.parameters(network),
+        kv_bytes_per_token_before=before.kv_bytes_per_token(),
+        kv_bytes_per_token_after=after.kv_bytes_per_token(),
+    )
+    return ConvertedModel(network, teacher.tokenizer, after, teacher.source, record)
+
+
+def new_parameters(model: Model, replace: Sequence[int] | HasReplace) -> set[str]:
+    """Names in `model.network.named_parameters()` that belong to the SSM blocks of the layers `replace`.
+
+    Raises:
+        RadistillError: if one of these layers has no SSM block.
+    """
+    members: set[int] = set()
+    for layer in _layer_numbers(replace):
+        if layer not in model.anatomy.ssm_layers:
+            raise RadistillError(f"replace: layer {layer} of {model.source} has no SSM block")
+        members.update(id(parameter) for parameter in model.anatomy.mixer(model.network, layer).parameters())
+    return {name for name, parameter in model.network.named_parameters() if id(parameter) in members}
+
+
+def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> float:
+    """Compare the source with the target in which nothing is replaced, on the source's own tensors."""
+    twin = TARGETS[settings.kind].build(teacher, (), settings, share=True)
+    fit_chunks(twin)
+    with _evaluating(teacher.network):
+        reference = probe_logits(teacher.network, probe)
+    return prove_equal(
+        reference,
+        probe_logits(twin, probe),
+        teacher.network.dtype,
+        f"{settings.kind} with nothing replaced should compute what {teacher.source} does",
+    )
+
+
+def _prove_start(teacher: Model, network: PreTrainedModel, layers: tuple[int, ...], probe: Probe) -> float:
+    """Compare a student whose new blocks should be silent with the source that skips the replaced attentions."""
+    with _evaluating(teacher.network), masked(teacher, ComponentMask.attention(layers)):
+        reference = probe_logits(teacher.network, probe)
+    return prove_equal(
+        reference,
+        probe_logits(network, probe),
+        teacher.network.dtype,
+        f"the student should start as {teacher.source} without the attention of layers {list(layers)}",
+    )
+
+
+@contextmanager
+def _evaluating(network: PreTrainedModel) -> Iterator[None]:
+    """Without dropout inside the block, whatever the mode outside."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy) -> tuple[int, ...]:
+    """The layers to replace, after every check that needs no weights."""
+    planned = getattr(replace, "num_layers", anatomy.num_layers)
+    if planned != anatomy.num_layers:
+        raise RadistillError(f"plan: num_layers is {planned}, but this model has {anatomy.num_layers} layers")
+    layers = _layer_numbers(replace)
+    for place, layer in enumerate(layers):
+        if not 0 <= layer < anatomy.num_layers:
+            raise RadistillError(
+                f"replace[{place}] is {layer}, but this model has layers 0 to {anatomy.num_layers - 1}"
+            )
+        if layer not in anatomy.attention_layers:
+            raise RadistillError(f"replace[{place}] is {layer}, but layer {layer} has no attention to replace")
+    if list(layers) != sorted(set(layers)):
+        raise RadistillError(f"replace is {list(layers)}; it must be sorted and without repeats")
+    if layers and len(layers) == len(anatomy.attention_layers):
+        raise RadistillError(
+            f"replace names all {len(layers)} attention layers, and one must stay: transformers' cache of this "
+            "architecture counts tokens in an attention layer"
+        )
+    return layers
+
+
+def _layer_numbers(replace: Sequence[int] | HasReplace) -> tuple[int, ...]:
+    numbers: Any = replace if isinstance(replace, Sequence) else getattr(replace, "replace", replace)
+    try:
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError:
+        raise RadistillError(f"replace is {numbers!r}; it must be a list of layer numbers, or a plan") from None
+
+
+def _has_qkv_bias(model: Model) -> bool:
+    attention = cast(Attention, model.anatomy.mixer(model.network, model.anatomy.attention_layers[0]))
+    return attention.q_proj.bias is not None
+
+
+def _generator(seed: int, layer: int) -> torch.Generator:
+    """One independent stream of random numbers per seed and layer."""
+    (state,) = np.random.SeedSequence([seed, layer]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,81 @@
+"""`transfer`: Mamba-in-the-Llama's start (arXiv 2408.15237). Attention's projections become the block's.
+
+Linear attention and Mamba-2's recurrence share one form, y_t = sum over s <= t of (C_t . B_s) x_s, decayed: C plays the
+query, B the key, x the value. What the copy cannot carry over is softmax, rotary positions, the SiLU after the
+convolution and the gated norm; measured on SmolLM2 (ten layers), the copy alone destroys the model, and `align` or
+training must follow.
+"""
+
+from torch import Tensor
+
+from radistill.conversion.geometry import Mamba2Geometry
+from radistill.conversion.initialisation import mamba2
+from radistill.conversion.initialisation.interface import Attention, Context, Initialisation, Mixer
+from radistill.models.anatomy import Anatomy
+
+
+def fill(mixer: Mixer, attention: Attention, context: Context) -> None:
+    """V -> x, K -> B, Q -> C, O -> `out_proj`; KV heads repeated so that each SSM head has its own group.
+
+    The rest, deterministic by the seed:
+    - z and dt have no counterpart in attention and keep Mamba-2's random rows, as in the published code. A neutral gate
+      does not exist without a bias on `in_proj`: it would need z to be one positive constant, which the norm removes.
+    - the convolution passes its input through (last tap 1, others 0);
+    - biases of q, k and v (Qwen2) become the convolution's bias, which is exact while the convolution passes through.
+    """
+    anatomy = context.anatomy
+    mamba2.recurrence(mixer, context.generator)
+    mamba2.zero_projection_biases(mixer)
+    mamba2.copy_output(mixer, attention)
+
+    inner = anatomy.num_heads * anatomy.head_dim
+    z, x, b, c, dt = mixer.in_proj.weight.split([inner, inner, inner, inner, anatomy.num_heads], dim=0)
+    mamba2.linear_weight(z, context.generator)
+    mamba2.linear_weight(dt, context.generator)
+    x.copy_(_per_head(attention.v_proj.weight, anatomy))
+    b.copy_(_per_head(attention.k_proj.weight, anatomy))
+    c.copy_(attention.q_proj.weight)
+
+    mixer.conv1d.weight.zero_()
+    mixer.conv1d.weight[..., -1] = 1.0
+    if mixer.conv1d.bias is not None:
+        mixer.conv1d.bias.zero_()
+        if attention.q_proj.bias is not None:
+            x, b, c = mixer.conv1d.bias.split([inner, inner, inner])
+            x.copy_(_per_head(attention.v_proj.bias, anatomy))
+            b.copy_(_per_head(attention.k_proj.bias, anatomy))
+            c.copy_(attention.q_proj.bias)
+
+
+def _per_head(tensor: Tensor, anatomy: Anatomy) -> Tensor:
+    """Repeat KV heads, first dimension [kv_heads * head_dim], for the query heads that share them."""
+    heads = tensor.unflatten(0, (anatomy.num_kv_heads, anatomy.head_dim))
+    return heads.repeat_interleave(anatomy.num_heads // anatomy.num_kv_heads, dim=0).flatten(0, 1)
+
+
+def obstacles(geometry: Mamba2Geometry, anatomy: Anatomy, qkv_bias: bool) -> list[str]:
+    """One SSM head and one group per attention head, all of the attention's head size."""
+    found = []
+    if geometry.expand != 1 or geometry.heads != anatomy.num_heads:
+        found.append(
+            f"it copies head to head, but expand: {geometry.expand} makes {geometry.heads} SSM heads of "
+            f"{geometry.head_dim} channels for {anatomy.num_heads} attention heads of {anatomy.head_dim}; set expand: 1"
+        )
+    if geometry.groups != anatomy.num_heads:
+        found.append(
+            f"each head needs a B/C group of its own, but groups is {geometry.groups}; set groups: heads "
+            f"({anatomy.num_heads}) or another init"
+        )
+    if geometry.state != anatomy.head_dim:
+        found.append(f"state is {geometry.state}, but keys have {anatomy.head_dim} channels; leave state out")
+    if qkv_bias and not geometry.conv_bias:
+        found.append("the biases of q, k and v have no place, because the blocks' convolution has no bias")
+    return found
+
+
+INITIALISATION = Initialisation(
+    fill=fill,
+    obstacles=obstacles,
+    silent=False,
+    summary="Mamba-in-the-Llama: Q, K, V, O become C, B, x, out_proj (needs groups: heads)",
+)

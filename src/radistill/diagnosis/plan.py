@@ -1,0 +1,89 @@
+"""The plan: which layers are replaced, why, and how that was found. The file between diagnosis and conversion."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from radistill.errors import RadistillError
+from radistill.files import read_json, write_json
+from radistill.models.anatomy import Anatomy
+
+
+class SearchStep(BaseModel):
+    """One set that a search judged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trial: int
+    layers: list[int]
+    value: float
+
+
+class Plan(BaseModel):
+    """Which attention layers of a model are replaced, and the evidence for it."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    version: Literal[1] = 1
+    model: str = Field(description="what the user asked for: hub id, folder, file or alias")
+    model_fingerprint: str = Field(description="SHA-256 over the model's config and weights")
+    num_layers: int = Field(ge=1)
+    replace: list[int] = Field(description="layers whose attention is replaced, sorted")
+    scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
+    score_kind: str | None = Field(description="what a score measures, in words")
+    objective: dict[str, float | str] = Field(description="name and value of what was maximised")
+    acceptance_rate: float = Field(ge=0, le=1, description="share of tokens of the skip draft that are accepted")
+    mean_accepted_length: dict[int, float] = Field(description="accepted tokens a round, by draft length")
+    kl: float = Field(description="KL(model || skip draft) on the calibration responses, nats a token")
+    selector: dict[str, Any] = Field(description="name and settings of the selector")
+    search: list[SearchStep]
+    seconds: float
+    forward_tokens: int = Field(description="calibration tokens through the whole model that the search spent")
+    calibration_hash: str
+    seed: int
+    versions: dict[str, str]
+
+    @field_validator("replace")
+    @classmethod
+    def _sorted_and_unique(cls, layers: list[int]) -> list[int]:
+        if layers != sorted(set(layers)):
+            raise ValueError("must be sorted and without repeats")
+        return layers
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Plan":
+        """Read and validate a plan.
+
+        Raises:
+            RadistillError: naming the file and the field.
+        """
+        data = read_json(path)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise RadistillError(f"{path}: {field}: {first['msg']}") from None
+
+    def check(self, anatomy: Anatomy, name: str = "plan.json") -> None:
+        """Check that the plan fits a model.
+
+        Raises:
+            RadistillError: naming the entry that does not fit.
+        """
+        if self.num_layers != anatomy.num_layers:
+            raise RadistillError(
+                f"{name}: made for a model of {self.num_layers} layers, but this model has {anatomy.num_layers}"
+            )
+        for index, layer in enumerate(self.replace):
+            if not 0 <= layer < anatomy.num_layers:
+                raise RadistillError(
+                    f"{name}: replace[{index}] is {layer}, but this model has layers 0 to {anatomy.num_layers - 1}"
+                )
+            if layer not in anatomy.attention_layers:
+                raise RadistillError(f"{name}: replace[{index}] is {layer}, but layer {layer} has no attention")

@@ -1,0 +1,316 @@
+"""Alignment: each new block is fitted, on its own, to the output of the attention that it replaces.
+
+The teacher runs once over the documents; what went into each replaced attention and what came out is kept, and every
+block then learns that map by regression (the first stage of MOHAWK, arXiv 2408.10189, and of RADLADS, arXiv 2505.03005).
+No block waits for another, so a run that was killed goes on with the first layer that is not finished.
+
+transformers' Trainer is not used here: it trains one model under one schedule, whereas this is a series of small,
+independent regressions on tensors in memory.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from radistill.console import note, progress
+from radistill.errors import RadistillError
+from radistill.files import hash_json, read_json, write_json
+from radistill.models.loading import Model
+from radistill.models.sequences import Document, batches, collate
+
+
+class AlignSettings(BaseModel):
+    """How the new blocks are fitted before any end-to-end training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(default=400, ge=1, description="optimiser steps for each block")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak of AdamW's one-cycle schedule")
+    tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one step")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    held_out: float = Field(
+        default=0.125, ge=0, lt=1, description="share of the documents kept apart to measure the fit"
+    )
+    memory_gib: float = Field(
+        default=4.0, gt=0, description="room for cached activations; more layers fit in one pass of the teacher"
+    )
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """How well one block reproduces the attention that it replaces.
+
+    Attributes:
+        layer: index of the layer.
+        unexplained_before: squared error over the variance of the attention's output, on documents kept apart from the
+            fit, before it; a block that outputs zero has about 1.
+        unexplained_after: the same, after the fit.
+        steps: optimiser steps.
+        seconds: wall time of the fit.
+        losses: the training loss (unexplained share of the batch) of each step.
+        gradient_norms: norm of the whole gradient before clipping, for the first ten steps.
+    """
+
+    layer: int
+    unexplained_before: float
+    unexplained_after: float
+    steps: int
+    seconds: float
+    losses: list[float]
+    gradient_norms: list[float]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Result of `align`.
+
+    Attributes:
+        layers: one fit a layer.
+        tokens: tokens of the documents that the blocks were fitted on, counted once.
+        seconds: wall time, the teacher's passes included, of the process that finished it.
+    """
+
+    layers: list[LayerFit]
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `align.json`."""
+        return asdict(self)
+
+
+class _Activations(NamedTuple):
+    """Input and output of one attention for one batch: both [batch, time, hidden]; mask is [batch, time]."""
+
+    inputs: Tensor
+    outputs: Tensor
+    mask: Tensor
+
+
+def align(
+    student: Model,
+    teacher: Model,
+    documents: Sequence[Document],
+    settings: AlignSettings | None = None,
+    *,
+    replace: Sequence[int],
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Alignment:
+    """Fit each new block of `student` to the attention that it replaces in `teacher`. The student changes in place.
+
+    Args:
+        student: a converted model; its other weights are not touched.
+        teacher: the model that it was converted from.
+        documents: text that the teacher reads; every token counts, prompt and response alike.
+        settings: steps, rate and batch size.
+        replace: the layers to fit.
+        seed: of the order of batches.
+        folder: where finished blocks are kept, so that a killed run goes on; None keeps nothing.
+
+    Raises:
+        RadistillError: if there are too few documents, or a fit diverges (the message names the layer).
+    """
+    settings = settings or AlignSettings()
+    started = time.perf_counter()
+    train, kept_apart = _split(documents, settings.held_out)
+    # The weights may have changed since the fingerprint was last asked for, and they change below.
+    student.__dict__.pop("fingerprint", None)
+    key = _key(student, teacher, documents, settings, seed)
+    student.__dict__.pop("fingerprint", None)
+    fits: dict[int, LayerFit] = {}
+    for layer in replace:
+        fit = _restore(student, layer, folder, key)
+        if fit is not None:
+            fits[layer] = fit
+    missing = [layer for layer in replace if layer not in fits]
+    tokens = sum(len(document.tokens) for document in train)
+    if missing:
+        note(
+            f"align: {len(missing)} blocks, {settings.steps} steps each, on {len(train)} documents ({tokens:,} tokens); "
+            f"fit measured on {len(kept_apart)} others"
+        )
+    for layers in _passes(missing, teacher, documents, settings.memory_gib):
+        cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
+        with progress("align", len(replace), "blocks", done=len(fits)) as advance:
+            for layer in layers:
+                mixer = student.anatomy.mixer(student.network, layer)
+                fits[layer] = _fit(mixer, layer, cached.pop(layer), apart.pop(layer), settings, seed)
+                _keep(mixer, fits[layer], folder, key)
+                advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
+    return Alignment([fits[layer] for layer in replace], tokens, round(time.perf_counter() - started, 3))
+
+
+def _split(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
+    count = math.ceil(len(documents) * share)
+    if len(documents) - count < 1:
+        raise RadistillError(f"align: {len(documents)} documents are too few to fit on; ask for more in data.train")
+    train = list(documents[: len(documents) - count])
+    return train, list(documents[len(documents) - count :]) or train
+
+
+def _passes(layers: Sequence[int], teacher: Model, documents: Sequence[Document], gib: float) -> Iterator[list[int]]:
+    numbers = 2 * sum(len(document.tokens) for document in documents) * teacher.anatomy.hidden_size
+    per_layer = numbers * teacher.network.dtype.itemsize
+    at_once = max(1, int(gib * 2**30 // per_layer))
+    for start in range(0, len(layers), at_once):
+        yield list(layers[start : start + at_once])
+
+
+def _record(
+    teacher: Model, layers: Sequence[int], splits: Sequence[Sequence[Document]], tokens_per_batch: int
+) -> list[dict[int, list[_Activations]]]:
+    """What goes into and comes out of the attention of each of `layers`, for each split of the documents."""
+    groups = [batches(documents, tokens_per_batch) for documents in splits]
+    results = []
+    with progress("teacher activations", sum(map(len, groups)), "batches") as advance:
+        for split in groups:
+            recorded: dict[int, list[_Activations]] = {layer: [] for layer in layers}
+            for group in split:
+                batch = collate(group, teacher.pad_token_id, teacher.network.device)
+                with torch.inference_mode(), _listening(teacher, recorded, batch.attention_mask):
+                    # The logits are not needed; one position is the least that can be asked for.
+                    teacher.network(
+                        input_ids=batch.input_ids,
+                        attention_mask=batch.attention_mask,
+                        logits_to_keep=1,
+                        use_cache=False,
+                    )
+                advance()
+            results.append(recorded)
+    return results
+
+
+@contextmanager
+def _listening(teacher: Model, recorded: dict[int, list[_Activations]], mask: Tensor) -> Iterator[None]:
+    def listener(layer: int) -> Any:
+        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            inputs = args[0] if args else kwargs["hidden_states"]
+            outputs = output[0] if isinstance(output, tuple) else output
+            recorded[layer].append(_Activations(inputs.clone(), outputs.clone(), mask))
+
+        return listen
+
+    handles = [
+        teacher.anatomy.mixer(teacher.network, layer).register_forward_hook(listener(layer), with_kwargs=True)
+        for layer in recorded
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _fit(
+    mixer: nn.Module,
+    layer: int,
+    cached: list[_Activations],
+    apart: list[_Activations],
+    settings: AlignSettings,
+    seed: int,
+) -> LayerFit:
+    started = time.perf_counter()
+    parameters = list(mixer.parameters())
+    trainable = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    variance = _variance(cached)
+    before = _unexplained(mixer, apart)
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
+    )
+    losses: list[float] = []
+    norms: list[float] = []
+    for step, index in enumerate(_order(len(cached), settings.steps, seed + layer)):
+        inputs, outputs, mask = (tensor.clone() for tensor in cached[index])
+        error = (mixer(inputs, attention_mask=mask) - outputs) * mask[..., None]
+        loss = error.float().square().sum() / (mask.sum() * variance)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise RadistillError(
+                f"align: the fit of layer {layer} diverged at step {step + 1}; lower align.learning_rate "
+                f"(it is {settings.learning_rate})"
+            )
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+        if len(norms) < 10:
+            norms.append(norm.item())
+    optimiser.zero_grad(set_to_none=True)
+    for parameter, flag in zip(parameters, trainable, strict=True):
+        parameter.requires_grad_(flag)
+    seconds = round(time.perf_counter() - started, 3)
+    return LayerFit(layer, before, _unexplained(mixer, apart), settings.steps, seconds, losses, norms)
+
+
+def _order(count: int, steps: int, seed: int) -> Iterator[int]:
+    """Every batch once an epoch, in an order that the seed decides, for `steps` steps."""
+    generator = torch.Generator().manual_seed(seed)
+    while steps > 0:
+        epoch = torch.randperm(count, generator=generator).tolist()[:steps]
+        yield from epoch
+        steps -= len(epoch)
+
+
+def _variance(activations: list[_Activations]) -> float:
+    """Variance of the outputs at tokens, summed over the hidden dimension."""
+    outputs = torch.cat([outputs[mask.bool()] for _, outputs, mask in activations]).double()
+    variance = (outputs - outputs.mean(dim=0)).square().sum(dim=1).mean().item()
+    return max(variance, 1e-12)  # an attention that always gives the same output
+
+
+def _unexplained(mixer: nn.Module, activations: list[_Activations]) -> float:
+    """Squared error of `mixer` over the variance of the outputs, at tokens."""
+    error, tokens = 0.0, 0
+    with torch.no_grad():
+        for inputs, outputs, mask in activations:
+            difference = (mixer(inputs, attention_mask=mask) - outputs)[mask.bool()]
+            error += difference.double().square().sum().item()
+            tokens += len(difference)
+    return error / tokens / _variance(activations)
+
+
+def _key(student: Model, teacher: Model, documents: Sequence[Document], settings: AlignSettings, seed: int) -> str:
+    """What a finished block depends on."""
+    text = [list(document.tokens) for document in documents]
+    return hash_json([student.fingerprint, teacher.fingerprint, text, settings.model_dump(mode="json"), seed])
+
+
+def _keep(mixer: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in mixer.state_dict().items()}, _weights(folder, fit.layer))
+    # The record is written last: weights without a record are not read.
+    write_json(_fit_record(folder, fit.layer), {"key": key, "fit": asdict(fit)})
+
+
+def _restore(student: Model, layer: int, folder: Path | None, key: str) -> LayerFit | None:
+    if folder is None or not _fit_record(folder, layer).exists():
+        return None
+    record = read_json(_fit_record(folder, layer))
+    if record["key"] != key:
+        return None
+    student.anatomy.mixer(student.network, layer).load_state_dict(load_file(_weights(folder, layer)))
+    return LayerFit(**record["fit"])
+
+
+def _weights(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:03d}.safetensors"
+
+
+def _fit_record(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:03d}.json"

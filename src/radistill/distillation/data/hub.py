@@ -1,0 +1,60 @@
+"""Source `datasets`: whatever the `datasets` library loads, from the hub or from a folder."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from radistill.distillation.data.examples import Example, example_from_row
+from radistill.distillation.data.rows import Rows
+from radistill.distillation.data.settings import HubData
+from radistill.errors import RadistillError
+
+
+def read(settings: HubData, seed: int) -> Rows:
+    """Load the splits and read their rows shuffled, only as many as are asked for."""
+    heldout = None if settings.heldout_split is None else _examples(settings, settings.heldout_split, seed)
+    return Rows(f"{settings.id} ({settings.split})", _examples(settings, settings.split, seed), heldout)
+
+
+def _examples(settings: HubData, split: str, seed: int) -> Iterator[Example]:
+    table = _load(settings, split)
+    missing = sorted(set(settings.columns.values()) - set(table.column_names))
+    if missing:
+        raise RadistillError(
+            f"data.columns: {settings.id} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
+    return _rows(settings, split, table, seed)
+
+
+def _rows(settings: HubData, split: str, table: Any, seed: int) -> Iterator[Example]:
+    table = table.with_format(None)  # plain Python objects
+    order = list(range(len(table)))
+    random.Random(seed).shuffle(order)
+    for number in order:
+        row = table[number]
+        if settings.columns:
+            row = {key: row[column] for key, column in settings.columns.items()}
+        yield example_from_row(row, f"{split}-{number}", f"{settings.id}, {split}, row {number}")
+
+
+def _load(settings: HubData, split: str) -> Any:
+    import datasets
+
+    folder = Path(settings.id).expanduser()
+    if settings.id.startswith((".", "/", "~")) and not folder.is_dir():
+        raise RadistillError(f"data.id: {settings.id} is not a folder")
+    try:
+        if folder.is_dir() and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+            saved = datasets.load_from_disk(str(folder))
+            if isinstance(saved, datasets.Dataset):
+                return saved
+            if split not in saved:
+                raise RadistillError(f"data.split: {settings.id} has no split {split!r}; it has {', '.join(saved)}")
+            return saved[split]
+        return datasets.load_dataset(str(folder) if folder.is_dir() else settings.id, settings.config, split=split)
+    except RadistillError:
+        raise
+    except Exception as error:  # the library raises many kinds, from network errors to pyarrow's
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RadistillError(f"data.id: {settings.id} (split {split}) cannot be loaded: {reason}") from error

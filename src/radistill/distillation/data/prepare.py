@@ -1,0 +1,158 @@
+"""The data stage: draw examples, let the teacher write what is missing, tokenise, and keep it in a folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from radistill.console import note
+from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.distillation.data.examples import Example
+from radistill.distillation.data.records import DataSplits, Record, example_of
+from radistill.distillation.data.responses import Response, teacher_writes, write_responses
+from radistill.distillation.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
+from radistill.distillation.data.sources import SOURCES, Draw, draw, take
+from radistill.errors import RadistillError
+from radistill.files import hash_json, read_json, write_json
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+
+
+def prepare(teacher: Model, settings: DataSettings, *, seed: int, folder: Path | None) -> DataSplits:
+    """Prepare the training, calibration and held-out data of a run.
+
+    Args:
+        teacher: writes the missing responses; its tokenizer and chat template make the tokens.
+        settings: the source, the counts, and how responses come about.
+        seed: decides which examples are drawn, and the responses where they are sampled.
+        folder: where the splits are written (`train.jsonl`, `calibration.jsonl`, `heldout.jsonl`), and where the
+            responses are kept as they are written, so that a repeated call goes on where a killed one was. None keeps
+            nothing.
+
+    Raises:
+        RadistillError: on whatever is wrong with the data.
+    """
+    drawn = _draw_once(settings, seed, folder)
+    cache = None if folder is None else folder / "responses.jsonl"
+
+    heldout = _records(teacher, drawn.heldout, settings, seed, cache, "heldout")
+    calibration = _records(teacher, drawn.calibration, settings, seed, cache, "calibration")
+    train = _records(teacher, drawn.train, settings, seed, cache, "train")
+    if settings.calibration_from == "train":
+        calibration = train[: settings.calibration]
+    if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
+        train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
+    splits = DataSplits(train, calibration, heldout)
+    if folder is not None:
+        splits.save(folder)
+    return splits
+
+
+def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_tokens: int = 96) -> list[Document]:
+    """A few documents for the library: from a source in one word, with the teacher's greedy responses where missing.
+
+    Args:
+        source: `reasoning-gym:TASK[,TASK...]`, or the path of a `.jsonl` file.
+        teacher: writes the missing responses.
+        count: number of examples; documents longer than the model's context are left out of them.
+        seed: decides which examples are drawn.
+        max_new_tokens: longest written response.
+    """
+    if count < 1:
+        raise RadistillError(f"count is {count}, but must be at least 1")
+    responses = ResponseSettings(max_new_tokens=max_new_tokens)
+    kind, _, rest = source.partition(":")
+    settings: DataSettings
+    if kind == "reasoning-gym" and rest:
+        tasks: dict[str, dict[str, object]] = {task.strip(): {} for task in rest.split(",")}
+        settings = ReasoningGymData(tasks=tasks, responses=responses, train=count)
+    elif source.endswith(".jsonl"):
+        settings = JsonlData(path=Path(source), responses=responses, train=count)
+    else:
+        raise RadistillError(f"{source!r} is not a source: reasoning-gym:TASK, or the path of a .jsonl file")
+    rows = SOURCES[settings.kind](settings, seed)
+    examples = take(iter(rows.examples), "count", count, set(), rows.origin)
+    return [record.document for record in _records(teacher, examples, settings, seed, None, "data")]
+
+
+def _draw_once(settings: DataSettings, seed: int, folder: Path | None) -> Draw:
+    """Draw the examples, and keep them where a second draw may differ: the cached responses belong to the first."""
+    if folder is None or settings.kind != "reasoning-gym":
+        return draw(settings, seed)
+    path = folder / "drawn.json"
+    key = hash_json([settings.model_dump(mode="json"), seed])
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("key") != key:
+        fresh = draw(settings, seed)
+        splits = {"train": fresh.train, "calibration": fresh.calibration, "heldout": fresh.heldout}
+        kept = {"key": key, **{split: [example.to_row() for example in part] for split, part in splits.items()}}
+        write_json(path, kept)
+    return Draw(*([example_of(row) for row in kept[split]] for split in ("train", "calibration", "heldout")))
+
+
+def _records(
+    teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, cache: Path | None, split: str
+) -> list[Record]:
+    """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
+    context: int | None = getattr(teacher.network.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(settings.max_length, context or settings.max_length)
+    prompts = [_before_response(example, teacher, settings.system, context) for example in examples]
+    # A prompt that leaves no room for a response is not worth the teacher's time.
+    asked = [
+        index
+        for index, example in enumerate(examples)
+        if teacher_writes(example, settings.responses) and len(prompts[index]) < limit
+    ]
+    responses = write_responses(
+        teacher,
+        [prompts[index] for index in asked],
+        settings.responses,
+        seed=seed,
+        cache=cache,
+        description=f"teacher writes {split}",
+    )
+    written = dict(zip(asked, responses, strict=True))
+
+    records = []
+    for index, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        record = _record(example, prompt, written.get(index), teacher, settings)
+        if record is not None and len(record.document.tokens) <= limit:
+            records.append(record)
+    _say_what_happened(split, len(examples), records, limit)
+    return records
+
+
+def _before_response(example: Example, teacher: Model, system: str | None, context: int | None) -> list[int]:
+    if example.text is not None:
+        return text_tokens(example, teacher.tokenizer)
+    tokens = prompt_tokens(example, teacher.tokenizer, system)
+    if context is not None and len(tokens) >= context:
+        raise RadistillError(f"{example.id}: the prompt has {len(tokens)} tokens, and the model's context is {context}")
+    return tokens
+
+
+def _record(
+    example: Example, prompt: list[int], written: Response | None, teacher: Model, settings: DataSettings
+) -> Record | None:
+    """The record of one example; None if there is nothing to learn from: no response, or a text of one token."""
+    if example.text is not None:
+        return Record(example, Document(example.id, tuple(prompt), 1)) if len(prompt) > 1 else None
+    if written is not None:
+        response, finished = written.tokens, written.finished
+        example = replace(example, response=written.text)
+    elif example.response is not None and not teacher_writes(example, settings.responses):
+        response, finished = response_tokens(example, teacher.tokenizer, settings.system), True
+    else:
+        return None
+    return Record(example, Document(example.id, (*prompt, *response), len(prompt)), finished)
+
+
+def _say_what_happened(split: str, asked: int, records: list[Record], limit: int) -> None:
+    if not records:
+        raise RadistillError(
+            f"data.max_length: none of the {asked} {split} examples has between 2 and {limit} tokens "
+            "(data.max_length, or the model's context)"
+        )
+    if missing := asked - len(records):
+        note(f"data: {missing} of {asked} {split} examples left out, longer than {limit} tokens or of one token only")
+    if unfinished := sum(not record.finished for record in records):
+        note(f"data: {unfinished} of {len(records)} {split} responses were cut at max_new_tokens")

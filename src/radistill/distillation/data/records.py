@@ -1,0 +1,117 @@
+"""Prepared data: examples with their tokens, and the files that hold them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from radistill.distillation.data.examples import Example
+from radistill.errors import RadistillError
+from radistill.files import write_text
+from radistill.models.sequences import Document
+
+SplitName = Literal["train", "calibration", "heldout"]
+SPLITS: tuple[SplitName, ...] = ("train", "calibration", "heldout")
+
+
+@dataclass(frozen=True)
+class Record:
+    """An example that is ready for the models.
+
+    Attributes:
+        example: with its response as text, special tokens left out; a text has none.
+        document: the tokens; those of a written response are exactly what the teacher produced.
+        finished: False if the teacher's response was cut at `max_new_tokens`.
+    """
+
+    example: Example
+    document: Document
+    finished: bool = True
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as JSON: the example's keys, `tokens`, `response_start` and `finished`."""
+        tokens = {"tokens": list(self.document.tokens), "response_start": self.document.response_start}
+        return self.example.to_row() | tokens | {"finished": self.finished}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Record":
+        """The inverse of `to_row`."""
+        return cls(
+            example=example_of(row),
+            document=Document(row["id"], tuple(row["tokens"]), row["response_start"]),
+            finished=row["finished"],
+        )
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The records to train on, to measure redundancy on and to evaluate on."""
+
+    train: list[Record]
+    calibration: list[Record]
+    heldout: list[Record]
+
+    def records(self, split: SplitName) -> list[Record]:
+        """The records of one split."""
+        found: list[Record] = getattr(self, split)
+        return found
+
+    def documents(self, split: SplitName) -> list[Document]:
+        """The tokens of one split."""
+        return [record.document for record in self.records(split)]
+
+    def hash(self, split: SplitName) -> str:
+        """SHA-256 over the tokens of one split."""
+        return hash_documents(self.documents(split))
+
+    def save(self, folder: Path) -> None:
+        """Write `train.jsonl`, `calibration.jsonl` and `heldout.jsonl`, each in one step."""
+        for split in SPLITS:
+            rows = (json.dumps(record.to_row(), ensure_ascii=False) for record in self.records(split))
+            write_text(folder / f"{split}.jsonl", "".join(f"{row}\n" for row in rows))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "DataSplits":
+        """Read what `save` has written.
+
+        Raises:
+            RadistillError: if a file is missing, or a line is not a prepared record.
+        """
+        return cls(*(_load(Path(folder) / f"{split}.jsonl") for split in SPLITS))
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """SHA-256 over the tokens and the beginnings of the responses, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps([document.tokens, document.response_start]).encode())
+    return digest.hexdigest()
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """The inverse of `Example.to_row`; other keys are ignored."""
+    messages = row.get("messages")
+    return Example(
+        id=row["id"],
+        messages=None if messages is None else tuple(messages),
+        text=row.get("text"),
+        response=row.get("response"),
+        verifier=row["verifier"],
+    )
+
+
+def _load(path: Path) -> list[Record]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise RadistillError(f"{path}: no such file; `radistill run` prepares it") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(Record.from_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise RadistillError(f"{path}, line {number}: not a prepared record ({problem})") from None
+    return records

@@ -1,0 +1,81 @@
+"""The sources by kind, and how their examples are shared out among the splits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from radistill.distillation.data import hub, jsonl, reasoning_gym
+from radistill.distillation.data.examples import Example
+from radistill.distillation.data.rows import Rows
+from radistill.distillation.data.settings import DataSettings
+from radistill.errors import RadistillError
+
+SOURCES: dict[str, Callable[[Any, int], Rows]] = {
+    "jsonl": jsonl.read,
+    "datasets": hub.read,
+    "reasoning-gym": reasoning_gym.read,
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The examples of each split, before any tokenizer.
+
+    Attributes:
+        train, calibration, heldout: the splits; `calibration` is empty if it is to be the beginning of `train`.
+    """
+
+    train: list[Example]
+    calibration: list[Example]
+    heldout: list[Example]
+
+
+def draw(settings: DataSettings, seed: int) -> Draw:
+    """Read the examples of all splits. No model is needed, so a recipe's data can be checked before weights are loaded.
+
+    Held-out examples are drawn first: they stay the same when more training data is asked for. A prompt that is in one
+    split is in no other, and the same prompt and response are taken only once.
+
+    Raises:
+        RadistillError: on whatever is wrong with the data, or if there is less of it than asked for.
+    """
+    if settings.calibration_from == "train" and settings.calibration > settings.train:
+        raise RadistillError(
+            f"data.calibration: {settings.calibration} asked for, but data.train has only {settings.train}; "
+            "ask for fewer or set data.calibration_from to own"
+        )
+    rows = SOURCES[settings.kind](settings, seed)
+    stream = iter(rows.examples)
+    taken: set[str] = set()
+    heldout_stream, origin = (stream, rows.origin) if rows.heldout is None else (iter(rows.heldout), "its own rows")
+    heldout = take(heldout_stream, "data.heldout", settings.heldout, taken, origin)
+    if settings.calibration_from == "train":
+        return Draw(take(stream, "data.train", settings.train, taken, rows.origin), [], heldout)
+    calibration = take(stream, "data.calibration", settings.calibration, taken, rows.origin)
+    train = take(stream, "data.train", settings.train, taken, rows.origin)
+    return Draw(train, calibration, heldout)
+
+
+def take(stream: Iterator[Example], field: str, count: int, taken: set[str], origin: str) -> list[Example]:
+    """Take `count` examples whose prompts are not in `taken`, and enter them there.
+
+    Raises:
+        RadistillError: naming `field` and `origin`, if the stream ends before.
+    """
+    chosen: list[Example] = []
+    seen: set[tuple[str, str | None]] = set()
+    repeated = 0
+    while len(chosen) < count:
+        example = next(stream, None)
+        if example is None:
+            raise RadistillError(
+                f"{field}: {count} asked for, {len(chosen)} there ({origin}; {len(taken)} already in other "
+                f"splits, {repeated} left out because their prompt was taken)"
+            )
+        if example.prompt in taken or (example.prompt, example.response) in seen:
+            repeated += 1
+            continue
+        seen.add((example.prompt, example.response))
+        chosen.append(example)
+    taken.update(example.prompt for example in chosen)
+    return chosen

@@ -1,0 +1,286 @@
+"""End-to-end distillation: the student learns the teacher's next-token distributions on response tokens."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+
+from radistill.console import note, progress
+from radistill.distillation.checkpoints import Checkpoints
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.interruption import deferred_interrupt
+from radistill.distillation.trainer import DistillTrainer, Pace
+from radistill.distillation.vocabulary import check_same_tokenizer
+from radistill.errors import RadistillError
+from radistill.files import hash_json, read_json
+from radistill.models.chunks import fit_chunks
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+
+# Settings that change how a run is watched or kept, not what comes out of it.
+_WITHOUT_EFFECT = {"save_seconds", "report_to"}
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation did; its JSON form is `distill.json`.
+
+    Attributes:
+        steps: optimiser steps.
+        tokens: tokens that went through the student in training, prompts included, padding not.
+        response_tokens: those of them that carried loss.
+        seconds: wall time of the training, held-out measures and, if the run was resumed, its earlier parts included.
+        curve: for each step "step", "tokens" (so far), "loss" (mean over the step's response tokens; for a KL in nats),
+            "learning_rate" (of the new blocks), "gradient_norm" (of all trained weights, before clipping).
+        evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
+            "agreement" (share of response tokens with the same most likely token), at step 0, every `eval_steps` and
+            at the end.
+    """
+
+    steps: int
+    tokens: int
+    response_tokens: int
+    seconds: float
+    curve: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `distill.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "DistillResult":
+        """The inverse of `to_json`."""
+        return cls(**data)
+
+
+def distill(
+    student: Model,
+    teacher: Model,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    settings: DistillSettings | None = None,
+    *,
+    new_parameters: Collection[str],
+    folder: Path | None = None,
+    seed: int = 0,
+) -> DistillResult:
+    """Train `student.network` in place to predict what the teacher predicts.
+
+    With a `folder`, the run survives any kill: called again with the same arguments, the student again as it was at the
+    start, it goes on from the last complete checkpoint and ends, on a CPU with the same number of threads, with the
+    same curve and weights as a run that was never interrupted. The last checkpoint stays until the caller, who knows
+    when the student is saved, calls `remove_checkpoints(folder)`; until then a further call returns its result at once.
+    The student keeps the number format it was loaded in; bfloat16 weights are trained as they are.
+
+    Args:
+        student: the hybrid; on return in the mode (training or evaluation) in which it came.
+        teacher: the model to imitate, with the student's tokenizer; never changed. It may be on another device.
+        train: documents; the loss is on their response tokens.
+        heldout: documents that progress is measured on.
+        settings: see `DistillSettings`.
+        new_parameters: names, as in `student.network.named_parameters()`, that train at `new_block_learning_rate`.
+        folder: for checkpoints, for the batch of a failed step and for TensorBoard; None keeps nothing.
+        seed: of the order of batches.
+
+    Raises:
+        RadistillError: if the tokenizers differ, there is nothing to train or to train on, a loss or gradient is not
+            finite (the message names step and documents), or a checkpoint cannot be written.
+        KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
+    """
+    settings = settings or DistillSettings()
+    _check(student, teacher, train, heldout, settings, new_parameters, folder)
+    # The weights change below and may have changed before: what was computed of them is out of date.
+    student.__dict__.pop("fingerprint", None)
+    checkpoints = None
+    if folder is not None:
+        checkpoints = Checkpoints(folder, _key(student, teacher, train, heldout, settings, new_parameters, seed))
+        student.__dict__.pop("fingerprint", None)
+    fit_chunks(student.network)
+    with _prepared(student.network, teacher.network, new_parameters, settings):
+        trainer = DistillTrainer(
+            student.network,
+            teacher.network,
+            train,
+            heldout,
+            settings,
+            new_parameters=new_parameters,
+            pad_token_id=student.pad_token_id,
+            folder=folder,
+            checkpoints=checkpoints,
+            seed=seed,
+        )
+        _train(trainer, settings, folder, checkpoints)
+    return _result(trainer.state.log_history)
+
+
+def _train(
+    trainer: DistillTrainer, settings: DistillSettings, folder: Path | None, checkpoints: Checkpoints | None
+) -> None:
+    latest = checkpoints.latest() if checkpoints else None
+    done = read_json(latest / TRAINER_STATE_NAME)["global_step"] if latest else 0
+    if latest and done >= settings.steps:
+        note(f"distill: all {settings.steps} steps were done before, taken from {latest}")
+        trainer.restore(latest)
+        return
+    note(_outline(trainer, settings))
+    if latest:
+        note(f"distill: going on after step {done} of {settings.steps}, from {latest}")
+    elif checkpoints and checkpoints.others():
+        note(f"distill: starting anew; the checkpoints in {folder} are of other settings, data or models")
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("distill", settings.steps, "steps", done=done))
+        interrupted = stack.enter_context(
+            deferred_interrupt("stopping after this step; press Ctrl-C again to stop now")
+        )
+        trainer.add_callback(Pace(trainer, interrupted, advance))
+        if settings.report_to == "tensorboard" and folder is not None:
+            trainer.add_callback(_tensorboard(folder, done))
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        stopped = interrupted()
+    if stopped:
+        step = trainer.state.global_step
+        way_on = f"saved in {folder}; the same command goes on from there" if folder else "nothing was kept"
+        note(f"distill: stopped after step {step} of {settings.steps}, {way_on}")
+        raise KeyboardInterrupt
+
+
+def _check(
+    student: Model,
+    teacher: Model,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    settings: DistillSettings,
+    new_parameters: Collection[str],
+    folder: Path | None,
+) -> None:
+    check_same_tokenizer(teacher, student)
+    vocabulary = min(model.anatomy.vocab_size for model in (student, teacher))
+    for name, documents in (("train", train), ("heldout", heldout)):
+        if not documents:
+            raise RadistillError(f"distill: there are no documents in {name}")
+        for document in documents:
+            if not 0 <= min(document.tokens) <= max(document.tokens) < vocabulary:
+                raise RadistillError(
+                    f"distill: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
+                    "it was made with another tokenizer"
+                )
+    parameters = dict(student.network.named_parameters())
+    unknown = sorted(set(new_parameters) - parameters.keys())
+    if unknown:
+        raise RadistillError(f"distill: the student has no parameter {unknown[0]!r}")
+    if not new_parameters and settings.other_learning_rate == 0:
+        raise RadistillError(
+            "distill: nothing to train: there are no new blocks and other_learning_rate is 0; set it above 0"
+        )
+    if settings.report_to == "tensorboard":
+        if folder is None:
+            raise RadistillError("distill: report_to tensorboard needs a folder to write to")
+        if not transformers.integrations.is_tensorboard_available():
+            raise RadistillError("distill: report_to tensorboard needs the extra: pip install 'radistill[tensorboard]'")
+    of_teacher = {parameter.data_ptr() for parameter in teacher.network.parameters()}
+    trained = parameters if settings.other_learning_rate > 0 else new_parameters
+    shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
+    if shared:
+        raise RadistillError(f"distill: student and teacher share the weight {shared[0]}; give each its own copy")
+
+
+def _key(
+    student: Model,
+    teacher: Model,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    settings: DistillSettings,
+    new_parameters: Collection[str],
+    seed: int,
+) -> str:
+    """Hash of everything that the result depends on, the start weights included."""
+    documents = [[[d.id, d.tokens, d.response_start] for d in part] for part in (train, heldout)]
+    return hash_json(
+        [
+            student.fingerprint,
+            teacher.fingerprint,
+            documents,
+            settings.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+            sorted(new_parameters),
+            seed,
+        ]
+    )
+
+
+@contextmanager
+def _prepared(
+    student: PreTrainedModel, teacher: PreTrainedModel, new_parameters: Collection[str], settings: DistillSettings
+) -> Iterator[None]:
+    """Freeze what is not trained, put the teacher into evaluation mode, and undo all that Trainer changes."""
+    parameters = dict(student.named_parameters())
+    trainable = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    modes = [(network, network.training) for network in (student, teacher)]
+    use_cache = student.config.use_cache
+    verbosity = transformers.logging.get_verbosity()
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in new_parameters or settings.other_learning_rate > 0)
+    teacher.eval()
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(trainable[name])
+            parameter.grad = None
+        for network, training in modes:
+            network.train(training)
+        student.config.use_cache = use_cache
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _outline(trainer: DistillTrainer, settings: DistillSettings) -> str:
+    """What the settings amount to, before the first step."""
+    lengths = [sum(len(document.tokens) for document in group) for group in trainer.groups]
+    tokens = sum(lengths[index] for index in trainer.order)
+    sizes = {name: parameter.numel() for name, parameter in trainer.student.named_parameters()}
+    new = sum(sizes[name] for name in trainer.new_parameters)
+    rest = sum(sizes.values()) - new
+    other = f"at rate {settings.other_learning_rate:g}" if settings.other_learning_rate > 0 else "frozen"
+    return (
+        f"distill: {settings.steps} steps, {tokens:,} tokens ({tokens / sum(lengths):.1f} epochs of {len(lengths)} "
+        f"batches); {new:,} new parameters at rate {settings.new_block_learning_rate:g}, {rest:,} others {other}"
+    )
+
+
+def _tensorboard(folder: Path, done: int) -> transformers.TrainerCallback:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides what a run that died had written after its last checkpoint.
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+    return transformers.integrations.TensorBoardCallback(writer)
+
+
+def _result(history: Sequence[Mapping[str, Any]]) -> DistillResult:
+    curve = [
+        {
+            "step": entry["step"],
+            "tokens": entry["tokens"],
+            "loss": entry["loss"],
+            "learning_rate": entry["learning_rate"],
+            "gradient_norm": entry["grad_norm"],
+        }
+        for entry in history
+        if "loss" in entry
+    ]
+    evaluations = [
+        {
+            "step": entry["step"],
+            "tokens": entry["tokens"],
+            "kl": entry["eval_kl"],
+            "agreement": entry["eval_agreement"],
+        }
+        for entry in history
+        if "eval_kl" in entry
+    ]
+    last = history[-1]
+    return DistillResult(len(curve), last["tokens"], last["response_tokens"], last["seconds"], curve, evaluations)

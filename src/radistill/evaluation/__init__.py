@@ -1,0 +1,1 @@
+"""Evaluation: how good a hybrid is, and what it saves."""

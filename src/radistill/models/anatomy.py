@@ -1,0 +1,234 @@
+"""Which components a decoder has, and what an architecture calls them.
+
+This is the only place that knows names of parts. A new source architecture is one entry in `ARCHITECTURES`; the
+tests run over every entry.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from radistill.errors import RadistillError
+
+
+class Component(StrEnum):
+    """A part of a decoder layer that a draft can skip, because the residual stream goes round it."""
+
+    ATTENTION = "attention"
+    SSM = "ssm"
+    MLP = "mlp"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one transformers model type names its parts.
+
+    Attributes:
+        attention: attribute of a decoder layer that holds its attention.
+        ssm: the same for a state-space block; None if the architecture has none.
+        mlp: attributes that together are the MLP; their outputs are added. An attribute that a layer lacks is skipped.
+        layers: path from the causal language model to its list of decoder layers.
+        window: whether the model applies `config.sliding_window` to "all" layers, to those that `config.layer_types`
+            calls "sliding_attention" ("some"), or ignores the field ("none").
+        peculiarities: what the architecture always computes differently from Llama, in words for a refusal.
+    """
+
+    attention: str = "self_attn"
+    ssm: str | None = None
+    mlp: tuple[str, ...] = ("mlp",)
+    layers: str = "model.layers"
+    window: str = "none"
+    peculiarities: tuple[str, ...] = ()
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(),
+    "mistral": Architecture(window="all"),
+    "qwen2": Architecture(window="some"),
+    "granite": Architecture(),
+    "granitemoehybrid": Architecture(ssm="mamba", mlp=("block_sparse_moe", "shared_mlp")),
+    # Known so that they can be inspected and diagnosed, and refused by name where they cannot be converted.
+    "gemma2": Architecture(
+        window="some",
+        peculiarities=("norms after attention and MLP", "norm weights stored minus one", "embeddings scaled by width"),
+    ),
+    "mixtral": Architecture(window="all"),
+    "olmo2": Architecture(peculiarities=("QK-norm", "norms after attention and MLP instead of before")),
+    "phi3": Architecture(window="all", peculiarities=("fused projections (qkv_proj, gate_up_proj)",)),
+    "qwen2_moe": Architecture(window="some"),
+    "qwen3": Architecture(window="some", peculiarities=("QK-norm",)),
+    "qwen3_moe": Architecture(window="all", peculiarities=("QK-norm",)),
+    "smollm3": Architecture(window="some"),
+}
+
+# Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
+_SSM_LAYER_TYPES = {"mamba", "linear_attention"}
+_ATTENTION_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The shape of a decoder, and access to its parts.
+
+    Attributes:
+        model_type: transformers' name of the architecture, a key of `ARCHITECTURES`.
+        head_dim: size of one attention head.
+        attention_layers: indices of the layers that have attention, ascending.
+        ssm_layers: indices of the layers that have a state-space block, ascending.
+        sliding_window: number of tokens that the attention of `sliding_layers` can see; None if all see everything.
+        sliding_layers: indices of the layers whose attention is limited to the window.
+        ssm_state_size: numbers in the recurrent state and in the convolution's memory of one state-space layer.
+    """
+
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    attention_layers: tuple[int, ...]
+    ssm_layers: tuple[int, ...]
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    ssm_state_size: int = 0
+
+    @property
+    def architecture(self) -> Architecture:
+        """The table entry that names the parts."""
+        return ARCHITECTURES[self.model_type]
+
+    def layers(self, network: nn.Module) -> nn.ModuleList:
+        """The decoder layers of `network`, in order."""
+        layers = network.get_submodule(self.architecture.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def modules(self, network: nn.Module, layer: int, component: Component) -> list[nn.Module]:
+        """The modules that make up a component of one layer; empty if the layer has none.
+
+        The residual stream receives the sum of their outputs, so skipping the component means zeros from each.
+        """
+        entry = self.architecture
+        names: dict[Component, tuple[str | None, ...]] = {
+            Component.ATTENTION: (entry.attention,),
+            Component.SSM: (entry.ssm,),
+            Component.MLP: entry.mlp,
+        }
+        block = self.layers(network)[layer]
+        found = (getattr(block, name, None) for name in names[component] if name is not None)
+        return [module for module in found if module is not None]
+
+    def mixer(self, network: nn.Module, layer: int) -> nn.Module:
+        """The module that mixes tokens in one layer: its attention or its state-space block."""
+        component = Component.ATTENTION if layer in self.attention_layers else Component.SSM
+        (module,) = self.modules(network, layer, component)
+        return module
+
+    def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
+        """Bytes by which the KV cache of one sequence grows per token, over all attention layers (2 = bfloat16)."""
+        return len(self.attention_layers) * self._kv_numbers() * bytes_per_number
+
+    def kv_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
+        """Bytes of the KV cache of one sequence of `tokens`; a sliding window stops the growth of its layers."""
+        windowed = min(tokens, self.sliding_window) if self.sliding_window is not None else tokens
+        full = len(self.attention_layers) - len(self.sliding_layers)
+        return (full * tokens + len(self.sliding_layers) * windowed) * self._kv_numbers() * bytes_per_number
+
+    def ssm_state_bytes(self, bytes_per_number: int = 4) -> int:
+        """Bytes of recurrent and convolution state of one sequence, over all state-space layers, at any length."""
+        return len(self.ssm_layers) * self.ssm_state_size * bytes_per_number
+
+    def parameters(self, network: PreTrainedModel) -> dict[str, int]:
+        """Number of parameters by component: attention, ssm, mlp, embedding (input and output), other.
+
+        Each parameter counts once, so that tied weights do; the values add up to all parameters of `network`.
+        """
+        owner: dict[int, str] = {}
+        for embedding in (network.get_input_embeddings(), network.get_output_embeddings()):
+            if embedding is not None:
+                owner |= {id(parameter): "embedding" for parameter in embedding.parameters()}
+        for layer in range(self.num_layers):
+            for component in Component:
+                for module in self.modules(network, layer, component):
+                    owner |= {id(parameter): str(component) for parameter in module.parameters()}
+        counts = {**{str(component): 0 for component in Component}, "embedding": 0, "other": 0}
+        for parameter in network.parameters():
+            counts[owner.get(id(parameter), "other")] += parameter.numel()
+        return counts
+
+    def _kv_numbers(self) -> int:
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
+    """Anatomy of a network, or of the network that a config describes.
+
+    Raises:
+        RadistillError: if the architecture, or one of its layer types, is not known.
+    """
+    config = source if isinstance(source, PreTrainedConfig) else source.config
+    known = ", ".join(ARCHITECTURES)
+    if config.model_type not in ARCHITECTURES:
+        raise RadistillError(f"config.json: model_type {config.model_type!r} is not an architecture we know ({known})")
+    entry = ARCHITECTURES[config.model_type]
+    attention, ssm = _split_layers(config, entry)
+    window, windowed = _sliding(config, entry, attention)
+    heads = config.num_attention_heads
+    return Anatomy(
+        model_type=config.model_type,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        attention_layers=attention,
+        ssm_layers=ssm,
+        sliding_window=window,
+        sliding_layers=windowed,
+        ssm_state_size=_MAMBA_STATE[config.model_type](config) if ssm else 0,
+    )
+
+
+def _split_layers(config: PreTrainedConfig, entry: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    everything = tuple(range(config.num_hidden_layers))
+    if entry.ssm is None:
+        return everything, ()
+    types = list(config.layer_types)
+    if len(types) != len(everything):
+        raise RadistillError(
+            f"config.json: layer_types has {len(types)} entries, but num_hidden_layers is {len(everything)}"
+        )
+    for layer, kind in enumerate(types):
+        if kind not in _SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES:
+            allowed = ", ".join(sorted(_SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES))
+            raise RadistillError(f"config.json: layer_types[{layer}] is {kind!r}, which is none of {allowed}")
+    ssm = tuple(layer for layer in everything if types[layer] in _SSM_LAYER_TYPES)
+    return tuple(layer for layer in everything if layer not in ssm), ssm
+
+
+def _sliding(
+    config: PreTrainedConfig, entry: Architecture, attention: tuple[int, ...]
+) -> tuple[int | None, tuple[int, ...]]:
+    """The window and the layers that it limits; a window that is never shorter than the context limits none."""
+    window = getattr(config, "sliding_window", None)
+    if entry.window == "none" or window is None or window >= config.max_position_embeddings:
+        return None, ()
+    layers = attention
+    if entry.window == "some":
+        types = config.layer_types
+        layers = tuple(layer for layer in attention if types[layer] == "sliding_attention")
+    return (window, layers) if layers else (None, ())
+
+
+def _mamba2_state(config: PreTrainedConfig) -> int:
+    inner = config.mamba_n_heads * config.mamba_d_head
+    convolved = inner + 2 * config.mamba_n_groups * config.mamba_d_state
+    return inner * config.mamba_d_state + convolved * config.mamba_d_conv
+
+
+_MAMBA_STATE: dict[str, Callable[[PreTrainedConfig], int]] = {"granitemoehybrid": _mamba2_state}

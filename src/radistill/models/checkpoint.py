@@ -1,0 +1,114 @@
+"""A model folder on disk: is it complete, readable and of a kind that we read? Asked before any weight is loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from radistill.errors import RadistillError
+from radistill.files import read_json
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, for an error of ours."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' own bars and warnings: what matters of them, we check and say ourselves."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model folder.
+
+    Raises:
+        RadistillError: if there is none, it is broken, the model is quantised, or it needs code that is not trusted.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RadistillError(f"{folder}: not a model, because it has no config.json{_hint(folder)}")
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise RadistillError(f"{path}: not the config of a transformers model, because it names no model_type")
+    quantization = data.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise RadistillError(
+            f"{path}: the weights are quantised (quantization_config.quant_method={method!r}); "
+            "take the unquantised model, or a GGUF file of it"
+        )
+    if data.get("auto_map") and not trust_remote_code:
+        try:
+            with quiet():
+                return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception:
+            raise RadistillError(
+                f"{path}: this model runs Python code of its own (auto_map); pass trust_remote_code "
+                "(--trust-remote-code) if you trust it"
+            ) from None
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers validates with errors of many types
+        raise RadistillError(f"{path}: transformers refuses this config ({one_line(error)})") from None
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, each of which has a complete header and all its bytes.
+
+    Raises:
+        RadistillError: naming the file that is missing or damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise RadistillError(f"{index}: weight_map is missing or empty")
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
+    else:
+        paths = [folder / "model.safetensors"]
+    for path in paths:
+        if not path.is_file():
+            others = sorted(other.name for other in folder.glob("*.bin"))
+            if others and not index.is_file():
+                raise RadistillError(
+                    f"{folder}: the weights are in {others[0]}, but only safetensors are read, because a .bin file can "
+                    "run code; save the model again with save_pretrained"
+                )
+            raise RadistillError(f"{path}: no such file, so weights are missing (only safetensors are read)")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise RadistillError(f"{path}: damaged or cut off ({one_line(error)}); copy or download it again") from None
+    return paths
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise RadistillError if a model folder has no tokenizer."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise RadistillError(f"{folder}: the tokenizer is missing; copy tokenizer.json and tokenizer_config.json there")
+
+
+def _hint(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return "; it is an adapter, so merge it into its base model first"
+    ggufs = sorted(folder.glob("*.gguf"))
+    return f"; for its GGUF file, give {ggufs[0]}" if ggufs else ""

@@ -1,0 +1,260 @@
+"""Batched generation on top of transformers' `generate`: exact settings, and a cache that survives a kill.
+
+What a model writes depends here on its weights, the prompts and the arguments alone. The `generation_config` that a
+checkpoint brings along (repetition penalties, sampling by default, top-k) is set aside, so greedy means greedy; only
+its end tokens are used.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from radistill.console import progress
+from radistill.errors import RadistillError
+from radistill.files import hash_json
+from radistill.models.anatomy import Component, anatomy_of
+from radistill.models.loading import Model
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    cache: Path | None = None,
+    description: str = "generate",
+    network: PreTrainedModel | None = None,
+) -> list[list[int]]:
+    """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
+
+    The batches are formed from all prompts, sorted by length, and each has a seed of its own. So a batch that is found
+    in the cache can be skipped without any effect on the others, and an interrupted call that is repeated returns what
+    an uninterrupted one would have.
+
+    Args:
+        model: gives the tokenizer's padding token, the end tokens and, unless `network` is set, the weights.
+        prompts: token ids, each at least one.
+        max_new_tokens: longest response, in tokens.
+        temperature: 0 takes the likeliest token, otherwise the logits are divided by it before sampling.
+        top_p: sample among the likeliest tokens that together have this probability.
+        seed: for sampling; greedy responses do not depend on it.
+        batch_size: prompts that run at once.
+        cache: a file to which each finished batch is appended (JSON lines), and from which it is taken when the same
+            weights, switched-off components, prompts and settings come again. At most the running batch can be lost.
+        description: title of the progress bar.
+        network: other weights with the same vocabulary, for instance a student's.
+
+    Returns:
+        For each prompt 1 to `max_new_tokens` token ids. The last one is one of `end_tokens(model)` if the response is
+        finished, and only then.
+
+    Raises:
+        RadistillError: on an empty prompt, a token that the network does not know, or settings out of range.
+    """
+    network = model.network if network is None else network
+    if max_new_tokens < 1 or batch_size < 1:
+        raise RadistillError(f"generate: max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) start at 1")
+    if not (0 <= temperature < float("inf")) or not (0 < top_p <= 1):
+        raise RadistillError(f"generate: temperature {temperature} must be at least 0, top_p {top_p} within ]0, 1]")
+    _check_prompts(prompts, network)
+
+    # Longest first: what does not fit into memory fails at once, not after an hour.
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    stops = end_tokens(model)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": sorted(stops)}
+    config = _config(model, max_new_tokens, temperature, top_p, stops)
+    config.use_cache = _cache_is_usable(network)
+    source = _function_of(model, network) if cache is not None else None
+    seeds = [int(hash_json([seed, number])[:15], 16) if temperature else 0 for number in range(len(groups))]
+    keys = [
+        hash_json([source, settings, [list(map(int, prompts[index])) for index in group], batch_seed])
+        for group, batch_seed in zip(groups, seeds, strict=True)
+    ]
+    finished = _read_cache(cache) if cache is not None else {}
+
+    responses: list[list[int]] = [[] for _ in prompts]
+    done = sum(len(group) for group, key in zip(groups, keys, strict=True) if key in finished)
+    with progress(description, total=len(prompts), unit="prompts", done=done) as advance:
+        for group, key, batch_seed in zip(groups, keys, seeds, strict=True):
+            if key in finished:
+                written = finished[key]
+            else:
+                with _standing_alone(network), _seeded(network.device, batch_seed):
+                    written = _run([prompts[index] for index in group], network, config, stops)
+                if cache is not None:
+                    _append(cache, {"key": key, "responses": written})
+                advance(len(group))
+            for index, tokens in zip(group, written, strict=True):
+                responses[index] = tokens
+    return responses
+
+
+def end_tokens(model: Model) -> frozenset[int]:
+    """Tokens after which a response is finished: those of the checkpoint, of the tokenizer and of the chat template."""
+    found: set[int] = set()
+    for value in (
+        getattr(model.network.generation_config, "eos_token_id", None),
+        getattr(model.network.config, "eos_token_id", None),
+        model.tokenizer.eos_token_id,
+        end_of_turn(model.tokenizer),
+    ):
+        if value is not None:
+            found.update([value] if isinstance(value, int) else value)
+    return frozenset(found)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template ends an assistant's turn (`<|im_end|>` in ChatML).
+
+    It is read off the template: the first special token that follows the content of an assistant's message. Without a
+    template, or if the template ends a turn with ordinary text, it is the tokenizer's end token.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    content = "radistill"
+    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+    try:
+        tail = str(tokenizer.apply_chat_template(conversation, tokenize=False)).rpartition(content)[2]
+    except Exception:  # a template may refuse anything, with any error
+        return tokenizer.eos_token_id
+    special = set(tokenizer.all_special_ids) | {
+        token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+    }
+    tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return next((token for token in tokens if token in special), tokenizer.eos_token_id)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) -> None:
+    vocabulary = next(network.get_input_embeddings().parameters()).shape[0]
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise RadistillError(f"generate: prompt {index} has no tokens; a response needs at least one to follow")
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise RadistillError(
+                f"generate: prompt {index} has a token outside the model's vocabulary (0 to {vocabulary - 1}); "
+                "the tokenizer belongs to another model"
+            )
+
+
+def _function_of(model: Model, network: PreTrainedModel) -> list[str]:
+    """What decides the logits: the weights, and the modules whose forward a component mask has shadowed."""
+    weights = model.fingerprint if network is model.network else replace(model, network=network).fingerprint
+    return [weights, *(name for name, module in network.named_modules() if _is_shadowed(module))]
+
+
+def _is_shadowed(module: nn.Module) -> bool:
+    return "forward" in vars(module)
+
+
+def _cache_is_usable(network: PreTrainedModel) -> bool:
+    """Whether transformers' key-value cache works under the component mask that is active.
+
+    It reads how many tokens it holds off the first attention layer. If that one is skipped, it believes that it is
+    empty and masks the later layers wrongly, so everything has to be computed anew for each token.
+    """
+    anatomy = anatomy_of(network)
+    silent = [
+        all(map(_is_shadowed, anatomy.modules(network, layer, Component.ATTENTION)))
+        for layer in anatomy.attention_layers
+    ]
+    return not silent or not silent[0] or all(silent)
+
+
+def _config(
+    model: Model, max_new_tokens: int, temperature: float, top_p: float, stops: frozenset[int]
+) -> GenerationConfig:
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=bool(temperature),
+        pad_token_id=model.pad_token_id,
+        eos_token_id=sorted(stops) or None,
+        **sampling,
+    )
+
+
+def _run(
+    prompts: Sequence[Sequence[int]], network: Any, config: GenerationConfig, stops: frozenset[int]
+) -> list[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)  # [batch, time]
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        attention_mask[row, width - len(prompt) :] = 1
+    output = network.generate(
+        input_ids=input_ids.to(network.device),
+        attention_mask=attention_mask.to(network.device),
+        generation_config=config,
+    )
+    return [_until_end(row, stops) for row in output[:, width:].tolist()]
+
+
+def _until_end(tokens: list[int], stops: frozenset[int]) -> list[int]:
+    """Cut the padding that follows the first end token; the padding token may itself be an end token."""
+    for position, token in enumerate(tokens):
+        if token in stops:
+            return tokens[: position + 1]
+    return tokens
+
+
+@contextmanager
+def _standing_alone(network: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and none of the checkpoint's own generation settings, which would fill what we leave open."""
+    own, training = network.generation_config, network.training
+    network.generation_config = GenerationConfig()
+    network.eval()
+    try:
+        yield
+    finally:
+        network.generation_config = own
+        network.train(training)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch inside the block and give the caller's random state back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _read_cache(path: Path) -> dict[str, list[list[int]]]:
+    """The finished batches. A line that a kill has torn is skipped: its batch runs again."""
+    found: dict[str, list[list[int]]] = {}
+    if not path.exists():
+        return found
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            found[entry["key"]] = entry["responses"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _append(path: Path, entry: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as handle:
+        # A torn last line must not swallow the next one.
+        handle.seek(0, os.SEEK_END)
+        torn = handle.tell() > 0
+        if torn:
+            handle.seek(-1, os.SEEK_END)
+            torn = handle.read(1) != b"\n"
+        handle.write((b"\n" if torn else b"") + json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())

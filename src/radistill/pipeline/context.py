@@ -1,0 +1,138 @@
+"""What the stages of one run share: the recipe, the folder, and models that are loaded when first needed."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radistill.conversion.targets import TargetSettings
+from radistill.diagnosis.selectors import Selector
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.data.prepare import DataSplits
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.errors import RadistillError
+from radistill.models.loading import Model, load
+from radistill.pipeline.recipe import Recipe
+from radistill.pipeline.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One hybrid of a run, from its plan to its weights.
+
+    Attributes:
+        name: its key in evaluation.json.
+        folder: where its files lie.
+        selector: how its layers are chosen.
+        target: the architecture it becomes.
+        init: how its new blocks start.
+        align: how they are fitted, or None.
+        distill: how it is trained end to end, or None.
+    """
+
+    name: str
+    folder: Path
+    selector: Selector
+    target: TargetSettings
+    init: str
+    align: AlignSettings | None
+    distill: DistillSettings | None
+
+    @property
+    def plan(self) -> Path:
+        """The plan file."""
+        return self.folder / "plan.json"
+
+    @property
+    def start(self) -> Path:
+        """The converted model before any training."""
+        return self.folder / "start"
+
+    @property
+    def student(self) -> Path:
+        """The trained model."""
+        return self.folder / "student"
+
+
+class Context:
+    """A run in progress."""
+
+    def __init__(self, recipe: Recipe, path: Path) -> None:
+        """Nothing is loaded yet."""
+        self.recipe = recipe
+        self.path = path
+        self.folder = RunFolder(path)
+
+    @cached_property
+    def device(self) -> str:
+        """The device that the recipe asks for.
+
+        Raises:
+            RadistillError: if it asks for a GPU and there is none.
+        """
+        if self.recipe.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.recipe.device == "cuda" and not torch.cuda.is_available():
+            raise RadistillError("device is 'cuda', but torch sees no GPU; set device to cpu or auto")
+        return self.recipe.device
+
+    @cached_property
+    def base(self) -> Model:
+        """The model to convert."""
+        return self.load(self.recipe.model)
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The model that is distilled: the base itself unless the recipe names another."""
+        return self.base if self.recipe.teacher is None else self.load(self.recipe.teacher)
+
+    @cached_property
+    def splits(self) -> DataSplits:
+        """What the data stage left."""
+        return DataSplits.load(self.path / "data")
+
+    def load(self, source: str | Path) -> Model:
+        """Load a model as the recipe wants its models."""
+        return load(
+            source, dtype=self.recipe.dtype, device=self.device, trust_remote_code=self.recipe.trust_remote_code
+        )
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The hybrid and, if the recipe has one, its baseline."""
+        recipe = self.recipe
+        arms = [
+            Arm(
+                name="rad",
+                folder=self.path,
+                selector=recipe.diagnose.selector,
+                target=recipe.convert.target,
+                init=recipe.convert.init,
+                align=recipe.align,
+                distill=recipe.distill,
+            )
+        ]
+        baseline = recipe.baseline
+        if baseline is not None:
+            distill = recipe.distill
+            if distill is not None and baseline.steps is not None:
+                distill = None if baseline.steps == 0 else distill.model_copy(update={"steps": baseline.steps})
+            arms.append(
+                Arm(
+                    name=baseline.selector.kind,
+                    folder=self.path / "baseline",
+                    selector=baseline.selector,
+                    target=baseline.target,
+                    init=baseline.init,
+                    align=recipe.align if baseline.align else None,
+                    distill=distill,
+                )
+            )
+        return arms
+
+    def settings_of(self, *names: str) -> dict[str, Any]:
+        """The named recipe sections as plain data, for a step's fingerprint."""
+        dumped = self.recipe.model_dump(mode="json")
+        return {name: dumped[name] for name in names}

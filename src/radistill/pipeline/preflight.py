@@ -1,0 +1,167 @@
+"""Everything that a run would refuse, as far as it can be told without weights: for `radistill run --dry-run`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import GatedRepoError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations import is_tensorboard_available
+
+from radistill.conversion.initialisation import find_initialisation
+from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.diagnosis.diagnose import check_budget
+from radistill.distillation.data.settings import HubData, JsonlData
+from radistill.distillation.data.sources import draw
+from radistill.errors import RadistillError
+from radistill.models.aliases import ALIASES
+from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.checkpoint import one_line, quiet
+from radistill.models.known_configs import known_config
+from radistill.models.loading import load_config
+from radistill.models.sources import locate
+from radistill.pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe's models are, after all checks.
+
+    Attributes:
+        base: config of the model to convert.
+        teacher: config of the teacher; None where the base teaches itself.
+        warnings: what a run would refuse here, but perhaps not on the machine that it is meant for.
+    """
+
+    base: PreTrainedConfig
+    teacher: PreTrainedConfig | None
+    warnings: list[str]
+
+
+def check(recipe: Recipe) -> Checked:
+    """Check a recipe against its models, this machine and its data, without loading a weight.
+
+    A file that is missing here, or a GPU, may be there where the recipe is to run, so these are warnings.
+
+    Raises:
+        RadistillError: for what no machine can run: a budget that the model does not have, a model that the target
+            cannot hold, an initialisation that does not fit, broken data.
+    """
+    warnings: list[str] = []
+    base = _config(recipe.model, recipe.trust_remote_code, warnings)
+    anatomy = anatomy_of(base)
+    check_budget(recipe.diagnose.budget, anatomy)
+    arms = [(recipe.convert.target, recipe.convert.init)]
+    arms += [(recipe.baseline.target, recipe.baseline.init)] if recipe.baseline else []
+    for target, init in arms:
+        _check_conversion(recipe, base, anatomy, target, init)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = _config(recipe.teacher, recipe.trust_remote_code, warnings)
+        _check_teacher(recipe, base, teacher, warnings)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
+    if recipe.distill is not None and recipe.distill.report_to == "tensorboard" and not is_tensorboard_available():
+        raise RadistillError(
+            "distill.report_to is 'tensorboard', which needs the extra: pip install 'radistill[tensorboard]'"
+        )
+    _check_data(recipe, warnings)
+    return Checked(base, teacher, warnings)
+
+
+def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
+    gguf = _gguf(source)
+    if gguf is not None:
+        return _gguf_config(gguf)
+    try:
+        return load_config(source, trust_remote_code)
+    except RadistillError as error:
+        known = None if Path(source).expanduser().exists() else known_config(source)
+        if known is None:
+            raise
+        gated = isinstance(error.__context__, GatedRepoError)
+        reason = "the hub wants you to ask for access first" if gated else "the hub was not reached"
+        warnings.append(f"{source}: config from the built-in table; {reason}")
+        return known
+
+
+def _gguf(source: str) -> Path | None:
+    """The GGUF file that an alias or a path stands for. Its header is enough here, so it is not de-quantised."""
+    if source in ALIASES:
+        return ALIASES[source].packaged_file()
+    path = Path(source).expanduser()
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def _gguf_config(path: Path) -> PreTrainedConfig:
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except Exception as error:  # the reader raises whatever the bytes lead it to
+        raise RadistillError(f"{path}: transformers cannot read this GGUF file ({one_line(error)})") from None
+
+
+def _check_conversion(
+    recipe: Recipe, config: PreTrainedConfig, anatomy: Anatomy, target: TargetSettings, init: str
+) -> None:
+    chosen = TARGETS[target.kind]
+    if obstacles := chosen.check(config):
+        raise RadistillError(f"{recipe.model}: the target {target.kind} cannot hold this model: {'; '.join(obstacles)}")
+    geometry = chosen.geometry(config, target)
+    qkv_bias = _has_qkv_bias(config, anatomy, recipe.trust_remote_code)
+    if obstacles := find_initialisation(init).obstacles(geometry, anatomy, qkv_bias):
+        raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
+
+
+def _has_qkv_bias(config: PreTrainedConfig, anatomy: Anatomy, trust_remote_code: bool) -> bool:
+    with torch.device("meta"), quiet():
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return anatomy.mixer(network, anatomy.attention_layers[0]).q_proj.bias is not None
+
+
+def _check_teacher(recipe: Recipe, base: PreTrainedConfig, teacher: PreTrainedConfig, warnings: list[str]) -> None:
+    """Compare the tokenizers where both are at hand; where they are not, the sizes of the vocabularies."""
+    assert recipe.teacher is not None
+    of_base, of_teacher = _vocabulary(recipe.model), _vocabulary(recipe.teacher)
+    if of_base is not None and of_teacher is not None:
+        if of_base != of_teacher:
+            raise RadistillError(
+                f"teacher {recipe.teacher} has another tokenizer than {recipe.model} ({len(of_teacher):,} tokens and "
+                f"{len(of_base):,}); choose a teacher of the student's family"
+            )
+    elif base.vocab_size != teacher.vocab_size:
+        warnings.append(
+            f"teacher {recipe.teacher} has a vocabulary of {teacher.vocab_size:,} and {recipe.model} one of "
+            f"{base.vocab_size:,}; a run stops unless the difference is only padding"
+        )
+
+
+def _vocabulary(source: str) -> dict[str, int] | None:
+    if _gguf(source) is not None:
+        return None
+    try:
+        folder = locate(source, weights=False)
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception:  # not at hand or broken: the run itself says which
+        return None
+    return tokenizer.get_vocab()
+
+
+def _check_data(recipe: Recipe, warnings: list[str]) -> None:
+    settings = recipe.data
+    if isinstance(settings, HubData):
+        warnings.append(f"data.id: {settings.id} is not looked into by a dry run")
+        return
+    missing = _missing(settings) if isinstance(settings, JsonlData) else []
+    try:
+        draw(settings, recipe.seed)
+    except RadistillError as error:
+        if not any(str(error).startswith(f"{path}:") for path in missing):
+            raise
+        warnings += [f"{path}: no such file here, where relative paths begin at {Path.cwd()}" for path in missing]
+
+
+def _missing(settings: JsonlData) -> Sequence[Path]:
+    return [path for path in (settings.path, settings.heldout_path) if path is not None and not path.exists()]

@@ -1,0 +1,36 @@
+"""Running a recipe, whole or stage by stage."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from radistill.errors import RadistillError
+from radistill.pipeline.context import Context
+from radistill.pipeline.recipe import Recipe
+from radistill.pipeline.stages import STAGES
+from radistill.provenance import seed_everything
+
+
+def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) -> Path:
+    """Run the named stages of a recipe in a folder.
+
+    A run that was interrupted, however that came about, goes on where it was; a stage whose inputs have not changed is
+    not run again.
+
+    Args:
+        recipe: what to do.
+        out: the run folder; made if it does not exist.
+        stages: names in `STAGES`, in order.
+
+    Raises:
+        RadistillError: if the folder is in use, a stage is unknown, or a stage cannot do its work.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise RadistillError(f"stage {stage!r} is unknown; stages are {', '.join(STAGES)}")
+    seed_everything(recipe.seed, recipe.threads)
+    context = Context(recipe, Path(out))
+    with context.folder.locked():
+        recipe.save(context.path / "recipe.yaml")
+        for stage in stages:
+            STAGES[stage](context)
+    return context.path

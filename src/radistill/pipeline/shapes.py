@@ -1,0 +1,136 @@
+"""Networks that have shapes but no data: exact counts in seconds and without memory, whatever the size of the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+
+from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.checkpoint import quiet
+from radistill.models.chunks import fit_chunks
+from radistill.models.loading import Model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows and time steps of one forward pass."""
+
+    rows: int
+    time: int
+
+
+@dataclass(frozen=True)
+class HybridShape:
+    """A hybrid, as far as it follows from configs.
+
+    Attributes:
+        anatomy: which layers have attention, and the sizes of caches and states.
+        parameters: by component, as `Anatomy.parameters` counts them.
+        new: parameters of all new blocks.
+        block: parameters of one new block.
+        step_bytes: what autograd keeps between forward and backward of the whole hybrid, logits and weights left out;
+            None for a mixture of experts, where it depends on the data.
+        block_bytes: the same for one new block by itself.
+    """
+
+    anatomy: Anatomy
+    parameters: dict[str, int]
+    new: int
+    block: int
+    step_bytes: int | None
+    block_bytes: int
+
+
+def count_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> dict[str, int]:
+    """Parameters by component of the network that a config describes."""
+    with torch.device("meta"), quiet():
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return anatomy_of(network).parameters(network)
+
+
+def hybrid_shape(
+    config: PreTrainedConfig,
+    target: TargetSettings,
+    budget: int,
+    *,
+    dtype: torch.dtype,
+    on_cpu: bool,
+    step: Batch,
+    block_step: Batch,
+    train_everything: bool = False,
+    trust_remote_code: bool = False,
+) -> HybridShape:
+    """The hybrid that replaces `budget` evenly spaced attention layers, the first one included.
+
+    Which layers go does not matter to the counts, but gradients flow down to the lowest new block: with the first layer
+    among them, `step_bytes` is the most that any choice can need. It is counted on transformers' own torch code, on CPU
+    kernels; kernels for GPUs keep less.
+
+    Args:
+        config: of the source.
+        target: settings of the student's architecture.
+        budget: how many layers are replaced.
+        dtype: of weights and activations.
+        on_cpu: whether the run will be on a CPU, where state-space layers scan in shorter chunks.
+        step: batch of one end-to-end step.
+        block_step: batch of one step of a block's fit.
+        train_everything: whether other weights than the new blocks' are trained.
+        trust_remote_code: as in the recipe.
+    """
+    with FakeTensorMode(), quiet():
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        source = Model(network, cast(PreTrainedTokenizerBase, None), anatomy_of(network), "shapes")
+        candidates = source.anatomy.attention_layers
+        replace = [candidates[place * len(candidates) // budget] for place in range(budget)]
+        student = TARGETS[target.kind].build(source, replace, target, share=True)
+        if on_cpu:
+            fit_chunks(student)
+        student.train()
+        student.requires_grad_(train_everything)
+        anatomy = anatomy_of(student)
+        blocks = [anatomy.mixer(student, layer).requires_grad_(True) for layer in replace]
+
+        def end_to_end() -> Any:
+            ids = torch.zeros(step.rows, step.time, dtype=torch.long)
+            # The least of the logits: how many there are is counted apart.
+            return student(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=1, use_cache=False)
+
+        def fit() -> Any:
+            inputs = torch.zeros(block_step.rows, block_step.time, anatomy.hidden_size, dtype=dtype)
+            return blocks[0](inputs, attention_mask=torch.ones(block_step.rows, block_step.time, dtype=torch.long))
+
+        experts = bool(getattr(student.config, "num_local_experts", 0))
+        return HybridShape(
+            anatomy=anatomy,
+            parameters=anatomy.parameters(student),
+            new=sum(_numbers(block) for block in blocks),
+            block=_numbers(blocks[0]),
+            step_bytes=None if experts else kept_bytes(student, end_to_end),
+            block_bytes=kept_bytes(blocks[0], fit),
+        )
+
+
+def kept_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, the weights and buffers of `network` left out."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # holding it keeps its address from being used again
+        return tensor
+
+    own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    del result
+    return total
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,288 @@
+"""The stages of a run, in order. Each reads and leaves files in the run folder; what is current is not done again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from radistill.console import note
+from radistill.conversion import convert, new_parameters
+from radistill.conversion.targets import TARGETS
+from radistill.diagnosis.diagnose import check_budget, diagnose
+from radistill.diagnosis.plan import Plan
+from radistill.distillation.align import Alignment, align
+from radistill.distillation.data.prepare import prepare
+from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.distill import distill
+from radistill.errors import RadistillError
+from radistill.evaluation.evaluate import Evaluation, evaluate
+from radistill.files import hash_file, write_json
+from radistill.models.loading import Model
+from radistill.pipeline.context import Arm, Context
+from radistill.report import write_report
+
+
+def run_data(context: Context) -> None:
+    """Write the training, calibration and held-out examples, with responses."""
+    folder = context.path / "data"
+    outputs = [folder / f"{split}.jsonl" for split in ("train", "calibration", "heldout")]
+    inputs = _data_inputs(context)
+    if _current(context, "data", inputs, outputs):
+        return
+    check_budget(context.recipe.diagnose.budget, context.base.anatomy)
+    _check_target(context)
+    with context.folder.step("data", inputs, context.recipe.seed):
+        prepare(context.teacher, context.recipe.data, seed=context.recipe.seed, folder=folder)
+
+
+def run_diagnose(context: Context) -> None:
+    """Choose the layers of each hybrid."""
+    for arm in context.arms:
+        step = f"diagnose:{arm.name}"
+        inputs = _diagnose_inputs(context, arm)
+        if _current(context, step, inputs, [arm.plan]):
+            continue
+        with context.folder.step(step, inputs, context.recipe.seed):
+            settings = context.recipe.diagnose
+            plan = diagnose(
+                context.base,
+                [record.document for record in context.splits.calibration],
+                settings.budget,
+                selector=arm.selector,
+                objective=settings.objective,
+                seed=context.recipe.seed,
+                tokens_per_batch=settings.tokens_per_batch,
+                folder=arm.folder / "search",
+            )
+            plan.save(arm.plan)
+            note(
+                f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
+                f"the skip draft has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
+            )
+
+
+def run_convert(context: Context) -> None:
+    """Build each hybrid."""
+    for arm in context.arms:
+        step = f"convert:{arm.name}"
+        inputs = _convert_inputs(context, arm)
+        if _current(context, step, inputs, [arm.start / "config.json"]):
+            continue
+        with context.folder.step(step, inputs, context.recipe.seed):
+            plan = Plan.load(arm.plan)
+            plan.check(context.base.anatomy, str(arm.plan))
+            student = convert(context.base, plan.replace, target=arm.target, init=arm.init, seed=context.recipe.seed)
+            student.save(arm.start)
+
+
+def run_distill(context: Context) -> None:
+    """Fit the new blocks, then train end to end."""
+    for arm in context.arms:
+        step = f"distill:{arm.name}"
+        inputs = _distill_inputs(context, arm)
+        outputs = [arm.student / "config.json"]
+        outputs += [arm.folder / "align.json"] if arm.align else []
+        outputs += [arm.folder / "distill.json"] if arm.distill else []
+        if _current(context, step, inputs, outputs):
+            continue
+        with context.folder.step(step, inputs, context.recipe.seed):
+            student = context.load(arm.start)
+            replace = Plan.load(arm.plan).replace
+            if arm.align is not None:
+                write_json(arm.folder / "align.json", _align(context, arm, student).to_json())
+            if arm.distill is not None:
+                result = distill(
+                    student,
+                    context.teacher,
+                    [record.document for record in context.splits.train],
+                    [record.document for record in context.splits.heldout],
+                    arm.distill,
+                    new_parameters=new_parameters(student, replace),
+                    folder=arm.folder,
+                    seed=context.recipe.seed,
+                )
+                write_json(arm.folder / "distill.json", result.to_json())
+            student.save(arm.student)
+            remove_checkpoints(arm.folder)
+
+
+def run_evaluate(context: Context) -> None:
+    """Measure base, draft and hybrids on the held-out data."""
+    output = context.path / "evaluation.json"
+    inputs = {
+        **context.settings_of("evaluate", "seed"),
+        "arms": [_distill_inputs(context, arm) for arm in context.arms],
+        "heldout": hash_file(_data(context, "heldout")),
+    }
+    if _current(context, "evaluate", inputs, [output]):
+        return
+    with context.folder.step("evaluate", inputs, context.recipe.seed):
+        rad, *others = context.arms
+        results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
+        draft = convert(context.base, Plan.load(rad.plan).replace, target=rad.target, init="zero")
+        results["draft"] = _evaluate(context, draft, "draft")
+        if rad.align is not None and rad.distill is not None:
+            aligned = context.load(rad.start)
+            _align(context, rad, aligned)
+            results["rad_aligned"] = _evaluate(context, aligned, "rad_aligned", generate=False)
+        results["rad"] = _evaluate(context, context.load(rad.student), "rad")
+        for arm in others:
+            results[f"{arm.name}_start"] = _evaluate(context, context.load(arm.start), f"{arm.name}_start", generate=False)
+            results[arm.name] = _evaluate(context, context.load(arm.student), arm.name)
+        write_json(
+            output,
+            {name: result.to_json() for name, result in results.items()} | {"samples": _samples(context, results)},
+        )
+
+
+def run_report(context: Context) -> None:
+    """Write report.html. It takes seconds, so it is always written anew."""
+    if not (context.path / "plan.json").exists():
+        raise RadistillError(f"{context.path / 'plan.json'}: no such file; run `radistill diagnose` first")
+    context.recipe.save(context.path / "recipe.yaml")
+    note(f"report: {write_report(context.path)}")
+
+
+STAGES: dict[str, Callable[[Context], None]] = {
+    "data": run_data,
+    "diagnose": run_diagnose,
+    "convert": run_convert,
+    "distill": run_distill,
+    "evaluate": run_evaluate,
+    "report": run_report,
+}
+
+
+def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> bool:
+    current = context.folder.is_current(step, inputs, outputs)
+    note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
+    return current
+
+
+def _check_target(context: Context) -> None:
+    """Refuse a model that no student can hold before anything is computed for it."""
+    for arm in context.arms:
+        obstacles = TARGETS[arm.target.kind].check(context.base.network.config)
+        if obstacles:
+            raise RadistillError(
+                f"{context.recipe.model}: the target {arm.target.kind} cannot hold this model: {'; '.join(obstacles)}"
+            )
+
+
+def _signature(source: str) -> Any:
+    """What tells two states of a model apart without loading it: files' names, sizes and times, or the name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [source, path.stat().st_size, path.stat().st_mtime_ns]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return [source, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return source
+
+
+def _data(context: Context, split: str) -> Path:
+    path = context.path / "data" / f"{split}.jsonl"
+    if not path.exists():
+        raise RadistillError(f"{path}: no such file; run `radistill data` first")
+    return path
+
+
+def _data_inputs(context: Context) -> dict[str, Any]:
+    recipe = context.recipe
+    sources = [recipe.model, recipe.teacher]
+    # Data that lies on this machine may change under the same name.
+    sources += [getattr(recipe.data, field, None) for field in ("path", "heldout_path", "id")]
+    return {
+        "sources": [_signature(str(source)) for source in sources if source is not None],
+        **context.settings_of("data", "dtype", "seed"),
+    }
+
+
+def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    diagnose_settings = context.recipe.diagnose.model_dump(mode="json", exclude={"selector"})
+    return {
+        "model": _signature(context.recipe.model),
+        "selector": arm.selector.model_dump(mode="json"),
+        "calibration": hash_file(_data(context, "calibration")),
+        "settings": diagnose_settings,
+        **context.settings_of("dtype", "seed"),
+    }
+
+
+def _convert_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    if not arm.plan.exists():
+        raise RadistillError(f"{arm.plan}: no such file; run `radistill diagnose` first")
+    return {
+        "model": _signature(context.recipe.model),
+        "replace": Plan.load(arm.plan).replace,
+        "target": arm.target.model_dump(mode="json"),
+        "init": arm.init,
+        **context.settings_of("dtype", "seed"),
+    }
+
+
+def _distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    if not (arm.start / "config.json").exists():
+        raise RadistillError(f"{arm.start}: no such folder; run `radistill convert` first")
+    return {
+        "convert": _convert_inputs(context, arm),
+        "teacher": _signature(context.recipe.teacher) if context.recipe.teacher else None,
+        "train": hash_file(_data(context, "train")),
+        "heldout": hash_file(_data(context, "heldout")),
+        "align": arm.align.model_dump(mode="json") if arm.align else None,
+        "distill": arm.distill.model_dump(mode="json") if arm.distill else None,
+    }
+
+
+def _align(context: Context, arm: Arm, student: Model) -> Alignment:
+    """Fit the blocks of `student`, or put back those that were fitted before."""
+    assert arm.align is not None
+    return align(
+        student,
+        context.base,
+        [record.document for record in context.splits.train],
+        arm.align,
+        replace=Plan.load(arm.plan).replace,
+        seed=context.recipe.seed,
+        folder=arm.folder / "aligned",
+    )
+
+
+def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
+    """The held-out responses, if they are what the base would answer again."""
+    recipe = context.recipe
+    same = (
+        recipe.teacher is None
+        and recipe.data.responses.source == "teacher"
+        and recipe.data.responses.temperature == 0
+        and recipe.data.responses.max_new_tokens == recipe.evaluate.max_new_tokens
+    )
+    if not same:
+        return None
+    documents = [record.document for record in context.splits.heldout]
+    return [document.tokens[document.response_start :] for document in documents]
+
+
+def _evaluate(
+    context: Context, model: Model, name: str, *, generate: bool = True, written: list[tuple[int, ...]] | None = None
+) -> Evaluation:
+    records = context.splits.heldout
+    return evaluate(
+        model,
+        context.base,
+        [record.document for record in records],
+        context.recipe.evaluate,
+        verifiers=[record.example.verifier for record in records] if generate else None,
+        written=written,
+        cache=context.path / "answers" / f"{name}.jsonl",
+        name=name,
+    )
+
+
+def _samples(context: Context, results: dict[str, Evaluation]) -> list[dict[str, str]]:
+    records = context.splits.heldout[: context.recipe.evaluate.samples]
+    prompt_of = context.base.tokenizer.decode
+    return [
+        {"prompt": prompt_of(list(record.document.tokens[: record.document.response_start]), skip_special_tokens=True)}
+        | {name: result.answers[row] for name, result in results.items() if result.answers}
+        for row, record in enumerate(records)
+    ]

@@ -1,0 +1,69 @@
+"""The models that an evaluation compares, in the order and under the names in which people read them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from radistill.report.numbers import EN_DASH, integer, number
+from radistill.report.run_folder import mapping
+
+_NAMES = {
+    "base": "base",
+    "draft": "draft at start",
+    "rad_aligned": "RAD hybrid, aligned only",
+    "rad": "RAD hybrid",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of results. Shares are between 0 and 1; `value` gives a metric if it is a finite number."""
+
+    key: str
+    name: str
+    metrics: dict[str, Any]
+
+    def value(self, metric: str) -> float | None:
+        return number(self.metrics.get(metric))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the exact match, as shares."""
+        bounds = self.metrics.get("exact_match_interval")
+        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+            return None
+        low, high = number(bounds[0]), number(bounds[1])
+        return None if low is None or high is None else (low, high)
+
+    @property
+    def exact_match_n(self) -> int | None:
+        """Number of answers that were generated and checked."""
+        return integer(self.metrics.get("exact_match_n"))
+
+    @property
+    def exact_match_details(self) -> list[str]:
+        """'n = 48, 23-47' (the 95 % interval in per cent) and '3 unfinished', as far as known."""
+        if self.value("exact_match") is None:
+            return []
+        sample = [f"n = {self.exact_match_n:,}"] if self.exact_match_n is not None else []
+        if self.interval is not None:
+            sample.append(f"{100 * self.interval[0]:.0f}{EN_DASH}{100 * self.interval[1]:.0f}")
+        unfinished = integer(self.metrics.get("unfinished"))
+        return [text for text in (", ".join(sample), f"{unfinished:,} unfinished" if unfinished else "") if text]
+
+
+def arm_name(key: str, baseline_init: str = "") -> str:
+    """What people call the model under `key`; other keys than RAD's own are a baseline's: 'uniform_start'."""
+    if key in _NAMES:
+        return _NAMES[key]
+    start = " at start" if key.endswith("_start") else ""
+    return key.removesuffix("_start") + (f" + {baseline_init}" if baseline_init else "") + start
+
+
+def arms_of(evaluation: dict[str, Any], baseline_init: str = "") -> list[Arm]:
+    """The arms in `evaluation`: base, draft and RAD first, then the others in their own order."""
+    others = [key for key, value in evaluation.items() if key not in _NAMES and "kl" in mapping(value)]
+    return [
+        Arm(key, arm_name(key, baseline_init), evaluation[key])
+        for key in (*_NAMES, *others)
+        if mapping(evaluation.get(key))
+    ]

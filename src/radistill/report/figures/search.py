@@ -1,0 +1,98 @@
+"""The search: what each judged set was worth, and the best found so far."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from radistill.report.figures import Figure
+from radistill.report.numbers import layer_list, number, significant
+from radistill.report.run_folder import RunFolder, mapping, records
+from radistill.report.svg import Axes, Scale, Size, figure, key, marker, path, value_scale
+
+# What a search records for a draft whose logits overflow: as bad as can be, and off every scale.
+_FAILED = -1e6
+_SHAPES = ("circle", "square", "diamond", "triangle")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    position: int
+    layers: list[int]
+    value: float
+    kind: str
+
+
+def search_figure(folder: RunFolder) -> Figure | None:
+    """Objective against trial, or None where fewer than two sets were judged."""
+    rows = records(folder.plan.get("search"))
+    trials = [trial for position, row in enumerate(rows) if (trial := _trial(position, row, folder)) is not None]
+    if len(trials) < 2:
+        return None
+    objective = str(mapping(folder.plan.get("objective")).get("name") or "objective")
+    kinds = list(dict.fromkeys(trial.kind for trial in trials))
+    complete = [trial for trial in trials if len(trial.layers) == len(folder.replaced)]
+    best = _best_so_far(complete)
+    chosen = next((trial for trial in complete if trial.layers == folder.replaced), None)
+
+    def draw(size: Size) -> tuple[float, list[Markup]]:
+        height = 240.0 if size.is_narrow else 320.0
+        x = Scale(-0.5, len(rows) - 0.5, 46.0 if size.is_narrow else 64.0, size.width - 8)
+        y = value_scale([trial.value for trial in trials], height - 44, 34)
+        ticks = [tick for tick in x.ticks(5 if size.is_narrow else 10) if tick == int(tick) and tick >= 0]
+        elements = Axes(x, y, "trial", f"{objective} (higher is better)", ticks, y.ticks(5)).draw()
+        radius = 2.6 if size.is_narrow else 3.4
+        for trial in trials:
+            judged = f"trial {trial.position} ({trial.kind}): {significant(trial.value, 4)}"
+            tooltip = f"{judged}; layers {layer_list(trial.layers)}"
+            style = f"trial kind-{kinds.index(trial.kind) % len(_SHAPES)}"
+            elements.append(
+                marker(_shape(kinds, trial.kind), x(trial.position), y(trial.value), radius, style, tooltip)
+            )
+        if len(best) > 1:
+            elements.append(path([(x(position), y(value)) for position, value in best], "best"))
+        if chosen is not None:
+            elements.append(marker("circle", x(chosen.position), y(chosen.value), radius + 4, "chosen"))
+        return height, elements
+
+    legend = [
+        (key(_shape(kinds, kind), f"trial kind-{number_ % len(_SHAPES)}"), kind) for number_, kind in enumerate(kinds)
+    ]
+    if len(best) > 1:
+        legend.append((key("circle", "hidden", stroke="best"), "best so far"))
+    if chosen is not None:
+        legend.append((key("circle", "chosen"), "the plan"))
+    failed = len(rows) - len(trials)
+    notes = (f"{failed} of {len(rows)} trials gave no finite value and are not shown.",) if failed else ()
+    top = max(complete or trials, key=lambda trial: trial.value)
+    described = f"{len(trials)} judged sets; the best, {significant(top.value)}, in trial {top.position}."
+    return Figure(figure("search", f"Search: {objective} per trial", described, draw), tuple(legend), notes)
+
+
+def _trial(position: int, row: dict[str, object], folder: RunFolder) -> _Trial | None:
+    value, layers = number(row.get("value")), row.get("layers")
+    if value is None or value <= _FAILED or not isinstance(layers, list):
+        return None
+    budget = len(folder.replaced)
+    size = (
+        "sets of the budget's size"
+        if len(layers) == budget
+        else "single layers"
+        if len(layers) == 1
+        else "sets of other sizes"
+    )
+    return _Trial(position, sorted(layers), value, str(row.get("kind") or size))
+
+
+def _best_so_far(trials: list[_Trial]) -> list[tuple[float, float]]:
+    """Corners of the step line over the trials that could have become the plan."""
+    corners: list[tuple[float, float]] = []
+    for trial in trials:
+        best = max(trial.value, corners[-1][1]) if corners else trial.value
+        if corners:
+            corners.append((trial.position, corners[-1][1]))
+        corners.append((trial.position, best))
+    return corners
+
+
+def _shape(kinds: list[str], kind: str) -> str:
+    return _SHAPES[kinds.index(kind) % len(_SHAPES)]

@@ -1,0 +1,176 @@
+"""The report: one HTML page that holds everything and loads nothing, made from the files of a run folder alone."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from radistill.files import write_text
+from radistill.report.arms import arm_name
+from radistill.report.figures.curves import heldout_figure, loss_figure
+from radistill.report.figures.fit import fit_figure
+from radistill.report.figures.layers import layers_figure
+from radistill.report.figures.search import search_figure
+from radistill.report.numbers import duration, integer, layer_list, number, percent, significant, whole
+from radistill.report.results import footnotes, rows_of, tiles_of
+from radistill.report.run_folder import CONTENTS, RunFolder, mapping, read_run_folder, records
+from radistill.report.samples import readable, samples_of
+from radistill.report.verdict import verdict
+
+# Without these a run has not come to its end.
+_ESSENTIAL = ("run.json", "distill.json", "evaluation.json")
+
+Facts = list[tuple[str, str]]
+
+
+def write_report(run_folder: Path | str) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    The page is a function of the folder's small files (see `run_folder.CONTENTS`): no model is loaded and the
+    same files give the same bytes. An unfinished run gives a page that says what is missing.
+
+    Raises:
+        RadistillError: if the folder or its plan is missing, or a file cannot be read; the file is named.
+    """
+    folder = read_run_folder(run_folder)
+    path = folder.path / "report.html"
+    write_text(path, render(folder))
+    return path
+
+
+def render(folder: RunFolder) -> str:
+    """The page as HTML; every text from the folder is escaped."""
+    environment = Environment(
+        loader=PackageLoader("radistill", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        significant=significant,
+        percent=percent,
+        whole=whole,
+        duration=duration,
+        layers=layer_list,
+        readable=readable,
+    )
+    samples, number_of_samples = samples_of(folder.evaluation, folder.baseline_init)
+    html = environment.get_template("report.html.j2").render(
+        folder=folder,
+        model=readable(folder.plan.get("model") or "unnamed model").rstrip("/").rpartition("/")[2],
+        source=readable(folder.plan.get("model") or ""),
+        verdict=verdict(folder),
+        unfinished=any(name in folder.missing for name in _ESSENTIAL),
+        missing=[(name, CONTENTS[name]) for name in folder.missing],
+        tiles=tiles_of(folder),
+        rows=rows_of(folder),
+        footnotes=footnotes(folder),
+        baseline_name=arm_name(folder.baseline_key, folder.baseline_init),
+        outdated=_outdated(folder),
+        layers_figure=layers_figure(folder),
+        search_figure=search_figure(folder),
+        search_facts=_search_facts(folder.plan),
+        fit_figure=fit_figure(folder),
+        fit_rows=sorted(records(folder["align.json"].get("layers")), key=lambda row: integer(row.get("layer")) or 0),
+        heldout_figure=heldout_figure(folder),
+        loss_figure=loss_figure(folder),
+        evaluations=_evaluations(folder),
+        samples=samples,
+        number_of_samples=number_of_samples,
+        stages=_stages(folder["run.json"]),
+        provenance=_provenance(folder),
+    )
+    return "\n".join(line.rstrip() for line in html.splitlines()) + "\n"
+
+
+def _outdated(folder: RunFolder) -> bool:
+    """Whether the hybrid has changed, or is being changed, since it was evaluated."""
+    stages = mapping(folder["run.json"].get("stages"))
+    if not folder.evaluation or not stages:
+        return False
+    finished = {name: str(mapping(record).get("finished", "")) for name, record in stages.items()}
+    unfinished = any(name not in finished for name in ("diagnose:rad", "convert:rad", "distill:rad", "evaluate"))
+    return unfinished or finished["evaluate"] < max(finished.values())
+
+
+def _search_facts(plan: dict[str, Any]) -> Facts:
+    """What the search was asked, what it spent, and what it found."""
+    selector = dict(mapping(plan.get("selector")))
+    kind, settings = _words(selector.pop("kind", "not stated")), _words(selector)
+    objective = mapping(plan.get("objective"))
+    trials = records(plan.get("search"))
+    facts = [
+        ("Selector", f"{kind} ({settings})" if selector else kind),
+        ("Budget", f"{len(plan['replace'])} of {plan['num_layers']} layers"),
+        ("Sets judged", whole(len(trials)) if trials else "none"),
+    ]
+    if number(objective.get("value")) is not None:
+        facts.append(("Objective of the plan", f"{_words(objective.get('name'))} {significant(objective['value'])}"))
+    for key, name, form in (
+        ("acceptance_rate", "Tokens of the skip draft accepted", percent),
+        ("kl", "KL of the skip draft, calibration", lambda value: f"{significant(value)} nats/token"),
+        ("seconds", "Time", duration),
+        ("forward_tokens", "Tokens through the model", whole),
+    ):
+        if number(plan.get(key)) is not None:
+            facts.append((name, form(plan[key])))
+    lengths = mapping(plan.get("mean_accepted_length"))
+    if lengths:
+        texts = (f"{significant(value)} of {readable(length)}" for length, value in lengths.items())
+        facts.append(("Mean accepted tokens of a draft", ", ".join(texts)))
+    return facts
+
+
+def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    """Held-out figures during training, one row for each point of either hybrid."""
+    rows: dict[float, dict[str, Any]] = {}
+    for key, file in (("rad", folder["distill.json"]), ("baseline", folder["baseline/distill.json"])):
+        for row in records(file.get("evaluations")):
+            tokens = number(row.get("tokens"))
+            if tokens is not None:
+                rows.setdefault(tokens, {"tokens": tokens})[key] = row
+    return [rows[tokens] for tokens in sorted(rows)]
+
+
+def _stages(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Finished stages in the order in which they ran, each with its share of the longest one's time."""
+    stages = [{"name": readable(name), **mapping(record)} for name, record in mapping(run.get("stages")).items()]
+    longest = max((number(stage.get("seconds")) or 0.0 for stage in stages), default=0.0)
+    for stage in stages:
+        stage["share"] = f"{100 * (number(stage.get('seconds')) or 0.0) / longest:.1f}" if longest > 0 else "0"
+    return stages
+
+
+def _provenance(folder: RunFolder) -> list[tuple[str, Facts]]:
+    """Seeds and hashes, versions, machine: named groups of facts, without the empty ones."""
+    plan, run = folder.plan, folder["run.json"]
+    identity = {
+        "seed of the run": run.get("seed"),
+        "seed of the plan": plan.get("seed"),
+        "base model": plan.get("model"),
+        "model fingerprint": plan.get("model_fingerprint"),
+        "calibration hash": plan.get("calibration_hash"),
+    }
+    groups = {
+        "Seeds and hashes": identity,
+        "Versions": {"radistill": run.get("radistill"), **mapping(run.get("versions") or plan.get("versions"))},
+        "Machine": {key.replace("_gib", " (GiB)"): value for key, value in mapping(run.get("machine")).items()},
+    }
+    facts = {
+        name: [(_words(key), _words(value)) for key, value in group.items() if value is not None]
+        for name, group in groups.items()
+    }
+    return [(name, found) for name, found in facts.items() if found]
+
+
+def _words(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {_words(item)}" for key, item in value.items()) or "none"
+    return readable("none" if value is None else value)

@@ -1,0 +1,168 @@
+"""The table of results and the sentences below it: what each figure is, over what, and what does not compare."""
+
+from dataclasses import dataclass
+
+from radistill.report.arms import Arm, arms_of
+from radistill.report.numbers import (
+    CONTEXT_TOKENS,
+    absent,
+    bytes_,
+    cache_mib,
+    number,
+    percent,
+    significant,
+    whole,
+)
+from radistill.report.run_folder import RunFolder
+from radistill.report.verdict import cache_saving
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table, as text."""
+
+    key: str
+    name: str
+    remark: str
+    kl: str
+    agreement: str
+    perplexity: str
+    exact_match: str
+    exact_match_details: list[str]
+    kv_bytes: str
+    kv_mib: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure."""
+
+    label: str
+    value: str
+    unit: str
+    beside: str
+
+
+def rows_of(folder: RunFolder) -> list[Row]:
+    """The rows of the table."""
+    return [
+        Row(
+            key=arm.key,
+            name=arm.name,
+            remark=_remark(arm.key, folder),
+            kl=significant(arm.metrics.get("kl")),
+            agreement=_bare_percent(arm, "agreement"),
+            perplexity=significant(arm.metrics.get("perplexity")),
+            exact_match=_bare_percent(arm, "exact_match"),
+            exact_match_details=arm.exact_match_details,
+            kv_bytes=whole(arm.metrics.get("kv_bytes_per_token")),
+            kv_mib=cache_mib(arm.metrics.get("kv_bytes_per_token")),
+        )
+        for arm in arms_of(folder.evaluation, folder.baseline_init)
+    ]
+
+
+def tiles_of(folder: RunFolder) -> list[Tile]:
+    """The figures that a reader wants first; those that were not measured are left out."""
+    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
+    hybrid = arms.get("rad")
+    if hybrid is None:
+        return []
+    tiles = []
+    if (cache := hybrid.value("kv_bytes_per_token")) is not None:
+        value, unit = bytes_(cache).split()
+        saving = cache_saving(arms)
+        beside = f"base {bytes_(arms['base'].metrics['kv_bytes_per_token'])}, {percent(-saving, 0)}" if saving else ""
+        tiles.append(Tile("KV cache per token", value, unit, beside))
+    if (kl := hybrid.value("kl")) is not None:
+        tiles.append(Tile("KL to the base", significant(kl), "nats/token", _beside(arms, "kl", "draft", "at start")))
+    if (agreement := hybrid.value("agreement")) is not None:
+        beside = _beside(arms, "agreement", "draft", "at start")
+        tiles.append(Tile("Greedy agreement", f"{100 * agreement:.1f}", "%", beside))
+    if (solved := hybrid.value("exact_match")) is not None:
+        tiles.append(Tile("Exact match", f"{100 * solved:.1f}", "%", _beside(arms, "exact_match", "base", "base")))
+    return tiles
+
+
+def footnotes(folder: RunFolder) -> list[tuple[str, str]]:
+    """Term and definition for each column, with its denominator, then what limits the comparison."""
+    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
+    if not arms:
+        return []
+    some = arms.get("rad") or next(iter(arms.values()))
+    tokens, documents = some.value("n_tokens"), some.value("n_documents")
+    over = f"{whole(tokens)} response tokens" if tokens is not None else "the response tokens"
+    over += f" of {whole(documents)} held-out documents" if documents is not None else " of the held-out documents"
+    notes = [
+        ("KL", f"KL(base ‖ model) in nats, the mean over {over}. 0 is the base's own distribution."),
+        ("Greedy agreement", "share of these tokens at which the model's most likely token is the base's."),
+        ("Perplexity", "exponential of the mean negative log-likelihood of these tokens."),
+        ("Exact match", _exact_match_note(list(arms.values()))),
+        (
+            "KV cache",
+            "bytes of keys and values that one token adds, over all attention layers, in bfloat16; at 32k that is one "
+            f"sequence of {CONTEXT_TOKENS:,} tokens. {_state_note(some)}".strip(),
+        ),
+    ]
+    if folder.baseline_key in arms:
+        notes.append(("Training tokens", _budget_note(folder)))
+    return notes
+
+
+def _exact_match_note(arms: list[Arm]) -> str:
+    text = "share of generated greedy answers that the task's own check accepts; an unfinished one counts as wrong"
+    if all(arm.value("exact_match") is None for arm in arms):
+        return f"{text}. Not measured in this run."
+    return text + (". With n and the 95\N{NO-BREAK SPACE}% interval." if any(arm.interval for arm in arms) else ".")
+
+
+def _state_note(hybrid: Arm) -> str:
+    state = hybrid.value("ssm_state_bytes")
+    return (
+        ""
+        if not state
+        else f"The hybrid's SSM state, {bytes_(state)} a sequence in float32 whatever its length, is not in it."
+    )
+
+
+def _remark(key: str, folder: RunFolder) -> str:
+    return {
+        "draft": f"{len(folder.replaced)} attention layers skipped",
+        "rad_aligned": "before distillation",
+        f"{folder.baseline_key}_start": "before distillation",
+        folder.baseline_key: "same tokens" if _same_budget(folder) else "",
+    }.get(key, "")
+
+
+def _budget(folder: RunFolder) -> tuple[float | None, float | None]:
+    return number(folder["distill.json"].get("tokens")), number(folder["baseline/distill.json"].get("tokens"))
+
+
+def _same_budget(folder: RunFolder) -> bool:
+    hybrid, baseline = _budget(folder)
+    return hybrid is not None and baseline is not None and abs(baseline - hybrid) <= 0.02 * hybrid
+
+
+def _budget_note(folder: RunFolder) -> str:
+    hybrid, baseline = _budget(folder)
+    if hybrid is None or baseline is None:
+        return "not known for both hybrids, so this page does not show that the baseline had the same budget."
+    text = f"both were trained end to end, the RAD hybrid on {whole(hybrid)} tokens, the baseline on {whole(baseline)}."
+    if not _same_budget(folder):
+        text += " The budgets differ, so the two rows are not a fair comparison."
+    fitted, baseline_fitted = (number(folder[f"{where}align.json"].get("tokens")) for where in ("", "baseline/"))
+    if fitted and not baseline_fitted:
+        text += f" Only the RAD hybrid had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
+    return text
+
+
+def _bare_percent(arm: Arm, metric: str) -> str:
+    share = arm.value(metric)
+    return absent(arm.metrics.get(metric)) if share is None else f"{100 * share:.1f}"
+
+
+def _beside(arms: dict[str, Arm], metric: str, key: str, name: str) -> str:
+    reference = arms[key].value(metric) if key in arms else None
+    if reference is None:
+        return ""
+    return f"{name} {significant(reference) if metric == 'kl' else percent(reference)}"

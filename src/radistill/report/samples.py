@@ -1,0 +1,90 @@
+"""What the models wrote, prepared for reading side by side. The text is never trusted: the template escapes it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from radistill.report.arms import arm_name
+from radistill.report.run_folder import records
+
+MOST_SAMPLES = 20
+MOST_CHARACTERS = 8_000
+
+# Control characters are illegal in HTML, and lone surrogates cannot be encoded; both appear in broken generations.
+_UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
+_READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE, "\N{REPLACEMENT CHARACTER}") | {ord("\r"): ""}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's response: what it shares with the base's from the first character on, and the rest."""
+
+    key: str
+    name: str
+    shared: str
+    rest: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    first_line: str
+    answers: tuple[Answer, ...]
+
+
+def samples_of(evaluation: dict[str, Any], baseline_init: str = "") -> tuple[list[Sample], int]:
+    """At most `MOST_SAMPLES` samples, and how many there are in all."""
+    rows = records(evaluation.get("samples"))
+    return [_sample(row, baseline_init) for row in rows[:MOST_SAMPLES]], len(rows)
+
+
+def readable(value: Any) -> str:
+    """`value` as text that HTML can hold."""
+    return str(value).translate(_READABLE)
+
+
+def _sample(row: dict[str, Any], baseline_init: str) -> Sample:
+    prompt = readable(row.get("prompt", ""))
+    texts = {key: readable(text) for key, text in row.items() if key != "prompt" and isinstance(text, str)}
+    base = texts.get("base")
+    lines = [line.strip() for line in prompt.splitlines() if line.strip()]
+    return Sample(
+        prompt=_cut(prompt)[0],
+        first_line=_ellipsis(lines[-1] if lines else "(empty prompt)"),
+        answers=tuple(
+            _answer(key, arm_name(key, baseline_init), text, base if key != "base" else None)
+            for key, text in texts.items()
+        ),
+    )
+
+
+def _answer(key: str, name: str, text: str, base: str | None) -> Answer:
+    shared = _common(text, base) if base else 0
+    if not text:
+        remark = "empty"
+    elif base is None:
+        remark = f"{len(text):,} characters"
+    elif text == base:
+        remark = "the same as the base"
+    elif shared == 0:
+        remark = "departs from the base at once"
+    else:
+        remark = f"departs from the base after {shared:,} of {len(text):,} characters"
+    shown, left = _cut(text)
+    if left:
+        remark += f"; the first {len(shown):,} are shown"
+    return Answer(key, name, shown[:shared], shown[shared:], remark)
+
+
+def _common(one: str, other: str) -> int:
+    """Number of characters that both texts begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((position for position, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _cut(text: str) -> tuple[str, int]:
+    return text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)
+
+
+def _ellipsis(text: str, length: int = 110) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

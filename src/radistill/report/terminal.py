@@ -1,0 +1,66 @@
+"""The table of results for a terminal."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from radistill.report.arms import Arm, arms_of
+from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, cache_mib, percent, significant, whole
+
+# Heading and widest content of each column; with the model's and the space between them, 100 columns.
+_MODEL_WIDTH = 24
+_HEADINGS = {
+    "KL\nnats/token": 12,
+    "agree-\nment": 7,
+    "per-\nplexity": 11,
+    "exact\nmatch": 8,
+    "KV bytes\nper token": 10,
+    "KV MiB\nat 32k": 9,
+}
+_SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print the content of `evaluation.json` on standard output."""
+    Console(highlight=False).print(evaluation_table(evaluation))
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """The content of `evaluation.json` as a table of at most 100 columns; a dash is a figure that was not measured."""
+    arms = arms_of(evaluation)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(arms), caption_justify="left")
+    table.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
+    for heading, width in _HEADINGS.items():
+        table.add_column(heading, justify="right", no_wrap=True, max_width=width, overflow="ellipsis")
+    for arm in arms:
+        table.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == "rad" else None)
+    return table
+
+
+def _figures(arm: Arm) -> list[str]:
+    cache = arm.metrics.get("kv_bytes_per_token")
+    figures = [
+        significant(arm.metrics.get("kl")),
+        percent(arm.metrics.get("agreement")),
+        significant(arm.metrics.get("perplexity")),
+        percent(arm.metrics.get("exact_match")),
+        whole(cache),
+        cache_mib(cache),
+    ]
+    return [_SHORT.get(figure, figure) for figure in figures]
+
+
+def _caption(arms: list[Arm]) -> Text:
+    if not arms:
+        return Text("nothing has been evaluated yet")
+    arm = next((arm for arm in arms if arm.key == "rad"), arms[0])
+    parts = ["KL(base ‖ model), agreement, perplexity: per held-out response token"]
+    if arm.value("n_tokens") is not None and arm.value("n_documents") is not None:
+        parts.append(f"{whole(arm.value('n_tokens'))} tokens, {whole(arm.value('n_documents'))} documents")
+    if arm.value("exact_match") is not None and arm.exact_match_n is not None:
+        parts.append(f"exact match: {arm.exact_match_n:,} answers")
+    return Text("; ".join(parts))

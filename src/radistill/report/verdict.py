@@ -1,0 +1,98 @@
+"""The answer in a few sentences, computed from the figures: never kinder than they are."""
+
+from radistill.report.arms import Arm, arm_name, arms_of
+from radistill.report.numbers import absent, percent, significant, whole
+from radistill.report.run_folder import RunFolder, mapping
+
+# A ratio this close to one is called neither better nor worse.
+_TOLERANCE = 0.05
+_BEATEN = "The baseline is the better model here."
+_FRACTIONS = {
+    1 / 4: "a quarter less KV cache",
+    1 / 3: "a third less KV cache",
+    1 / 2: "half the KV cache",
+    2 / 3: "two thirds less KV cache",
+    3 / 4: "three quarters less KV cache",
+}
+
+
+def verdict(folder: RunFolder) -> list[str]:
+    """What the run achieved, with the figures that say so, and what they leave open: one or two paragraphs."""
+    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
+    if "rad" not in arms:
+        return [_layers(folder, arms), "The hybrid has not been evaluated yet, so how good it is cannot be said."]
+    return [f"{_layers(folder, arms)} {_distance(folder, arms)}", _tasks(arms)]
+
+
+def cache_saving(arms: dict[str, Arm]) -> float | None:
+    """Share of the base's KV cache that the hybrid does without."""
+    base, hybrid = (arms[key].value("kv_bytes_per_token") if key in arms else None for key in ("base", "rad"))
+    return None if not base or hybrid is None else 1 - hybrid / base
+
+
+def _layers(folder: RunFolder, arms: dict[str, Arm]) -> str:
+    total = folder.num_attention_layers
+    kept = total - len(folder.replaced)
+    if kept == total:
+        return "The plan replaces no layer, so the hybrid keeps all attention."
+    text = f"The hybrid keeps {kept} of {total} attention layers"
+    saving = cache_saving(arms)
+    if saving is None:
+        return f"{text}."
+    for fraction, phrase in _FRACTIONS.items():
+        if abs(saving - fraction) < 0.005:
+            return f"{text} and needs {phrase}."
+    return f"{text} and needs {percent(abs(saving), 0)} {'less' if saving >= 0 else 'more'} KV cache."
+
+
+def _distance(folder: RunFolder, arms: dict[str, Arm]) -> str:
+    hybrid = arms["rad"].value("kl")
+    if hybrid is None:
+        return (
+            f"Its KL to the base is {absent(arms['rad'].metrics.get('kl'))}, so nothing can be said about its quality."
+        )
+    documents = arms["rad"].value("n_documents")
+    where = f"On {whole(documents)} held-out documents" if documents is not None else "On the held-out documents"
+    text = f"{where} its KL to the base is {significant(hybrid)} nats per response token"
+    comparisons, warnings = [], []
+    for key, name, warning in (
+        ("draft", _start(folder), "Training has made the hybrid worse."),
+        (folder.baseline_key, f"the {arm_name(folder.baseline_key, folder.baseline_init)} baseline", _BEATEN),
+    ):
+        reference = arms[key].value("kl") if key in arms else None
+        if reference is None or reference <= 0:
+            continue
+        ratio = hybrid / reference
+        comparisons.append(f"{_ratio(ratio)} {name} ({significant(reference)})")
+        if ratio > 1 + _TOLERANCE:
+            warnings.append(warning)
+    return " ".join([", ".join([text, " and ".join(comparisons)] if comparisons else [text]) + ".", *warnings])
+
+
+def _start(folder: RunFolder) -> str:
+    """What the draft is to the hybrid: its start, if the new blocks put out zero at first."""
+    init = mapping(folder.recipe.get("convert")).get("init", "zero")
+    return "where it started" if init == "zero" else "the draft that only skips these layers"
+
+
+def _ratio(ratio: float) -> str:
+    if ratio > 1 + _TOLERANCE:
+        return f"{significant(ratio, 2)} times"
+    return "no better than" if ratio >= 1 - _TOLERANCE else f"{significant(ratio, 2)} of"
+
+
+def _tasks(arms: dict[str, Arm]) -> str:
+    hybrid, base = arms["rad"], arms.get("base")
+    solved = hybrid.value("exact_match")
+    reference = base.value("exact_match") if base is not None else None
+    if base is None or solved is None or reference is None:
+        return "Exact match on tasks was not measured, and KL alone does not show what a model can still do."
+    n = f" of {whole(hybrid.exact_match_n)} problems" if hybrid.exact_match_n is not None else " of the problems"
+    text = f"It solves {percent(solved, 0)}{n}, the base {percent(reference, 0)}"
+    if hybrid.interval is None or base.interval is None:
+        return f"{text}."
+    if hybrid.interval[1] < base.interval[0]:
+        return f"{text}: a loss beyond the 95\N{NO-BREAK SPACE}% intervals."
+    if hybrid.interval[0] > base.interval[1]:
+        return f"{text}: a gain beyond the 95\N{NO-BREAK SPACE}% intervals."
+    return f"{text}; the 95\N{NO-BREAK SPACE}% intervals overlap, so these problems are too few to tell the two apart."

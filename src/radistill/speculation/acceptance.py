@@ -1,0 +1,74 @@
+"""Acceptance of a draft's tokens, read off teacher-forced passes instead of decoding.
+
+With greedy decoding the target accepts a drafted token exactly when it is the target's own next token. On the target's
+own continuation every accepted prefix is a prefix of that continuation, so one teacher-forced pass of the draft tells
+at every position whether its token would have been accepted, and from that follows every round of draft-and-verify for
+every draft length (arXiv 2309.08168, 2211.17192).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+DRAFT_LENGTHS = (1, 2, 4, 8)
+
+
+def greedy_agreement(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Where the draft's most likely token is the target's.
+
+    Args:
+        draft_logits: [tokens, vocab].
+        target_logits: [tokens, vocab].
+
+    Returns:
+        [tokens], bool. A position where either side has a NaN does not agree.
+    """
+    agree = draft_logits.argmax(dim=-1) == target_logits.argmax(dim=-1)
+    return agree & ~draft_logits.isnan().any(dim=-1) & ~target_logits.isnan().any(dim=-1)
+
+
+def rounds_of(agreement: Sequence[bool], draft_length: int) -> list[int]:
+    """Accepted tokens in each round of greedy draft-and-verify over one response.
+
+    In a round the draft proposes up to `draft_length` tokens; those before the first disagreement are accepted, and the
+    target adds one token of its own.
+
+    Args:
+        agreement: for each response token, whether the draft would have produced it.
+        draft_length: tokens drafted in a round, at least 1.
+
+    Returns:
+        The number of accepted tokens of each round, in order.
+    """
+    if draft_length < 1:
+        raise ValueError(f"draft_length is {draft_length}, but at least one token must be drafted")
+    accepted: list[int] = []
+    position = 0
+    while position < len(agreement):
+        run = 0
+        while run < draft_length and position + run < len(agreement) and agreement[position + run]:
+            run += 1
+        accepted.append(run)
+        position += run + 1
+    return accepted
+
+
+def mean_accepted_length(agreements: Iterable[Tensor], draft_length: int) -> float:
+    """Accepted tokens a round, averaged over all rounds of all responses.
+
+    Args:
+        agreements: one [tokens] bool tensor a response.
+        draft_length: tokens drafted in a round.
+
+    Returns:
+        A number from 0 to `draft_length`; 0.0 where there are no rounds.
+    """
+    rounds = [accepted for agreement in agreements for accepted in rounds_of(agreement.tolist(), draft_length)]
+    return sum(rounds) / len(rounds) if rounds else 0.0
+
+
+def acceptance_rate(agreements: Iterable[Tensor]) -> float:
+    """Share of all response tokens at which the draft agrees with the target; 0.0 where there are no tokens."""
+    joined = [agreement for agreement in agreements if agreement.numel()]
+    return torch.cat(joined).double().mean().item() if joined else 0.0

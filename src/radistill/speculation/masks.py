@@ -1,0 +1,83 @@
+"""Component masks: which parts of which layers a draft model skips.
+
+A draft is the model itself with some components switched off; the residual stream passes them unchanged. Masks of
+attention give RAD's drafts (arXiv 2505.22135), attention and MLP those of Draft & Verify (arXiv 2309.08168), every
+attention of a hybrid its component-aware draft (arXiv 2605.01106), all components of the last layers an early exit.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from radistill.errors import RadistillError
+from radistill.models.anatomy import Component
+from radistill.models.loading import Model
+
+
+@dataclass(frozen=True)
+class ComponentMask:
+    """The (layer, component) pairs that a draft skips."""
+
+    skipped: frozenset[tuple[int, Component]]
+
+    @classmethod
+    def attention(cls, layers: Iterable[int]) -> "ComponentMask":
+        """Skip the attention of each of `layers`."""
+        return cls(frozenset((layer, Component.ATTENTION) for layer in layers))
+
+    @property
+    def first_layer(self) -> int | None:
+        """The lowest layer that is touched, or None for an empty mask."""
+        return min((layer for layer, _ in self.skipped), default=None)
+
+
+@contextmanager
+def masked(model: Model, mask: ComponentMask) -> Iterator[None]:
+    """Switch the masked components off inside the block; afterwards the model is as it was, also after an error.
+
+    The forward of each skipped module is shadowed on the instance, so no model class changes and nothing is computed
+    for it. A skipped module adds exactly zero to the residual stream and writes nothing to a cache.
+
+    Raises:
+        RadistillError: if the model has no such layer, or the layer no such component.
+    """
+    modules: list[tuple[nn.Module, Component]] = []
+    for layer, component in sorted(mask.skipped):
+        if not 0 <= layer < model.anatomy.num_layers:
+            raise RadistillError(f"mask: layer {layer} does not exist; layers are 0 to {model.anatomy.num_layers - 1}")
+        found = model.anatomy.modules(model.network, layer, component)
+        if not found:
+            raise RadistillError(f"mask: layer {layer} has no {component.value}")
+        modules.extend((module, component) for module in found)
+    try:
+        for module, component in modules:
+            shadow_forward(module, _silent_attention if component is Component.ATTENTION else _silent)
+        yield
+    finally:
+        for module, _ in modules:
+            restore_forward(module)
+
+
+def shadow_forward(module: nn.Module, forward: Any) -> None:
+    """Let `module` run `forward` instead of its class's own, until `restore_forward`."""
+    if "forward" in vars(module):
+        raise RuntimeError("this module's forward is already shadowed; masks do not nest")
+    module.__dict__["forward"] = forward
+
+
+def restore_forward(module: nn.Module) -> None:
+    """Undo `shadow_forward`; a module that was not shadowed is left alone."""
+    module.__dict__.pop("forward", None)
+
+
+def _silent(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.zeros_like(hidden_states)
+
+
+def _silent_attention(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    # Attention modules return their weights as well; decoder layers drop them.
+    return torch.zeros_like(hidden_states), None

@@ -1,0 +1,173 @@
+"""Diagnosis on tiny models: trials against plain masked passes, plans, and bad input."""
+
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from radistill.diagnosis.diagnose import diagnose
+from radistill.diagnosis.plan import Plan
+from radistill.diagnosis.selectors import Bayes
+from radistill.diagnosis.trials import Trials
+from radistill.errors import RadistillError
+from radistill.files import read_json, write_json
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.speculation.masks import ComponentMask, masked
+
+
+def documents(count: int = 4, length: int = 12) -> list[Document]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        Document(str(n), tuple(torch.randint(4, 60, (length + n,), generator=generator).tolist()), length // 2)
+        for n in range(count)
+    ]
+
+
+def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[list[bool]], float]:
+    """Agreement and KL, one document and one token at a time, in float64."""
+    agreements, total, tokens = [], 0.0, 0
+    for document in sorted(docs, key=lambda d: (len(d.tokens), d.id)):
+        ids = torch.tensor([document.tokens])
+        with torch.no_grad():
+            full = model.network(input_ids=ids).logits[0].double()
+            with masked(model, ComponentMask.attention(layers)):
+                draft = model.network(input_ids=ids).logits[0].double()
+        agreement = []
+        for position in range(document.response_start - 1, len(document.tokens) - 1):
+            p = torch.softmax(full[position], dim=-1).tolist()
+            q = torch.softmax(draft[position], dim=-1).tolist()
+            agreement.append(p.index(max(p)) == q.index(max(q)))
+            total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+            tokens += 1
+        agreements.append(agreement)
+    return agreements, total / tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "granite", "granitemoehybrid"])
+def test_a_trial_equals_the_naive_pass(family: str) -> None:
+    model = tiny.model(family)
+    docs = documents()
+    trials = Trials(model, docs, "acceptance", tokens_per_batch=30)
+    for layers in ([model.anatomy.attention_layers[0]], list(model.anatomy.attention_layers)):
+        draft = trials.run(layers)
+        agreements, kl = naive(model, layers, docs)
+        assert [agreement.tolist() for agreement in draft.agreements] == agreements
+        assert draft.kl == pytest.approx(kl, rel=1e-4)
+
+
+def test_a_draft_that_skips_nothing_is_always_accepted() -> None:
+    draft = Trials(tiny.model("llama"), documents(), "kl").run([])
+    assert all(agreement.all() for agreement in draft.agreements)
+    assert draft.kl == 0.0
+
+
+def test_a_set_seen_before_costs_nothing_also_in_another_process(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    first = Trials(model, documents(), "kl", folder=tmp_path)
+    value = first.value([1, 0])
+    spent = first.forward_tokens
+    assert first.value([0, 1]) == value
+    assert first.forward_tokens == spent
+    (kept,) = tmp_path.glob("trials-*.jsonl")
+    kept.write_text(kept.read_text() + '{"layers": [1], "val')  # torn by a kill
+
+    second = Trials(model, documents(), "kl", folder=tmp_path)
+    second.run = None  # type: ignore[assignment,method-assign]
+    assert second.value([0, 1]) == value
+    assert second.forward_tokens == spent
+
+
+def test_values_of_other_data_are_not_reused(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    Trials(model, documents(), "kl", folder=tmp_path).value([0])
+    Trials(model, documents(length=14), "kl", folder=tmp_path).value([0])
+    Trials(model, documents(), "acceptance", folder=tmp_path).value([0])
+    assert len(list(tmp_path.glob("trials-*.jsonl"))) == 3
+
+
+@pytest.mark.parametrize("selector", ["uniform", "bayes"])
+def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
+    model = tiny.model("llama", layers=4)
+    settings = Bayes(trials=5, startup=2) if selector == "bayes" else "uniform"
+    plan = diagnose(model, documents(), 2, selector=settings, seed=7, folder=tmp_path)
+    agreements, kl = naive(model, plan.replace, documents())
+    flat = [agree for agreement in agreements for agree in agreement]
+    assert len(plan.replace) == 2
+    assert plan.acceptance_rate == pytest.approx(sum(flat) / len(flat))
+    assert plan.kl == pytest.approx(kl, rel=1e-4)
+    assert plan.selector["kind"] == selector
+    assert plan.forward_tokens > 0
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    again = diagnose(model, documents(), 2, selector=settings, seed=7)
+    ignored = {"seconds"}
+    assert again.model_dump(exclude=ignored) == plan.model_dump(exclude=ignored)
+
+
+def test_one_token_responses_and_one_document() -> None:
+    plan = diagnose(tiny.model("llama", layers=2), [Document("a", (5, 6), 1)], 1, selector="uniform")
+    assert plan.replace == [0]
+    assert plan.acceptance_rate in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (0, "diagnose.budget is 0, but this model has 4 attention layers: it must be from 1 to 3"),
+        (4, "diagnose.budget is 4, but this model has 4 attention layers"),
+        (40, "diagnose.budget is 40"),
+    ],
+)
+def test_budgets_that_a_model_does_not_have(budget: int, message: str) -> None:
+    with pytest.raises(RadistillError, match=message):
+        diagnose(tiny.model("llama", layers=4), documents(), budget)
+
+
+def test_nan_logits_and_missing_documents_are_refused() -> None:
+    model = tiny.model("llama")
+    with pytest.raises(RadistillError, match="no documents to calibrate on"):
+        diagnose(model, [], 1)
+    with pytest.raises(RadistillError, match="diagnose.objective is 'speed', but it must be one of accept"):
+        diagnose(model, documents(), 1, objective="speed")
+    with torch.no_grad():
+        next(iter(model.anatomy.layers(model.network)[0].parameters())).fill_(float("nan"))
+    with pytest.raises(RadistillError, match="NaN or infinite on the calibration data"):
+        diagnose(model, documents(), 1)
+
+
+def test_plans_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model = tiny.model("llama", layers=4)
+    plan = diagnose(model, documents(), 2, selector="uniform")
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    good = read_json(path)
+
+    write_json(path, good | {"replace": [2, 30]})
+    with pytest.raises(RadistillError, match=r"plan\.json: replace\[1\] is 30, but this model has layers 0 to 3"):
+        Plan.load(path).check(model.anatomy)
+    write_json(path, good | {"num_layers": 30})
+    with pytest.raises(RadistillError, match="made for a model of 30 layers, but this model has 4"):
+        Plan.load(path).check(model.anatomy)
+    for change, message in [
+        ({"replace": [2, 0]}, "replace: Value error, must be sorted"),
+        ({"layers": [1]}, "layers: Extra inputs are not permitted"),
+        ({"version": 9}, "version: Input should be 1"),
+    ]:
+        write_json(path, good | change)
+        with pytest.raises(RadistillError, match=message):
+            Plan.load(path)
+    path.write_text("{")
+    with pytest.raises(RadistillError, match="not valid JSON"):
+        Plan.load(path)
+    with pytest.raises(RadistillError, match="no such file"):
+        Plan.load(tmp_path / "none.json")
+
+
+def test_layers_without_attention_are_not_candidates() -> None:
+    model = tiny.model("granitemoehybrid")
+    count = len(model.anatomy.attention_layers)
+    plan = diagnose(model, documents(), count - 1, selector="uniform")
+    assert set(plan.replace) < set(model.anatomy.attention_layers)

@@ -1,0 +1,126 @@
+"""Selectors on problems whose answer is known."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from pydantic import ValidationError
+
+from radistill.diagnosis.diagnose import make_selector
+from radistill.diagnosis.selectors import Bayes, Problem, Uniform
+from radistill.diagnosis.selectors.bayes import top_layers
+from radistill.diagnosis.trials import Trial
+from radistill.errors import RadistillError
+
+
+class KnownTrials:
+    """Stands in for `Trials`: a written-down value for every set, and a count of what was asked."""
+
+    objective = "acceptance"
+    calibration_hash = "none"
+
+    class model:  # noqa: N801 - stands in for an attribute
+        fingerprint = "none"
+
+    def __init__(self, worth: dict[int, float], stop_after: int | None = None) -> None:
+        self.worth = worth
+        self.history: list[Trial] = []
+        self.stop_after = stop_after
+
+    def value(self, layers) -> float:
+        if self.stop_after is not None and len(self.history) >= self.stop_after:
+            raise KeyboardInterrupt
+        key = tuple(sorted(layers))
+        value = sum(self.worth[layer] for layer in key) - 0.5 * (0 in key and 1 in key)
+        self.history.append(Trial(key, value))
+        return value
+
+
+def problem(trials: KnownTrials, budget: int, folder: Path | None = None, seed: int = 0) -> Problem:
+    return Problem(trials, sorted(trials.worth), budget, seed, folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "budget", "chosen"),
+    [
+        (range(30), 10, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]),
+        (range(28), 14, list(range(0, 28, 2))),
+        (range(4), 1, [0]),
+        (range(4), 3, [0, 1, 2]),
+        ([2, 5, 9], 2, [2, 5]),
+    ],
+)
+def test_uniform_is_evenly_spaced(candidates, budget: int, chosen: list[int]) -> None:
+    trials = KnownTrials(dict.fromkeys(candidates, 0.0))
+    assert list(Uniform().select(problem(trials, budget)).layers) == chosen
+    assert trials.history == []
+
+
+def test_top_layers_breaks_ties_by_the_lower_layer() -> None:
+    assert top_layers({3: 0.5, 1: 0.5, 2: 0.9, 0: 0.1}, 2) == [1, 2]
+    assert top_layers(dict.fromkeys(range(5), 0.0), 3) == [0, 1, 2]
+
+
+WORTH = {layer: (layer * 7 % 10) / 10 for layer in range(10)}
+
+
+def test_bayes_finds_the_best_set_where_layers_add_up() -> None:
+    selection = Bayes(trials=8, startup=3).select(problem(KnownTrials(WORTH), 3))
+    assert set(selection.layers) == {7, 4, 1}  # worth 0.9, 0.8, 0.7
+    assert selection.scores is not None
+    assert max(selection.scores, key=selection.scores.__getitem__) == 7
+
+
+def test_bayes_without_warm_start_learns_from_its_trials() -> None:
+    trials = KnownTrials(WORTH)
+    selection = Bayes(trials=20, startup=8, warm_start=False).select(problem(trials, 3))
+    assert all(len(trial.layers) == 3 for trial in trials.history)
+    values = [trial.value for trial in trials.history]
+    assert sum(values[8:]) / 12 > sum(values[:8]) / 8 + 0.2  # proposed sets against random ones
+    assert sum(WORTH[layer] for layer in selection.layers) == pytest.approx(max(values))
+    assert selection.score_kind is not None
+    assert "less that of the others" in selection.score_kind
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
+    def search(seed: int) -> list[Trial]:
+        trials = KnownTrials(WORTH)
+        Bayes(trials=14, startup=4, warm_start=False).select(problem(trials, 3, seed=seed))
+        return trials.history
+
+    assert search(1) == search(1)
+    assert search(1) != search(2)
+
+
+@pytest.mark.parametrize("stop_after", [4, 12, 16, 19])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
+    selector = Bayes(trials=12, startup=4)
+    whole = KnownTrials(WORTH)
+    expected = selector.select(problem(whole, 3, tmp_path / "whole"))
+    cut = KnownTrials(WORTH, stop_after=stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        selector.select(problem(cut, 3, tmp_path / "cut"))
+    resumed = KnownTrials(WORTH)
+    assert selector.select(problem(resumed, 3, tmp_path / "cut")) == expected
+    assert resumed.history == whole.history
+
+
+def test_the_study_is_an_optuna_study(tmp_path: Path) -> None:
+    Bayes(trials=3, startup=2).select(problem(KnownTrials(WORTH), 3, tmp_path))
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    (summary,) = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    assert [len(trial.user_attrs["layers"]) for trial in study.trials] == [3, 3, 3]
+
+
+def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("this is not a database, " * 100)
+    with pytest.raises(RadistillError, match=r"study\.db: cannot be used as an Optuna study"):
+        Bayes(trials=2).select(problem(KnownTrials(WORTH), 3, tmp_path))
+
+
+def test_unknown_selectors_and_settings_are_refused() -> None:
+    with pytest.raises(RadistillError, match=r"selector 'best' is unknown; choose one of bayes, uniform"):
+        make_selector("best")
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        make_selector("bayes", trials=0)

@@ -1,0 +1,131 @@
+"""A distillation small enough to run in a test; run as a program, it is the one that gets killed.
+
+python distill_case.py FOLDER WHERE
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radistill.conversion import convert, new_parameters
+from radistill.distillation import checkpoints, trainer
+from radistill.distillation.distill import DistillResult, distill
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+
+REPLACED = [1, 2]
+# 5 batches, two a step: epochs end in the middle of steps, and 12 steps are 4.8 epochs.
+RESUMABLE = DistillSettings(
+    steps=12,
+    tokens_per_batch=100,
+    gradient_accumulation=2,
+    new_block_learning_rate=1e-2,
+    other_learning_rate=1e-3,
+    eval_steps=5,
+    save_seconds=0,
+)
+
+
+def documents(count: int, name: str, seed: int = 0) -> list[Document]:
+    """Random text of 2 to 40 tokens with prompts of every possible length."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for index in range(count):
+        length = int(torch.randint(2, 41, (1,), generator=generator))
+        tokens = torch.randint(0, 256, (length,), generator=generator).tolist()
+        start = int(torch.randint(1, length, (1,), generator=generator))
+        made.append(Document(f"{name}-{index}", tuple(tokens), start))
+    return made
+
+
+TRAIN, HELDOUT = documents(16, "train"), documents(4, "heldout", seed=1)
+
+
+def models(init: str = "zero") -> tuple[Model, Model]:
+    """Teacher, and a student with two of its four attentions replaced."""
+    teacher = tiny.model("llama")
+    return teacher, convert(teacher, REPLACED, init=init)
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def run(student: Model, teacher: Model, settings: DistillSettings, **arguments: Any) -> DistillResult:
+    """`distill` on the documents of this file."""
+    arguments = {"train": TRAIN, "heldout": HELDOUT, **arguments}
+    return distill(student, teacher, settings=settings, new_parameters=new_parameters(student, REPLACED), **arguments)
+
+
+def lasting(result: DistillResult) -> dict[str, Any]:
+    """What must be equal however often a run was interrupted: all but the time."""
+    return {key: value for key, value in result.to_json().items() if key != "seconds"}
+
+
+def _die_at(where: str) -> None:
+    """Arrange that this process dies at a point of its own choice, so that no other timing has to be hit."""
+    kind, _, number = where.partition(":")
+    count = 0
+
+    def countdown() -> bool:
+        nonlocal count
+        count += 1
+        return count == int(number)
+
+    def before(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def dying(*arguments: Any, **keywords: Any) -> Any:
+            if countdown():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **keywords)
+
+        setattr(module, name, dying)
+
+    if kind == "step":
+        before(trainer, "chunked_sum")
+    elif kind == "half-written-weights":
+        original = trainer.save_file
+
+        def half(tensors: dict[str, Tensor], path: Path) -> None:
+            original(tensors, path)
+            if countdown():
+                os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.save_file = half
+    elif kind == "unmarked":
+        before(checkpoints, "write_text")
+    elif kind == "half-removed":
+        remove = shutil.rmtree
+
+        def half_removed(path: Path, *arguments: Any, **keywords: Any) -> None:
+            if Path(path).name.startswith("checkpoint-") and countdown():
+                (Path(path) / "optimizer.pt").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            remove(path, *arguments, **keywords)
+
+        checkpoints.shutil.rmtree = half_removed
+    else:
+        raise ValueError(where)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    _die_at(sys.argv[2])
+    of_teacher, of_student = models()
+    print(json.dumps(lasting(run(of_student, of_teacher, RESUMABLE, folder=Path(sys.argv[1])))))

@@ -1,0 +1,134 @@
+"""Alignment on tiny models: each block learns its attention, and nothing else changes."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from radistill.conversion import convert
+from radistill.distillation.align import AlignSettings, align
+from radistill.errors import RadistillError
+from radistill.models.loading import Model
+from radistill.models.sequences import Document, collate
+
+SETTINGS = AlignSettings(steps=60, learning_rate=1e-2, tokens_per_batch=200)
+
+
+def documents(count: int = 12) -> list[Document]:
+    generator = torch.Generator().manual_seed(9)
+    return [
+        Document(str(n), tuple(torch.randint(4, 200, (20 + n,), generator=generator).tolist()), 5) for n in range(count)
+    ]
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("init", ["zero", "random"])
+def test_blocks_learn_their_attention_and_nothing_else_changes(init: str) -> None:
+    teacher = tiny.model("llama")
+    student = convert(teacher, [1, 2], init=init)
+    before, teacher_before = weights(student), weights(teacher)
+    result = align(student, teacher, documents(), SETTINGS, replace=[1, 2])
+    for fit in result.layers:
+        assert fit.unexplained_before > 0.9  # both initialisations put out zero
+        assert fit.unexplained_after < 0.8 * fit.unexplained_before
+        assert len(fit.losses) == 60
+        assert len(fit.gradient_norms) == 10
+        assert min(fit.gradient_norms) > 0
+    changed = {name for name, tensor in weights(student).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith(("model.layers.1.mamba.", "model.layers.2.mamba.")) for name in changed)
+    assert all(torch.equal(tensor, teacher_before[name]) for name, tensor in weights(teacher).items())
+    assert all(parameter.requires_grad for parameter in student.network.parameters())
+
+
+def test_the_unexplained_share_is_what_its_name_says() -> None:
+    """Against a plain loop over documents and tokens, in float64, one document at a time."""
+    teacher = tiny.model("qwen2")
+    student = convert(teacher, [1], init="zero")
+    docs = documents()
+    result = align(student, teacher, docs, SETTINGS.model_copy(update={"held_out": 0.25}), replace=[1])
+    errors, outputs = [], []
+    for document in docs[9:]:
+        batch = collate([document], 0)
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        attention = teacher.anatomy.mixer(teacher.network, 1)
+        handle = attention.register_forward_hook(
+            lambda module, args, kwargs, output, seen=seen: seen.append((kwargs["hidden_states"], output[0])),
+            with_kwargs=True,
+        )
+        with torch.no_grad():
+            teacher.network(input_ids=batch.input_ids)
+            handle.remove()
+            got = student.anatomy.mixer(student.network, 1)(seen[0][0])
+        for time in range(got.shape[1]):
+            errors.append((got[0, time] - seen[0][1][0, time]).double().square().sum())
+            outputs.append(seen[0][1][0, time].double())
+    mean = sum(outputs) / len(outputs)
+    variance = sum((output - mean).square().sum() for output in outputs)
+    assert result.layers[0].unexplained_after == pytest.approx(float(sum(errors) / variance), rel=1e-4)
+
+
+def test_a_killed_alignment_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = tiny.model("llama")
+    whole = convert(teacher, [0, 2], init="zero")
+    expected = align(whole, teacher, documents(), SETTINGS, replace=[0, 2])
+
+    import radistill.distillation.align as module
+
+    fit = module._fit
+
+    def die_at_the_second(mixer, layer, *rest):
+        if layer == 2:
+            raise KeyboardInterrupt
+        return fit(mixer, layer, *rest)
+
+    cut = convert(teacher, [0, 2], init="zero")
+    monkeypatch.setattr(module, "_fit", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        align(cut, teacher, documents(), SETTINGS, replace=[0, 2], folder=tmp_path)
+    resumed = convert(teacher, [0, 2], init="zero")
+    fitted = []
+    monkeypatch.setattr(module, "_fit", lambda mixer, layer, *rest: fitted.append(layer) or fit(mixer, layer, *rest))
+    result = align(resumed, teacher, documents(), SETTINGS, replace=[0, 2], folder=tmp_path)
+    assert fitted == [2]
+    assert [layer.losses for layer in result.layers] == [layer.losses for layer in expected.layers]
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
+
+    again = convert(teacher, [0, 2], init="zero")
+    other = SETTINGS.model_copy(update={"learning_rate": 5e-3})
+    fitted.clear()
+    align(again, teacher, documents(), other, replace=[0, 2], folder=tmp_path)
+    assert fitted == [0, 2]  # what was fitted with other settings is not taken
+
+
+def test_little_memory_means_more_passes_and_the_same_blocks() -> None:
+    teacher = tiny.model("llama")
+    roomy, tight = convert(teacher, [0, 1], init="zero"), convert(teacher, [0, 1], init="zero")
+    align(roomy, teacher, documents(), SETTINGS, replace=[0, 1])
+    align(tight, teacher, documents(), SETTINGS.model_copy(update={"memory_gib": 1e-9}), replace=[0, 1])
+    assert all(torch.equal(tensor, weights(roomy)[name]) for name, tensor in weights(tight).items())
+
+
+def test_bad_input_is_refused_in_one_line() -> None:
+    teacher = tiny.model("llama")
+    with pytest.raises(RadistillError, match="0 documents are too few to fit on"):
+        align(convert(teacher, [1]), teacher, [], SETTINGS, replace=[1])
+    with pytest.raises(RadistillError, match="the fit of layer 1 diverged at step"):
+        align(
+            convert(teacher, [1]),
+            teacher,
+            documents(),
+            SETTINGS.model_copy(update={"learning_rate": 1e30}),
+            replace=[1],
+        )
+
+
+def test_one_token_documents() -> None:
+    teacher = tiny.model("llama")
+    docs = [Document("a", (5, 6), 1), Document("b", (7, 8), 1)]
+    result = align(convert(teacher, [1]), teacher, docs, AlignSettings(steps=2), replace=[1])
+    assert result.tokens == 2

@@ -1,0 +1,213 @@
+"""A run that is killed, interrupted or refused a disk ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distill_case
+import pytest
+import torch
+from distill_case import RESUMABLE, lasting, models, run, weights
+from torch import Tensor
+
+from radistill.distillation import trainer
+from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
+from radistill.errors import RadistillError
+
+Outcome = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def outcome(folder: Path | None) -> Outcome:
+    teacher, student = models()
+    return lasting(run(student, teacher, RESUMABLE, folder=folder)), weights(student)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Outcome:
+    return outcome(None)
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    assert found[0] == expected[0]
+    different = [name for name, tensor in expected[1].items() if not torch.equal(tensor, found[1][name])]
+    assert not different
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/*/checkpoint-*"))
+
+
+def complete(folder: Path) -> list[int]:
+    return sorted(int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoints/*/*/COMPLETE"))
+
+
+@pytest.mark.parametrize(
+    ("where", "left", "whole"),
+    [
+        ("step:15", [6, 7], [6, 7]),  # in the eighth step, between its two batches
+        ("half-written-weights:6", [4, 5, 6], [4, 5]),
+        ("unmarked:4", [2, 3, 4], [2, 3]),
+        ("half-removed:3", [3, 4, 5], [4, 5]),  # while the third oldest goes
+        ("step:1", [], []),
+    ],
+)
+def test_killed_anywhere_it_goes_on_bit_for_bit(
+    where: str, left: list[int], whole: list[int], tmp_path: Path, uninterrupted: Outcome
+) -> None:
+    process = subprocess.run([sys.executable, distill_case.__file__, str(tmp_path), where], capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert steps_kept(tmp_path) == left
+    assert complete(tmp_path) == whole
+    assert_same(outcome(tmp_path), uninterrupted)
+    assert complete(tmp_path) == steps_kept(tmp_path) == [11, 12]
+
+
+def test_killed_again_and_again_at_any_time(tmp_path: Path, uninterrupted: Outcome) -> None:
+    """Killed from outside as soon as a new checkpoint begins to exist, until the run has reached its end."""
+    for _ in range(3):
+        before = max(complete(tmp_path), default=0)
+        process = subprocess.Popen(
+            [sys.executable, distill_case.__file__, str(tmp_path), "step:1000"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        while max(steps_kept(tmp_path), default=0) < min(before + 3, 12) and process.poll() is None:
+            pass
+        process.kill()
+        process.communicate()
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same(outcome(tmp_path), uninterrupted)
+    monkeypatch.setattr(trainer, "chunked_sum", None)
+    assert_same(outcome(tmp_path), uninterrupted)
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def interrupt_in_batch_seven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    original, calls = trainer.chunked_sum, []
+
+    def interrupting(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(trainer, "chunked_sum", interrupting)
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("interrupt_in_batch_seven")
+def test_ctrl_c_finishes_the_step_and_saves_it(
+    tmp_path: Path, uninterrupted: Outcome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rarely = RESUMABLE.model_copy(update={"save_seconds": 10_000})
+    teacher, student = models()
+    with pytest.raises(KeyboardInterrupt):
+        run(student, teacher, rarely, folder=tmp_path)
+    assert complete(tmp_path) == [4]
+    assert "stopped after step 4 of 12" in capsys.readouterr().err
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+@pytest.mark.usefixtures("interrupt_in_batch_seven")
+def test_ctrl_c_without_a_folder_stops_too() -> None:
+    teacher, student = models()
+    with pytest.raises(KeyboardInterrupt):
+        run(student, teacher, RESUMABLE)
+    assert all(parameter.requires_grad for parameter in student.network.parameters())
+
+
+@pytest.mark.parametrize("change", ["settings", "seed", "train", "heldout", "start", "teacher"])
+def test_a_checkpoint_of_another_run_is_not_used(change: str, tmp_path: Path) -> None:
+    short = RESUMABLE.model_copy(update={"steps": 2})
+    teacher, student = models()
+    run(student, teacher, short, folder=tmp_path)
+    teacher, student = models()
+    settings, arguments = short, {}
+    if change == "settings":
+        settings = short.model_copy(update={"weight_decay": 0.1})
+    elif change == "seed":
+        arguments = {"seed": 5}
+    elif change in ("train", "heldout"):
+        arguments = {change: distill_case.documents(16, change, seed=8)}
+    else:
+        with torch.no_grad():
+            next((student if change == "start" else teacher).network.parameters()).mul_(1.01)
+    alone = lasting(run(student, teacher, settings, **arguments))
+    trained = weights(student)
+    first = list((tmp_path / "checkpoints").iterdir())
+    teacher_again, student_again = models()
+    if change in ("start", "teacher"):
+        with torch.no_grad():
+            next((student_again if change == "start" else teacher_again).network.parameters()).mul_(1.01)
+    found = lasting(run(student_again, teacher_again, settings, folder=tmp_path, **arguments))
+    assert_same((found, weights(student_again)), (alone, trained))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(first) + 1
+
+
+def test_watching_and_saving_otherwise_is_the_same_run(tmp_path: Path, uninterrupted: Outcome) -> None:
+    assert_same(outcome(tmp_path), uninterrupted)
+    teacher, student = models()
+    run(student, teacher, RESUMABLE.model_copy(update={"save_seconds": 99}), folder=tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer\nfailed")])
+def test_a_full_disk_costs_only_the_steps_since_the_last_checkpoint(
+    error: Exception, tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = trainer.save_file, []
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise error
+        original(tensors, path)
+
+    monkeypatch.setattr(trainer, "save_file", full)
+    teacher, student = models()
+    with pytest.raises(RadistillError, match="checkpoint of step 5 cannot be written") as refused:
+        run(student, teacher, RESUMABLE, folder=tmp_path)
+    assert "\n" not in str(refused.value)
+    assert complete(tmp_path) == [3, 4]
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_checkpoints_are_sorted_by_step_not_by_name(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, "key")
+    for step in (9, 10, 100):
+        (kept.folder / f"checkpoint-{step}").mkdir()
+        kept.finish(step)
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.name == "checkpoint-100"
+    assert steps_kept(tmp_path) == [10, 100]
+
+
+def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    """Only what training changes, and no pickled code."""
+    from safetensors.torch import load_file
+
+    frozen = RESUMABLE.model_copy(update={"steps": 1, "other_learning_rate": 0.0})
+    teacher, student = models()
+    run(student, teacher, frozen, folder=tmp_path)
+    (checkpoint,) = tmp_path.glob("checkpoints/*/checkpoint-1")
+    assert set(load_file(checkpoint / "trainable.safetensors")) == distill_case.new_parameters(student, [1, 2])
+    assert not list(checkpoint.glob("*.bin"))
+    for path in checkpoint.glob("*.pt"):
+        torch.load(path, weights_only=True)
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history] == [0, 1, 1]

@@ -1,0 +1,139 @@
+"""Anatomy of every architecture that we know, on tiny random models."""
+
+import pytest
+import tiny
+import torch
+from transformers import BertConfig, GraniteMoeHybridConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+from radistill.errors import RadistillError
+from radistill.models.anatomy import ARCHITECTURES, Component, anatomy_of
+
+ALL = [*tiny.FAMILIES, *tiny.REFUSED]
+
+
+def test_a_tiny_model_of_every_architecture_is_tested() -> None:
+    assert {kind for kind, _ in (tiny.FAMILIES | tiny.REFUSED).values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_parameters_add_up(family: str) -> None:
+    network = tiny.build(family, layers=3)
+    counts = anatomy_of(network).parameters(network)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in network.parameters())
+    assert list(counts) == ["attention", "ssm", "mlp", "embedding", "other"]
+    assert counts["attention"] > 0
+    assert counts["mlp"] > 0
+    tied = network.config.tie_word_embeddings
+    assert counts["embedding"] == tiny.VOCAB_SIZE * 32 * (1 if tied else 2)
+    norms = sum(parameter.numel() for name, parameter in network.named_parameters() if "layernorm" in name)
+    assert counts["other"] == norms + 32, "besides the layers' norms, only the final norm is left over"
+
+
+def test_parameters_by_hand() -> None:
+    network = tiny.build("llama", layers=2)
+    # hidden 32, 4 heads and 2 KV heads of size 8, MLP 48: q and o 32x32, k and v 32x16; gate, up and down 32x48.
+    attention, mlp = 2 * (2 * 32 * 32 + 2 * 32 * 16), 2 * 3 * 32 * 48
+    expected = {"attention": attention, "ssm": 0, "mlp": mlp, "embedding": 2 * tiny.VOCAB_SIZE * 32, "other": 5 * 32}
+    assert anatomy_of(network).parameters(network) == expected
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_modules_are_found(family: str) -> None:
+    network = tiny.build(family, layers=3)
+    anatomy = anatomy_of(network)
+    assert len(anatomy.layers(network)) == 3
+    for layer in range(3):
+        attention = anatomy.modules(network, layer, Component.ATTENTION)
+        ssm = anatomy.modules(network, layer, Component.SSM)
+        mlp = anatomy.modules(network, layer, Component.MLP)
+        assert len(attention) == (layer in anatomy.attention_layers)
+        assert len(ssm) == (layer in anatomy.ssm_layers)
+        assert len(attention) + len(ssm) == 1
+        assert anatomy.mixer(network, layer) is (attention + ssm)[0]
+        assert [type(module).__name__[-3:] for module in mlp] == (
+            ["MoE", "MLP"] if family == "granitemoehybrid-experts" else [type(mlp[0]).__name__[-3:]]
+        )
+
+
+def test_layers_of_a_hybrid() -> None:
+    network = tiny.build("granitemoehybrid", layers=5)
+    anatomy = anatomy_of(network)
+    assert anatomy.attention_layers == (1, 3)
+    assert anatomy.ssm_layers == (0, 2, 4)
+    assert type(anatomy.mixer(network, 2)).__name__ == "GraniteMoeHybridMambaLayer"
+    assert type(anatomy.mixer(network, 3)).__name__ == "GraniteMoeHybridAttention"
+
+
+def test_old_names_of_layer_types() -> None:
+    config = GraniteMoeHybridConfig(num_hidden_layers=3, layer_types=["mamba", "attention", "mamba"])
+    config.layer_types = ["mamba", "attention", "mamba"]  # as versions before 5 left them
+    assert anatomy_of(config).ssm_layers == (0, 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "granitemoehybrid", "granitemoehybrid-experts"])
+def test_bytes_are_those_of_the_cache(family: str) -> None:
+    network = tiny.build(family, layers=5)
+    anatomy = anatomy_of(network)
+    with torch.no_grad():
+        cache = network(torch.arange(24).reshape(2, 12), use_cache=True).past_key_values
+    keys_and_values = [cache.layers[layer].keys for layer in anatomy.attention_layers]
+    keys_and_values += [cache.layers[layer].values for layer in anatomy.attention_layers]
+    assert sum(tensor.numel() * 2 for tensor in keys_and_values) == 2 * 12 * anatomy.kv_bytes_per_token()
+    states = [cache.layers[layer].conv_states[0] for layer in anatomy.ssm_layers]
+    states += [cache.layers[layer].recurrent_states[0] for layer in anatomy.ssm_layers]
+    assert sum(tensor.numel() * 4 for tensor in states) == 2 * anatomy.ssm_state_bytes()
+
+
+def test_kv_bytes_by_hand() -> None:
+    llama = anatomy_of(tiny.build("llama", layers=3))
+    assert llama.kv_bytes_per_token() == 3 * 2 * 2 * 8 * 2
+    assert llama.kv_bytes_per_token(bytes_per_number=4) == 3 * 2 * 2 * 8 * 4
+    assert llama.kv_bytes(1000) == 1000 * llama.kv_bytes_per_token()
+    assert llama.ssm_state_bytes() == 0
+    hybrid = anatomy_of(tiny.build("granitemoehybrid", layers=3))
+    assert hybrid.kv_bytes_per_token() == 1 * 2 * 2 * 8 * 2
+    # Two layers: 4 heads x 8 x state 8, and a convolution of width 4 over 32 + 2 x 8 channels.
+    assert hybrid.ssm_state_bytes() == 2 * (4 * 8 * 8 + 48 * 4) * 4
+
+
+def test_a_window_bounds_the_cache() -> None:
+    window = anatomy_of(tiny.build("qwen2-window", layers=3))  # layers 1 and 2 see 64 tokens
+    assert window.sliding_layers == (1, 2)
+    per_layer = 2 * 2 * 8 * 2
+    assert window.kv_bytes(64) == 3 * 64 * per_layer
+    assert window.kv_bytes(1000) == (1000 + 2 * 64) * per_layer
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(sliding_window=None),
+        MistralConfig(sliding_window=4096, max_position_embeddings=4096),
+        Qwen2Config(sliding_window=64, use_sliding_window=False),
+        Qwen2Config(sliding_window=64, use_sliding_window=True, max_window_layers=32),
+        LlamaConfig(sliding_window=64),
+    ],
+)
+def test_windows_that_limit_nothing(config: MistralConfig | Qwen2Config | LlamaConfig) -> None:
+    assert anatomy_of(config).sliding_window is None
+    assert anatomy_of(config).sliding_layers == ()
+
+
+def test_head_size_comes_from_the_config_if_it_is_there() -> None:
+    assert anatomy_of(tiny.build("llama-head-size")).head_dim == 10
+    assert anatomy_of(tiny.build("qwen2")).head_dim == 8
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RadistillError, match=r"model_type 'bert' is not .* we know \(llama, mistral, qwen2, granite"):
+        anatomy_of(BertConfig())
+
+
+def test_broken_layer_types_are_refused() -> None:
+    config = tiny.build("granitemoehybrid", layers=3).config
+    config.layer_types = ["linear_attention", "full_attention", "conv"]
+    with pytest.raises(RadistillError, match=r"layer_types\[2\] is 'conv'"):
+        anatomy_of(config)
+    config.layer_types = ["linear_attention"]
+    with pytest.raises(RadistillError, match="layer_types has 1 entries, but num_hidden_layers is 3"):
+        anatomy_of(config)

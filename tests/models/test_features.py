@@ -1,0 +1,83 @@
+"""Every feature that stands in the way of the target is named."""
+
+from typing import Any
+
+import pytest
+import tiny
+from transformers import BertConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
+
+from radistill.models.features import blocking_features
+
+NAMED = {
+    "llama-head-size": ["head size 10 does not equal hidden_size / num_attention_heads = 8"],
+    "llama-mlp-bias": ["MLP bias (mlp_bias=True)"],
+    "llama-gelu": ["activation gelu (hidden_act; only silu)"],
+    "mistral-window": ["sliding-window attention (sliding_window=64)"],
+    "qwen2-window": ["sliding-window attention (sliding_window=64)"],
+    "gemma2": [
+        "norms after attention and MLP (gemma2)",
+        "norm weights stored minus one (gemma2)",
+        "embeddings scaled by width (gemma2)",
+        "sliding-window attention (sliding_window=64)",
+        "attention soft-capping (attn_logit_softcapping=50)",
+        "logit soft-capping (final_logit_softcapping=30)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "mixtral": ["mixture of experts (num_local_experts=4)"],
+    "olmo2": ["QK-norm (olmo2)", "norms after attention and MLP instead of before (olmo2)"],
+    "phi3": ["fused projections (qkv_proj, gate_up_proj) (phi3)"],
+    "qwen2_moe": ["mixture of experts (num_experts=4)"],
+    "qwen3": ["QK-norm (qwen3)"],
+    "qwen3_moe": ["QK-norm (qwen3_moe)", "mixture of experts (num_local_experts=4)"],
+    "smollm3": ["layers without rotary embedding (no_rope_layers, at 3)"],
+}
+
+
+def test_every_refused_family_has_its_answer() -> None:
+    assert set(NAMED) == set(tiny.REFUSED)
+
+
+@pytest.mark.parametrize("family", NAMED)
+def test_each_refusal_by_name(family: str) -> None:
+    assert blocking_features(tiny.build(family).config) == NAMED[family]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_nothing_stands_in_the_way(family: str) -> None:
+    assert blocking_features(tiny.build(family).config) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(sliding_window=32768, max_position_embeddings=32768),
+        Qwen2Config(sliding_window=4096, use_sliding_window=False),
+        LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+        LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
+        LlamaConfig(hidden_act="swish"),
+    ],
+)
+def test_settings_that_are_no_obstacle(config: Any) -> None:
+    assert blocking_features(config) == []
+
+
+def test_one_token_less_than_the_context_is_a_window() -> None:
+    config = MistralConfig(sliding_window=32767, max_position_embeddings=32768)
+    assert blocking_features(config) == ["sliding-window attention (sliding_window=32767)"]
+
+
+def test_partial_rotary_embedding() -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    expected = "partial rotary embedding (partial_rotary_factor=0.5)"
+    assert blocking_features(LlamaConfig(rope_parameters=rope)) == [expected]
+    assert expected in blocking_features(Phi3Config(rope_parameters=rope))
+
+
+def test_a_head_size_that_does_not_divide_the_width() -> None:
+    (feature,) = blocking_features(Qwen2Config(hidden_size=100, num_attention_heads=3, num_key_value_heads=3))
+    assert feature == "head size 33 does not equal hidden_size / num_attention_heads = 33.3333"
+
+
+def test_an_unknown_architecture_is_an_obstacle_too() -> None:
+    (feature,) = blocking_features(BertConfig())
+    assert feature.startswith("unknown architecture (model_type='bert'; known are llama, ")

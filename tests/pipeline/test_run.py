@@ -1,0 +1,182 @@
+"""Whole runs on a tiny model: what they leave, what they repeat, and what a kill costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from radistill.errors import RadistillError
+from radistill.files import read_json
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run
+from radistill.pipeline.stages import STAGES
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model": str(folder / "model"),
+        "threads": 1,
+        "data": {
+            "kind": "jsonl",
+            "path": str(folder / "data.jsonl"),
+            "train": 10,
+            "calibration": 3,
+            "heldout": 4,
+            "responses": {"source": "teacher", "max_new_tokens": 12},
+        },
+        "diagnose": {"budget": 2, "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
+        "align": {"steps": 12},
+        "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
+        "baseline": {},
+        "evaluate": {"max_new_tokens": 12},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a recipe, and the run `out` of it, done without interruption."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny.save("llama", folder / "model")
+    run(load_recipe(write_recipe(folder)), folder / "out")
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    out = finished / "out"
+    plan = read_json(out / "plan.json")
+    assert len(plan["replace"]) == 2
+    assert plan["replace"] == sorted(plan["replace"])
+    assert read_json(out / "baseline" / "plan.json")["replace"] == [0, 2]
+    evaluation = read_json(out / "evaluation.json")
+    for arm in ("base", "draft", "rad", "uniform", "rad_aligned", "uniform_start"):
+        figures = evaluation[arm]
+        assert {"kl", "agreement", "perplexity", "exact_match", "kv_bytes_per_token"} <= set(figures)
+        assert figures["kl"] >= 0
+        assert 0 <= figures["agreement"] <= 1
+    assert evaluation["base"]["kl"] == 0
+    assert evaluation["base"]["agreement"] == 1
+    # Two of four layers keep a KV cache of 2 heads x 8 numbers, for keys and values, of 2 bytes.
+    assert evaluation["base"]["kv_bytes_per_token"] == 4 * 2 * 2 * 8 * 2
+    assert evaluation["rad"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 2
+    page = (out / "report.html").read_text()
+    assert "<html" in page
+    assert read_json(out / "run.json")["versions"]["torch"] == torch.__version__
+
+
+def test_both_hybrids_are_trained_on_the_same_tokens(finished: Path) -> None:
+    rad = read_json(finished / "out" / "distill.json")
+    uniform = read_json(finished / "out" / "baseline" / "distill.json")
+    assert [point["tokens"] for point in rad["curve"]] == [point["tokens"] for point in uniform["curve"]]
+
+
+def test_the_student_loads_where_radistill_is_not_installed(finished: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['radistill'] = None\n"  # importing it fails
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(finished / 'out' / 'student')!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(finished / 'out' / 'student')!r})\n"
+        "text = tokenizer.apply_chat_template([{'role': 'user', 'content': 'Hi'}], tokenize=False)\n"
+        "ids = tokenizer(text, return_tensors='pt').input_ids\n"
+        "print(type(model).__name__, model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1])\n"
+    )
+    ended = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd="/")
+    assert ended.stdout.split() == ["GraniteMoeHybridForCausalLM", "True"], ended.stderr
+
+
+def test_nothing_is_done_twice(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_json(finished / "out" / "run.json")["stages"]
+    run(load_recipe(write_recipe(finished)), finished / "out")
+    assert capsys.readouterr().err.count("done before, inputs unchanged") == len(before)
+    assert read_json(finished / "out" / "run.json")["stages"] == before
+
+
+@pytest.mark.parametrize(
+    ("override", "touched"),
+    [
+        ("evaluate.samples=1", {"evaluate"}),
+        ("distill.steps=11", {"distill:rad", "distill:uniform", "evaluate"}),
+        ("baseline.steps=3", {"distill:uniform", "evaluate"}),
+    ],
+)
+def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: str, touched: set[str]) -> None:
+    run(load_recipe(write_recipe(finished)), finished / "out")
+    before = read_json(finished / "out" / "run.json")["stages"]
+    run(load_recipe(write_recipe(finished), [override]), finished / "out")
+    after = read_json(finished / "out" / "run.json")["stages"]
+    assert {step for step in after if after[step] != before[step]} == touched
+
+
+def test_without_baseline_alignment_or_training(tmp_path: Path) -> None:
+    tiny.save("qwen2", tmp_path / "model")
+    recipe = load_recipe(write_recipe(tmp_path), ["align=null", "distill=null", "baseline=null"])
+    out = run(recipe, tmp_path / "out")
+    evaluation = read_json(out / "evaluation.json")
+    assert set(evaluation) == {"base", "draft", "rad", "samples"}
+    # Nothing was trained, so the hybrid is the skip draft that the search judged.
+    assert evaluation["rad"]["kl"] == evaluation["draft"]["kl"]
+
+
+def test_stages_one_by_one_are_the_run(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(finished))
+    for stage in STAGES:
+        run(recipe, tmp_path / "out", [stage])
+    _assert_same(tmp_path / "out", finished, recipe)
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / "model")
+    with pytest.raises(RadistillError, match="stage 'train' is unknown; stages are data, diagnose"):
+        run(load_recipe(write_recipe(tmp_path)), tmp_path / "out", ["train"])
+
+
+def test_killed_again_and_again_it_ends_the_same(finished: Path, tmp_path: Path) -> None:
+    """kill -9 whenever something new has appeared; then the last start runs to the end."""
+    out = tmp_path / "out"
+    recipe = write_recipe(finished)
+    moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints", "baseline/checkpoints", "answers"]
+    program = (
+        "import sys\nfrom radistill.cli import main\n"
+        f"sys.argv = ['radistill', 'run', {str(recipe)!r}, '--out', {str(out)!r}]\nmain()\n"
+    )
+    for moment in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ)
+        )
+        deadline = time.monotonic() + 120
+        while not (out / moment).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert (out / moment).exists(), process.communicate()[1].decode()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run(load_recipe(recipe), out)
+    _assert_same(out, finished, load_recipe(recipe))
+
+
+def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
+    """Same plan, same losses, same figures; only times differ."""
+    reference = finished / "out"
+    run(recipe, reference)  # another test may have left other settings' results
+    ours, theirs = read_json(out / "plan.json"), read_json(reference / "plan.json")
+    for plan in (ours, theirs):
+        plan.pop("seconds")
+    assert ours == theirs
+    for name in ("distill.json", "baseline/distill.json"):
+        ours, theirs = read_json(out / name), read_json(reference / name)
+        assert ours["curve"] == theirs["curve"]
+        assert ours["evaluations"] == theirs["evaluations"]
+    assert read_json(out / "evaluation.json") == read_json(reference / "evaluation.json")

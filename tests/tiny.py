@@ -1,0 +1,151 @@
+"""Tiny models with random weights, one of each family, and a byte-level tokenizer: built in milliseconds, no download.
+
+Matrices are drawn so that activations keep their size, and norms, biases and multipliers are not at their neutral
+values: a copy that forgets one of them changes the logits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from radistill.models.anatomy import anatomy_of
+from radistill.models.checkpoint import quiet
+from radistill.models.loading import Model
+
+PAD, BOS, START, END = "<|endoftext|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = (PAD, BOS, START, END)
+VOCAB_SIZE = 256 + len(SPECIAL)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": 256,
+    "bos_token_id": 257,
+    "eos_token_id": 259,
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 1.5,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.3,
+}
+_HYBRID = {
+    **_MULTIPLIERS,
+    "position_embedding_type": "rope",
+    "shared_intermediate_size": 48,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_d_head": 8,
+    "mamba_expand": 1,
+    "mamba_chunk_size": 16,
+}
+
+# Families that the granite-hybrid target can hold: (model type, settings).
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biased": ("llama", {"attention_bias": True}),
+    "smollm2": (
+        "llama",
+        {"tie_word_embeddings": True, "num_attention_heads": 8, "rms_norm_eps": 9.999999747378752e-06},
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "granite": ("granite", {**_MULTIPLIERS, "tie_word_embeddings": True}),
+    "granitemoehybrid": ("granitemoehybrid", {**_HYBRID, "num_local_experts": 0}),
+    "granitemoehybrid-experts": ("granitemoehybrid", {**_HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+# Families that it cannot hold.
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-head-size": ("llama", {"head_dim": 10}),
+    "llama-mlp-bias": ("llama", {"mlp_bias": True}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu"}),
+    "mistral-window": ("mistral", {"sliding_window": 64}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+    "gemma2": ("gemma2", {"head_dim": 8, "sliding_window": 64}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "olmo2": ("olmo2", {}),
+    "phi3": ("phi3", {}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "smollm3": ("smollm3", {}),
+}
+
+
+def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """A random network of a family, in evaluation mode; `settings` override fields of its config.
+
+    In a hybrid, the layers with an odd index have attention and the others Mamba-2.
+    """
+    model_type, fields = (FAMILIES | REFUSED)[family]
+    fields = {**_COMMON, **fields, "num_hidden_layers": layers}
+    if model_type == "granitemoehybrid":
+        fields["layer_types"] = ["full_attention" if layer % 2 else "linear_attention" for layer in range(layers)]
+    config = CONFIG_MAPPING[model_type](**{**fields, **settings})
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _randomise(network, torch.Generator().manual_seed(seed))
+    return network.eval()
+
+
+@torch.no_grad()
+def _randomise(network: nn.Module, generator: torch.Generator) -> None:
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("A_log"):
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2)
+        elif name.endswith((".D", "dt_bias")) or "norm" in name:
+            parameter.copy_(1 + 0.2 * noise)
+        elif "embed_tokens" in name:
+            parameter.copy_(noise)
+        elif parameter.dim() == 1:
+            parameter.copy_(0.2 * noise)
+        else:
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, four special tokens, a ChatML template: it encodes every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=END, chat_template=CHAT_TEMPLATE
+    )
+
+
+def model(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> Model:
+    """`build`, with the tokenizer, as radistill's `Model`."""
+    network = build(family, layers, seed, **settings)
+    return Model(network=network, tokenizer=tokenizer(), anatomy=anatomy_of(network), source=f"tiny {family}")
+
+
+def save(family: str, folder: Path, layers: int = 4, seed: int = 0, **settings: Any) -> Path:
+    """`build`, saved by transformers alone as a model folder."""
+    with quiet():
+        build(family, layers, seed, **settings).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    return folder
