@@ -4,6 +4,8 @@ import os
 
 # Before transformers is imported: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is imported: threads that wait actively starve each other where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

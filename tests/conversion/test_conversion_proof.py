@@ -1,5 +1,6 @@
 """The proof must be able to fail: each way of building the target wrongly is caught before a student exists."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 import tiny
-from radistill.conversion import convert
+from radistill.conversion import INITIALISATIONS, convert
 from radistill.conversion.probe import TOLERANCE, probe_batch, prove_equal
 from radistill.conversion.targets import granite_hybrid
 from radistill.errors import RadistillError
@@ -55,6 +56,27 @@ def test_a_wrong_config_is_caught(monkeypatch: pytest.MonkeyPatch, family: str, 
         convert(teacher, [1])
 
 
+SCALED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        LLAMA3,
+        {"rope_type": "yarn", **SCALED},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "longrope", **SCALED, **FACTORS},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_rotary_scaling_is_carried(scaling: dict[str, Any]) -> None:
+    student = convert(tiny.model("llama", 3, rope_parameters=scaling), [1])
+    assert student.conversion.max_logit_difference == 0.0
+    assert student.network.config.rope_parameters["rope_type"] == scaling["rope_type"]
+
+
 def test_lost_rotary_scaling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """It shows only at positions far from the start, which a short probe would not reach."""
     teacher = tiny.model("llama", 3, rope_parameters=LLAMA3)
@@ -72,23 +94,14 @@ def test_up_over_gate_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_block_that_is_not_silent_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from radistill.conversion.initialisation import mamba2, random
+    right = INITIALISATIONS["random"]
 
-    right = mamba2.recurrence
+    def loud(mixer: Any, attention: Any, context: Any) -> None:
+        right.fill(mixer, attention, context)
+        mixer.out_proj.weight.fill_(0.1)
 
-    def loud(mixer: Any, generator: torch.Generator) -> None:
-        right(mixer, generator)
-        mixer.norm.weight.fill_(1.0)
-        mixer.out_proj.weight = torch.nn.Parameter(torch.full_like(mixer.out_proj.weight, torch.nan))
-
-    monkeypatch.setattr(mamba2, "recurrence", loud)
-    monkeypatch.setattr(random.mamba2, "zero_projection_biases", lambda mixer: None)
-    convert(tiny.model("llama", 3), [1], init="random")  # it overwrites out_proj after that, so all is well
-
-    monkeypatch.setattr(mamba2, "uniform", lambda tensor, low, high, generator: tensor.fill_(0.1))
-    zero = torch.Tensor.zero_
-    monkeypatch.setattr(torch.Tensor, "zero_", lambda self: zero(self).add_(0.1))
-    with pytest.raises(RadistillError, match=r"proof failed: the student should start as .* layers \[1\]"):
+    monkeypatch.setitem(INITIALISATIONS, "random", dataclasses.replace(right, fill=loud))
+    with pytest.raises(RadistillError, match=r"proof failed: the student should start as .* layers \[1\], but"):
         convert(tiny.model("llama", 3), [1], init="random")
 
 

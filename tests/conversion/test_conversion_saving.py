@@ -21,16 +21,17 @@ sys.modules["radistill"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(2)
-folder, out = sys.argv[1:]
-network = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-chat = [{"role": "user", "content": "How many legs has a spider?"}]
-prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-ids = tokenizer(prompt, return_tensors="pt").input_ids
-with torch.no_grad():
-    logits = network(ids).logits
-torch.save({"prompt": prompt, "ids": ids, "logits": logits, "class": type(network).__name__,
-            "pad": tokenizer.pad_token_id, "eos": network.generation_config.eos_token_id}, out)
+for folder in sys.argv[1:]:
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "How many legs has a spider?"}]
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = network(ids).logits
+    seen = {"prompt": prompt, "ids": ids, "logits": logits, "class": type(network).__name__,
+            "pad": tokenizer.pad_token_id, "eos": network.generation_config.eos_token_id}
+    torch.save(seen, folder + "/seen.pt")
 """
 
 
@@ -45,21 +46,22 @@ def speaking(family: str, replace: list[int], **target: object) -> ConvertedMode
     return student
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "qwen2", "granitemoehybrid-experts"])
-def test_plain_transformers_reads_it(tmp_path: Path, family: str) -> None:
-    student = speaking(family, [1, 3])
-    student.network.generation_config.eos_token_id = [258, 259]
-    student.save(tmp_path / "student")
-    command = [sys.executable, "-I", "-c", PLAIN_TRANSFORMERS, str(tmp_path / "student"), str(tmp_path / "out.pt")]
+def test_plain_transformers_reads_it(tmp_path: Path) -> None:
+    students = {family: speaking(family, [1, 3]) for family in ("llama-tied", "qwen2", "granitemoehybrid-experts")}
+    for family, student in students.items():
+        student.network.generation_config.eos_token_id = [258, 259]
+        student.save(tmp_path / family)
+    command = [sys.executable, "-I", "-c", PLAIN_TRANSFORMERS, *(str(tmp_path / family) for family in students)]
     subprocess.run(command, check=True, timeout=200, capture_output=True)
-    seen = torch.load(tmp_path / "out.pt")
-    assert seen["class"] == "GraniteMoeHybridForCausalLM"
-    assert seen["pad"] == student.tokenizer.pad_token_id
-    assert seen["eos"] == [258, 259]
-    chat = [{"role": "user", "content": "How many legs has a spider?"}]
-    assert seen["prompt"] == student.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    with torch.no_grad():
-        assert torch.equal(seen["logits"], student.network(seen["ids"]).logits)
+    for family, student in students.items():
+        seen = torch.load(tmp_path / family / "seen.pt")
+        assert seen["class"] == "GraniteMoeHybridForCausalLM"
+        assert seen["pad"] == student.tokenizer.pad_token_id
+        assert seen["eos"] == [258, 259]
+        chat = [{"role": "user", "content": "How many legs has a spider?"}]
+        assert seen["prompt"] == student.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        with torch.no_grad():
+            assert torch.equal(seen["logits"], student.network(seen["ids"]).logits)
 
 
 def test_folder_is_stock(tmp_path: Path) -> None:
@@ -120,22 +122,22 @@ def test_every_path_of_the_reloaded_student_agrees(
     tmp_path: Path, family: str, replace: list[int], target: dict[str, object]
 ) -> None:
     """Full forward = cached = left-padded batch, over the boundary of the scan's chunks."""
-    steps = 24
+    steps = 10
     student = speaking(family, replace, **target)
     student.save(tmp_path)
     network = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     network.generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(11)
-    prompts = [torch.randint(256, (length,), generator=generator).tolist() for length in (1, 2, 7, 8, 21)]
+    prompts = [torch.randint(256, (length,), generator=generator).tolist() for length in (1, 7, 8, 21)]
     expected = [by_full_forward(network, prompt, steps) for prompt in prompts]
     greedy = {"max_new_tokens": steps, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
 
     for prompt, wanted in zip(prompts, expected, strict=True):
-        for use_cache in (True, False):
-            got = network.generate(torch.tensor([prompt]), use_cache=use_cache, **greedy)
-            assert got[0, len(prompt) :].tolist() == wanted
+        alone = network.generate(torch.tensor([prompt]), use_cache=True, **greedy)
+        assert alone[0, len(prompt) :].tolist() == wanted
     ids, mask = left_padded(prompts, tokenizer.pad_token_id)
-    together = network.generate(ids, attention_mask=mask, use_cache=True, **greedy)
-    assert together[:, ids.shape[1] :].tolist() == expected
+    for use_cache in (True, False):
+        together = network.generate(ids, attention_mask=mask, use_cache=use_cache, **greedy)
+        assert together[:, ids.shape[1] :].tolist() == expected
     assert len({tuple(tokens) for tokens in expected}) > 1

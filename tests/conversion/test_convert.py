@@ -1,4 +1,4 @@
-"""Conversion on every family: nothing replaced is the same function, replaced layers are the skip draft, no aliasing."""
+"""Conversion on every family: nothing replaced is the same function, replaced layers are the skip draft."""
 
 from dataclasses import dataclass
 
@@ -332,9 +332,7 @@ def test_targets_that_do_not_exist_or_fit(target: object, message: str) -> None:
 
 def test_settings_that_conflict_with_the_source_s_own_blocks() -> None:
     teacher = tiny.model("granitemoehybrid", 4)
-    with pytest.raises(
-        RadistillError, match=r"target.state is 16, but this model's SSM layers have 8.*leave the field"
-    ):
+    with pytest.raises(RadistillError, match=r"target.state is 16, but this model's SSM layers have 8.*leave the"):
         convert(teacher, [1], target={"kind": "granite-hybrid", "state": 16})
     agreed = {"kind": "granite-hybrid", "state": 8, "groups": 1, "expand": 1, "conv_kernel": 4, "chunk_size": 32}
     assert convert(teacher, [1], target=agreed).network.config.mamba_chunk_size == 32
@@ -351,9 +349,8 @@ def test_other_arguments_that_are_refused() -> None:
 @pytest.mark.real
 def test_smollm2_converts_exactly(smollm2: Model) -> None:
     replace = [3, 6, 7, 9, 11, 14, 20, 25, 28, 29]
-    ids = torch.tensor(
-        [smollm2.tokenizer("Rice, beans and a little lime: that is all a good lunch needs.")["input_ids"]]
-    )
+    text = "Rice, beans and a little lime: that is all a good lunch needs."
+    ids = torch.tensor([smollm2.tokenizer(text)["input_ids"]])
     same = convert(smollm2, [])
     assert same.conversion.max_logit_difference == 0.0
     everything = logits(smollm2.network, ids, torch.ones_like(ids))

@@ -138,7 +138,7 @@ def test_gradients_of_the_first_step(init: str, family: str) -> None:
         (
             "zero",
             {"expand": 2},
-            "expand is 2, so out_proj takes 64 channels and o_proj gives 32; set expand: 1 or init",
+            "expand is 2, so out_proj takes 64 channels and o_proj gives 32; set expand: 1",
         ),
         ("transfer", {}, r"groups is 1; set groups: heads \(4\) or another init"),
         ("transfer", {"groups": 2}, r"groups is 2; set groups: heads \(4\)"),
@@ -146,7 +146,7 @@ def test_gradients_of_the_first_step(init: str, family: str) -> None:
         (
             "transfer",
             {"groups": "heads", "expand": 2},
-            "expand: 2 makes 8 SSM heads of 8 channels for 4 attention heads",
+            "expand: 2 makes 8 SSM heads of 8 channels for 4",
         ),
     ],
 )
@@ -186,19 +186,14 @@ def test_a_parameter_that_no_initialiser_wrote_is_named(monkeypatch: pytest.Monk
     monkeypatch.setitem(INITIALISATIONS, "zero", dataclasses.replace(INITIALISATIONS["zero"], fill=forgetful))
     with pytest.raises(RadistillError, match="init zero left NaN in layer 1: dt_bias"):
         convert(tiny.model("llama", 3), [1])
-    monkeypatch.setitem(
-        INITIALISATIONS,
-        "zero",
-        dataclasses.replace(INITIALISATIONS["zero"], fill=lambda mixer, attention, context: None),
-    )
+    idle = dataclasses.replace(INITIALISATIONS["zero"], fill=lambda mixer, attention, context: None)
+    monkeypatch.setitem(INITIALISATIONS, "zero", idle)
     with pytest.raises(RadistillError, match="init zero left NaN in layer 1: "):
         convert(tiny.model("llama", 3), [1])
 
 
 def test_groups_need_a_norm_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(granite_hybrid, "_norm_is_grouped", lambda: False)
-    with pytest.raises(
-        RadistillError, match=r"target.groups is 4, but this transformers .* upgrade to transformers 5.23"
-    ):
+    with pytest.raises(RadistillError, match=r"target.groups is 4, .* upgrade to transformers 5.23"):
         convert(tiny.model("llama", 3), [1], init="transfer", target=PER_HEAD)
     convert(tiny.model("llama", 3), [1])

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes
@@ -130,7 +130,7 @@ def test_nan_logits_and_missing_documents_are_refused() -> None:
     model = tiny.model("llama")
     with pytest.raises(RadistillError, match="no documents to calibrate on"):
         diagnose(model, [], 1)
-    with pytest.raises(RadistillError, match="diagnose.objective is 'speed', but it must be one of accept"):
+    with pytest.raises(RadistillError, match=r"diagnose\.objective is 'speed', but it must be one of accept"):
         diagnose(model, documents(), 1, objective="speed")
     with torch.no_grad():
         next(iter(model.anatomy.layers(model.network)[0].parameters())).fill_(float("nan"))

@@ -19,7 +19,7 @@ class KnownTrials:
     objective = "acceptance"
     calibration_hash = "none"
 
-    class model:  # noqa: N801 - stands in for an attribute
+    class model:
         fingerprint = "none"
 
     def __init__(self, worth: dict[int, float], stop_after: int | None = None) -> None:

@@ -3,11 +3,11 @@
 python distill_case.py FOLDER WHERE
 """
 
-import json
 import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,56 +76,78 @@ def lasting(result: DistillResult) -> dict[str, Any]:
     return {key: value for key, value in result.to_json().items() if key != "seconds"}
 
 
-def _die_at(where: str) -> None:
-    """Arrange that this process dies at a point of its own choice, so that no other timing has to be hit."""
-    kind, _, number = where.partition(":")
+def steps_kept(folder: Path) -> list[int]:
+    """Steps of which there is a checkpoint, complete or not."""
+    return sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/*/checkpoint-*"))
+
+
+def _die_at(kind: str, number: int) -> None:
+    """Arrange that this process dies at the `number`th time that it reaches a point."""
     count = 0
 
-    def countdown() -> bool:
+    def die_when_reached() -> None:
         nonlocal count
         count += 1
-        return count == int(number)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def before(module: Any, name: str) -> None:
         original = getattr(module, name)
 
         def dying(*arguments: Any, **keywords: Any) -> Any:
-            if countdown():
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_when_reached()
             return original(*arguments, **keywords)
 
         setattr(module, name, dying)
 
-    if kind == "step":
+    if kind == "batch":
         before(trainer, "chunked_sum")
-    elif kind == "half-written-weights":
-        original = trainer.save_file
-
-        def half(tensors: dict[str, Tensor], path: Path) -> None:
-            original(tensors, path)
-            if countdown():
-                os.truncate(path, path.stat().st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        trainer.save_file = half
     elif kind == "unmarked":
         before(checkpoints, "write_text")
+    elif kind == "half-written":
+        save = trainer.save_file
+
+        def half_saved(tensors: dict[str, Tensor], path: Path) -> None:
+            save(tensors, path)
+            if count == number - 1:
+                os.truncate(path, path.stat().st_size // 2)
+            die_when_reached()
+
+        trainer.save_file = half_saved
     elif kind == "half-removed":
         remove = shutil.rmtree
 
         def half_removed(path: Path, *arguments: Any, **keywords: Any) -> None:
-            if Path(path).name.startswith("checkpoint-") and countdown():
+            if count == number - 1:
                 (Path(path) / "optimizer.pt").unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
+            die_when_reached()
             remove(path, *arguments, **keywords)
 
         checkpoints.shutil.rmtree = half_removed
     else:
-        raise ValueError(where)
+        raise ValueError(kind)
+
+
+def _run_until_killed(folder: Path, where: str) -> None:
+    kind, _, number = where.partition(":")
+    child = os.fork()
+    if child == 0:
+        if kind != "outside":
+            _die_at(kind, int(number))
+        teacher, student = models()
+        run(student, teacher, RESUMABLE, folder=folder)
+        os._exit(0)
+    while kind == "outside" and max(steps_kept(folder), default=0) < int(number):
+        time.sleep(0.002)
+    if kind == "outside":
+        os.kill(child, signal.SIGKILL)  # while the checkpoint of that step is being written, or a little later
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"{where}: survived"
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    _die_at(sys.argv[2])
-    of_teacher, of_student = models()
-    print(json.dumps(lasting(run(of_student, of_teacher, RESUMABLE, folder=Path(sys.argv[1])))))
+    torch.set_num_threads(1)
+    for place in sys.argv[2:]:
+        # outside:4,8 is killed twice, the second time after it has gone on from the first.
+        for part in place.split(","):
+            _run_until_killed(Path(sys.argv[1]) / place, part)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from radistill.conversion import convert
 from radistill.distillation.align import AlignSettings, align
 from radistill.errors import RadistillError

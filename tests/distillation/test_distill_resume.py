@@ -12,7 +12,7 @@ from typing import Any
 import distill_case
 import pytest
 import torch
-from distill_case import RESUMABLE, lasting, models, run, weights
+from distill_case import RESUMABLE, lasting, models, run, steps_kept, weights
 from torch import Tensor
 
 from radistill.distillation import trainer
@@ -38,49 +38,36 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
     assert not different
 
 
-def steps_kept(folder: Path) -> list[int]:
-    return sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/*/checkpoint-*"))
-
-
 def complete(folder: Path) -> list[int]:
     return sorted(int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoints/*/*/COMPLETE"))
 
 
-@pytest.mark.parametrize(
-    ("where", "left", "whole"),
-    [
-        ("step:15", [6, 7], [6, 7]),  # in the eighth step, between its two batches
-        ("half-written-weights:6", [4, 5, 6], [4, 5]),
-        ("unmarked:4", [2, 3, 4], [2, 3]),
-        ("half-removed:3", [3, 4, 5], [4, 5]),  # while the third oldest goes
-        ("step:1", [], []),
-    ],
-)
-def test_killed_anywhere_it_goes_on_bit_for_bit(
-    where: str, left: list[int], whole: list[int], tmp_path: Path, uninterrupted: Outcome
-) -> None:
-    process = subprocess.run([sys.executable, distill_case.__file__, str(tmp_path), where], capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    assert steps_kept(tmp_path) == left
-    assert complete(tmp_path) == whole
-    assert_same(outcome(tmp_path), uninterrupted)
-    assert complete(tmp_path) == steps_kept(tmp_path) == [11, 12]
+KILLED = {  # where: (checkpoints that are left, those of them that are complete)
+    "batch:1": ([], []),
+    "batch:15": ([6, 7], [6, 7]),  # in the eighth step, between its two batches
+    "half-written:6": ([4, 5, 6], [4, 5]),
+    "unmarked:4": ([2, 3, 4], [2, 3]),
+    "half-removed:3": ([3, 4, 5], [4, 5]),  # when the third checkpoint goes
+    "outside:4,outside:8": None,  # depends on the moment
+}
 
 
-def test_killed_again_and_again_at_any_time(tmp_path: Path, uninterrupted: Outcome) -> None:
-    """Killed from outside as soon as a new checkpoint begins to exist, until the run has reached its end."""
-    for _ in range(3):
-        before = max(complete(tmp_path), default=0)
-        process = subprocess.Popen(
-            [sys.executable, distill_case.__file__, str(tmp_path), "step:1000"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        while max(steps_kept(tmp_path), default=0) < min(before + 3, 12) and process.poll() is None:
-            pass
-        process.kill()
-        process.communicate()
-    assert_same(outcome(tmp_path), uninterrupted)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, distill_case.__file__, str(folder), *KILLED]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.mark.parametrize("where", KILLED)
+def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninterrupted: Outcome) -> None:
+    folder, left = killed / where, KILLED[where]
+    if left is not None:
+        assert (steps_kept(folder), complete(folder)) == left
+    assert_same(outcome(folder), uninterrupted)
+    assert complete(folder) == steps_kept(folder) == [11, 12]
 
 
 def test_a_finished_run_is_not_trained_again(

@@ -1,10 +1,10 @@
 """Anatomy of every architecture that we know, on tiny random models."""
 
 import pytest
-import tiny
 import torch
 from transformers import BertConfig, GraniteMoeHybridConfig, LlamaConfig, MistralConfig, Qwen2Config
 
+import tiny
 from radistill.errors import RadistillError
 from radistill.models.anatomy import ARCHITECTURES, Component, anatomy_of
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-import tiny
 from transformers import BertConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
+import tiny
 from radistill.models.features import blocking_features
 
 NAMED = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import yaml
 
+import tiny
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe

@@ -3,6 +3,7 @@
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from html_checks import Page, read_page
 
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
+from radistill.evaluation.evaluate import Evaluation
+from radistill.pipeline.recipe import Recipe
 from radistill.report import write_report
 from radistill.report.run_folder import CONTENTS
 
@@ -377,3 +380,22 @@ def test_a_baseline_that_is_fitted_too_is_expected_to_say_so(tmp_path: Path) -> 
     page = checked(write_report(folder).read_text(encoding="utf-8"))
     assert "baseline/align.json" not in page.text
     assert "Only the RAD hybrid had the layer-wise fit" not in page.text
+
+
+def test_it_reads_what_the_pipeline_writes(tmp_path: Path) -> None:
+    folder = write_example_run(tmp_path)
+    results = evaluation()
+    figures = {name.name: results["rad"].get(name.name) for name in fields(Evaluation)} | {"answers": ["27"]}
+    results["rad"] = Evaluation(**figures).to_json()
+    write(folder / "evaluation.json", results)
+    Plan.model_validate(plan(30, REPLACE)).save(folder / "plan.json")
+    settings = {"model": "m", "data": {"kind": "reasoning-gym"}, "diagnose": {"budget": 10}}
+    Recipe.model_validate(settings | {"baseline": {"init": "zero"}}).save(folder / "recipe.yaml")
+    page = checked(write_report(folder).read_text(encoding="utf-8"))
+    assert "target granite-hybrid" in page.text
+    assert "of the uniform + zero baseline (2.31)" in page.text
+    assert "cannot show" not in page.text
+    Recipe.model_validate(settings | {"align": None}).save(folder / "recipe.yaml")
+    page = checked(write_report(folder).read_text(encoding="utf-8"))
+    assert page.count("svg", "wide") == 4
+    assert page.count("g", "tile replaced") == 2 * 10 + 1

@@ -1,9 +1,9 @@
 """Masks switch exactly the named components off, and leave no trace."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
 from radistill.models.logits import response_logits

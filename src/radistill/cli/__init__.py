@@ -1,6 +1,10 @@
 """The command line: thin commands over the library."""
 
+import os
 import sys
+
+# Before torch is imported: threads that wait actively starve each other wherever a core is shared with other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 

@@ -8,12 +8,16 @@ import typer
 
 RecipePath = Annotated[
     Path | None,
-    typer.Argument(metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False),
+    typer.Argument(
+        metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."),
+    typer.Option(
+        "--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."
+    ),
 ]
 
 

@@ -74,23 +74,20 @@ def diagnose(
     check_budget(budget, model.anatomy)
     started = time.perf_counter()
     trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
-    selection = selector.select(
-        Problem(trials, model.anatomy.attention_layers, budget, seed, folder)
-    )
+    selection = selector.select(Problem(trials, model.anatomy.attention_layers, budget, seed, folder))
     replace = sorted(selection.layers)
     draft = trials.run(replace)
     return Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
+        ssm_layers=list(model.anatomy.ssm_layers),
         replace=replace,
         scores=selection.scores,
         score_kind=selection.score_kind,
         objective={"name": objective, "value": OBJECTIVES[objective](draft)},
         acceptance_rate=acceptance_rate(draft.agreements),
-        mean_accepted_length={
-            length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS
-        },
+        mean_accepted_length={length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS},
         kl=draft.kl,
         selector=selector.model_dump(mode="json"),
         search=[

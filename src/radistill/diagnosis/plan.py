@@ -29,6 +29,7 @@ class Plan(BaseModel):
     model: str = Field(description="what the user asked for: hub id, folder, file or alias")
     model_fingerprint: str = Field(description="SHA-256 over the model's config and weights")
     num_layers: int = Field(ge=1)
+    ssm_layers: list[int] = Field(default=[], description="layers that were state-space layers before")
     replace: list[int] = Field(description="layers whose attention is replaced, sorted")
     scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
     score_kind: str | None = Field(description="what a score measures, in words")

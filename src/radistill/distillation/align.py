@@ -1,8 +1,8 @@
 """Alignment: each new block is fitted, on its own, to the output of the attention that it replaces.
 
 The teacher runs once over the documents; what went into each replaced attention and what came out is kept, and every
-block then learns that map by regression (the first stage of MOHAWK, arXiv 2408.10189, and of RADLADS, arXiv 2505.03005).
-No block waits for another, so a run that was killed goes on with the first layer that is not finished.
+block then learns that map by regression (as in the first stages of MOHAWK, arXiv 2408.10189, and RADLADS, arXiv
+2505.03005). No block waits for another, so a run that was killed goes on with the first layer that is not finished.
 
 transformers' Trainer is not used here: it trains one model under one schedule, whereas this is a series of small,
 independent regressions on tensors in memory.
@@ -136,8 +136,8 @@ def align(
     tokens = sum(len(document.tokens) for document in train)
     if missing:
         note(
-            f"align: {len(missing)} blocks, {settings.steps} steps each, on {len(train)} documents ({tokens:,} tokens); "
-            f"fit measured on {len(kept_apart)} others"
+            f"align: {len(missing)} blocks, {settings.steps} steps each, on {len(train)} documents "
+            f"({tokens:,} tokens); fit measured on {len(kept_apart)} others"
         )
     for layers in _passes(missing, teacher, documents, settings.memory_gib):
         cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)

@@ -136,4 +136,4 @@ def _answers(
         )
     ends = end_tokens(model)
     unfinished = sum(tokens[-1] not in ends for tokens in written)
-    return [model.tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in written], unfinished
+    return [str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in written], unfinished

@@ -15,5 +15,6 @@ def fit_chunks(network: PreTrainedModel) -> None:
     if network.device.type != "cpu":
         return
     for module in network.modules():
-        if hasattr(module, "A_log") and isinstance(getattr(module, "chunk_size", None), int):
-            module.chunk_size = min(module.chunk_size, CPU_CHUNK)
+        chunk = getattr(module, "chunk_size", None)
+        if hasattr(module, "A_log") and isinstance(chunk, int):
+            module.__dict__["chunk_size"] = min(chunk, CPU_CHUNK)

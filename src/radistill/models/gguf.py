@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from filelock import FileLock
+from gguf import GGUFReader, Keys
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -16,6 +17,9 @@ from radistill.errors import RadistillError
 from radistill.files import atomic_folder, hash_file
 from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import one_line, quiet
+
+# To be raised when `_convert` writes something else than before, so that no older folder is taken for its work.
+_REVISION = 1
 
 
 def cache_folder() -> Path:
@@ -29,14 +33,15 @@ def cache_folder() -> Path:
 def dequantised(path: Path) -> Path:
     """Folder with the float32 weights, config and tokenizer of a GGUF file, made at the first call.
 
-    The folder's name holds the hash of the file's bytes and the version of transformers, which does the arithmetic, so
-    that neither a changed file nor a corrected library is answered with old weights.
+    The folder's name holds the hash of the file's bytes, the version of transformers, which does the arithmetic, and
+    the revision of this code, so that neither a changed file nor a corrected library is answered with old weights.
 
     Raises:
         RadistillError: if the file is not a GGUF model of a known architecture, or the cache cannot be written.
     """
     _check_magic(path)
-    folder = cache_folder() / "gguf" / f"{hash_file(path)[:32]}-transformers-{transformers.__version__}"
+    name = f"{hash_file(path)[:32]}-transformers-{transformers.__version__}-{_REVISION}"
+    folder = cache_folder() / "gguf" / name
     if folder.is_dir():
         return folder
     try:
@@ -76,15 +81,28 @@ def _convert(path: Path, folder: Path) -> None:
             )
             network, info = loaded
             tokenizer = AutoTokenizer.from_pretrained(path.parent, config=config, **where)
+            special = _special_tokens(path)
         except RadistillError:
             raise
         except Exception as error:  # the reader raises whatever the bytes lead it to
             raise RadistillError(f"{path}: transformers cannot read this GGUF file ({one_line(error)})") from None
         if info["missing_keys"]:
             raise RadistillError(f"{path}: the weights of {min(info['missing_keys'])} are missing")
+        for role, token in special.items():
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token))
+            setattr(network.config, f"{role}_token_id", token)
+            setattr(network.generation_config, f"{role}_token_id", token)
         _forget_quantisation(network)
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _special_tokens(path: Path) -> dict[str, int]:
+    """Ids of the tokens that the file itself names. Some versions of transformers guess them, and guess wrongly."""
+    reader = GGUFReader(path)
+    keys = {"bos": Keys.Tokenizer.BOS_ID, "eos": Keys.Tokenizer.EOS_ID, "pad": Keys.Tokenizer.PAD_ID}
+    fields = {role: reader.get_field(key) for role, key in keys.items()}
+    return {role: int(field.contents()) for role, field in fields.items() if field is not None}
 
 
 def _forget_quantisation(network: Any) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from radistill.console import note
 from radistill.errors import RadistillError
@@ -78,10 +85,21 @@ class Model:
             )
         try:
             with atomic_folder(folder) as temporary, quiet():
-                self.network.save_pretrained(temporary)
+                self._save_network(temporary)
                 self.tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             raise RadistillError(f"{folder}: cannot be written ({one_line(error)})") from None
+
+    def _save_network(self, folder: Path) -> None:
+        """Save the generation settings as they are: transformers refuses to write some that it reads and publishes."""
+        settings = self.network.generation_config
+        self.network.generation_config = GenerationConfig()
+        try:
+            self.network.save_pretrained(folder)
+        finally:
+            self.network.generation_config = settings
+        settings.to_json_file(folder / "generation_config.json")
+        _use_published_names(folder / "config.json")
 
 
 def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Model:
@@ -139,6 +157,16 @@ def check_device(device: str) -> torch.device:
     return found
 
 
+def _use_published_names(path: Path) -> None:
+    """Name the layers of a hybrid as IBM's checkpoints do: transformers reads both spellings, vLLM up to 0.25 and
+    llama.cpp's converter only that one."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") == "granitemoehybrid":
+        published = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     check_tokenizer(folder)
     try:
@@ -166,7 +194,7 @@ def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # from wrong shapes to an assertion in a module's constructor
         raise RadistillError(f"{folder}: the weights do not fit config.json ({one_line(error)})") from None
     network, info = loaded
     _check_loaded(folder, info)

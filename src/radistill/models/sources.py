@@ -35,7 +35,12 @@ def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool 
     if text in ALIASES:
         return _from_alias(text, weights)
     path = Path(text).expanduser()
-    if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.endswith(".gguf") or path.exists():
+    if (
+        isinstance(source, Path)
+        or text.startswith((".", "/", "~"))
+        or text.endswith(".gguf")
+        or (text and path.exists())
+    ):
         return _from_path(path)
     if not _HUB_ID.fullmatch(text):
         raise RadistillError(f"{text!r}: no such file or folder, and no name of a hub model either; {_choices()}")

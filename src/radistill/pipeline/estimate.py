@@ -1,22 +1,21 @@
 """What a recipe will cost, before it costs anything: `radistill run RECIPE --dry-run`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedConfig
 
-from radistill.conversion.targets import TargetSettings
 from radistill.diagnosis.selectors import Bayes, Selector
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
 from radistill.models.loading import DTYPES
 from radistill.pipeline.memory import (
     FORMULAS,
+    TERMS,
     Lengths,
     align_bytes_per_layer,
     disk_bytes,
@@ -27,7 +26,7 @@ from radistill.pipeline.memory import (
 )
 from radistill.pipeline.preflight import check
 from radistill.pipeline.recipe import Recipe
-from radistill.pipeline.shapes import HybridShape, count_parameters, hybrid_shape
+from radistill.pipeline.shapes import count_parameters, hybrid_shape
 
 WIDTH = 100
 
@@ -40,9 +39,12 @@ class ModelEstimate:
         role: base, teacher, hybrid or baseline.
         source: what the recipe calls it, or the target.
         parameters: by component.
-        attention_layers: layers that have attention, of `layers`.
+        layers: decoder layers.
+        attention_layers: how many of them have attention.
         kv_bytes_per_token: growth of the KV cache of one sequence, in bfloat16.
         ssm_state_bytes: recurrent state of one sequence at any length, in float32.
+        new_parameters: parameters of new blocks.
+        trained_parameters: parameters that end-to-end training changes.
     """
 
     role: str
@@ -52,6 +54,8 @@ class ModelEstimate:
     attention_layers: int
     kv_bytes_per_token: int
     ssm_state_bytes: int
+    new_parameters: int = 0
+    trained_parameters: int = 0
 
     @property
     def total(self) -> int:
@@ -60,53 +64,35 @@ class ModelEstimate:
 
 
 @dataclass(frozen=True)
-class HybridEstimate:
-    """One student of a run.
-
-    Attributes:
-        model: its size.
-        new_parameters: parameters of the new blocks.
-        trained_parameters: parameters that end-to-end training changes; 0 if that stage is left out.
-        memory: bytes by stage and term.
-        disk: bytes in the run folder.
-        judged_sets: sets of layers that the search judges, at most.
-        aligned: whether its blocks are fitted layer by layer.
-        steps: end-to-end steps.
-    """
-
-    model: ModelEstimate
-    new_parameters: int
-    trained_parameters: int
-    memory: dict[str, dict[str, int]]
-    disk: int
-    judged_sets: int
-    aligned: bool
-    steps: int
-
-
-@dataclass(frozen=True)
 class Work:
-    """What the stages have to do, at most.
+    """What the stages have to do for the hybrid, at most.
 
     Attributes:
-        documents: by split; calibration documents that are training documents too count as 0.
+        documents: by split; calibration documents that are training documents too are not counted twice.
         document_tokens: longest document.
         generated_tokens: that the teacher writes, if it answers every prompt; 0 if the data brings the responses.
-        calibration_tokens: in one pass of the diagnosis.
-        align_tokens: through blocks that are fitted.
+        judged_sets: sets of layers that the search judges, the plan's own included.
+        calibration_tokens: in one pass of the diagnosis, of which there is one for each set and one more.
+        align_tokens: through each block that is fitted; 0 without alignment.
         align_passes: passes of the base over the training documents, for recording.
-        step_tokens: in one optimiser step.
-        distill_tokens: in all of them.
+        steps: of end-to-end training.
+        step_tokens: in one of them.
     """
 
     documents: dict[str, int]
     document_tokens: int
     generated_tokens: int
+    judged_sets: int
     calibration_tokens: int
     align_tokens: int
     align_passes: int
+    steps: int
     step_tokens: int
-    distill_tokens: int
+
+    @property
+    def distill_tokens(self) -> int:
+        """Tokens of all end-to-end steps."""
+        return self.steps * self.step_tokens
 
 
 @dataclass(frozen=True)
@@ -114,14 +100,16 @@ class Estimate:
     """Everything that a dry run tells.
 
     Attributes:
-        models: the base and, if another model teaches, the teacher.
-        hybrids: the hybrid and, if the recipe has one, its baseline.
-        work: tokens and passes, for the hybrid.
-        warnings: what a run on this machine would refuse.
+        models: base, teacher (if it is another model), hybrid, baseline (if there is one).
+        memory: of the hybrid's stages: bytes by stage and term, see `memory.TERMS`.
+        disk: bytes in the run folder, baseline included.
+        work: tokens and passes.
+        warnings: what a run on this machine would refuse, and what is likely to fail.
     """
 
     models: list[ModelEstimate]
-    hybrids: list[HybridEstimate]
+    memory: dict[str, dict[str, int]]
+    disk: int
     work: Work
     warnings: list[str]
 
@@ -133,46 +121,50 @@ def estimate(recipe: Recipe) -> Estimate:
         RadistillError: for what a run would refuse on any machine.
     """
     checked = check(recipe)
+    trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
-    base_model = _model("base", recipe.model, base, count_parameters(checked.base, recipe.trust_remote_code))
-    teacher_model = None
-    if checked.teacher is not None and recipe.teacher is not None:
-        counts = count_parameters(checked.teacher, recipe.trust_remote_code)
-        teacher_model = _model("teacher", recipe.teacher, anatomy_of(checked.teacher), counts)
     bounds = lengths(recipe, checked.base.max_position_embeddings)
+    models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
+    if checked.teacher is not None:
+        counts = count_parameters(checked.teacher, trust)
+        models.append(_model("teacher", str(recipe.teacher), anatomy_of(checked.teacher), counts))
+    loaded = {f"{model.role} weights": model.total for model in models}
 
-    def hybrid(
-        role: str, target: TargetSettings, selector: Selector, aligned: bool, steps: int | None
-    ) -> HybridEstimate:
-        arm = recipe if steps is None or recipe.distill is None else _with_steps(recipe, steps)
-        shape = _shape(arm, checked.base, target, bounds)
-        memory = memory_of_stages(
-            arm,
-            base,
-            shape,
-            bounds,
-            base_parameters=base_model.total,
-            teacher_parameters=teacher_model.total if teacher_model else None,
-            with_align=aligned,
-        )
-        return HybridEstimate(
-            model=_model(role, target.kind, shape.anatomy, shape.parameters),
-            new_parameters=shape.new,
-            trained_parameters=trained_parameters(arm, shape),
-            memory=memory,
-            disk=disk_bytes(arm, shape, aligned),
-            judged_sets=judged_sets(selector, base),
-            aligned=aligned,
-            steps=arm.distill.steps if arm.distill else 0,
-        )
+    distill, align = recipe.distill, recipe.align
+    documents = recipe.data.train
+    shape = hybrid_shape(
+        checked.base,
+        recipe.convert.target,
+        recipe.diagnose.budget,
+        dtype=DTYPES[recipe.dtype],
+        on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
+        step=bounds.batch(distill.tokens_per_batch, documents) if distill else None,
+        block_step=bounds.batch(align.tokens_per_batch, documents) if align else None,
+        train_everything=distill is not None and distill.other_learning_rate > 0,
+        trust_remote_code=trust,
+    )
+    memory = memory_of_stages(recipe, base, shape, bounds, loaded)
+    disk = disk_bytes(recipe, shape)
+    uncounted = shape.step_bytes is None
+    hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
+    models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=trained_parameters(recipe, shape)))
 
-    hybrids = [hybrid("hybrid", recipe.convert.target, recipe.diagnose.selector, recipe.align is not None, None)]
-    if (baseline := recipe.baseline) is not None:
-        aligned = baseline.align and recipe.align is not None
-        hybrids.append(hybrid("baseline", baseline.target, baseline.selector, aligned, baseline.steps))
+    if recipe.baseline is not None:
+        arm = _baseline_recipe(recipe)
+        shape = hybrid_shape(
+            checked.base,
+            recipe.baseline.target,
+            recipe.diagnose.budget,
+            dtype=DTYPES[recipe.dtype],
+            trust_remote_code=trust,
+        )
+        disk += disk_bytes(arm, shape)
+        baseline = _model("baseline", recipe.baseline.target.kind, shape.anatomy, shape.parameters)
+        models.append(replace(baseline, new_parameters=shape.new, trained_parameters=trained_parameters(arm, shape)))
     warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
-    models = [base_model] if teacher_model is None else [base_model, teacher_model]
-    return Estimate(models, hybrids, _work(recipe, base, bounds), warnings)
+    if distill and uncounted:
+        warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
+    return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
 
 
 def judged_sets(selector: Selector, anatomy: Anatomy) -> int:
@@ -194,44 +186,143 @@ def _model(role: str, source: str, anatomy: Anatomy, parameters: dict[str, int])
     )
 
 
-def _with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe of an arm that trains for another number of steps, 0 being none."""
-    assert recipe.distill is not None
-    distill = recipe.distill.model_copy(update={"steps": steps}) if steps else None
-    return recipe.model_copy(update={"distill": distill})
-
-
-def _shape(recipe: Recipe, config: PreTrainedConfig, target: TargetSettings, bounds: Lengths) -> HybridShape:
-    on_cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available())
-    distill, align = recipe.distill, recipe.align
-    return hybrid_shape(
-        config,
-        target,
-        recipe.diagnose.budget,
-        dtype=DTYPES[recipe.dtype],
-        on_cpu=on_cpu,
-        step=bounds.batch(distill.tokens_per_batch if distill else 1, recipe.data.train),
-        block_step=bounds.batch(align.tokens_per_batch if align else 1, recipe.data.train),
-        train_everything=distill is not None and distill.other_learning_rate > 0,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+def _baseline_recipe(recipe: Recipe) -> Recipe:
+    """What the baseline's stages see of the recipe."""
+    assert recipe.baseline is not None
+    distill = recipe.distill
+    if distill is not None and recipe.baseline.steps is not None:
+        steps = recipe.baseline.steps
+        distill = distill.model_copy(update={"steps": steps}) if steps else None
+    return recipe.model_copy(update={"align": recipe.align if recipe.baseline.align else None, "distill": distill})
 
 
 def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
     data, align, distill = recipe.data, recipe.align, recipe.distill
-    own = data.calibration if data.calibration_from == "own" else 0
-    documents = {"train": data.train, "calibration": own, "heldout": data.heldout}
+    documents = {"training": data.train, "held-out": data.heldout}
+    if data.calibration_from == "own":
+        documents["calibration"] = data.calibration
     writes = data.responses.source != "data"
-    align_batch = bounds.batch(align.tokens_per_batch, data.train) if align else None
-    step = bounds.batch(distill.tokens_per_batch, data.train) if distill else None
-    step_tokens = _padded(step.rows * step.time, distill.tokens_per_batch) * distill.gradient_accumulation if step and distill else 0
+    step_tokens = 0
+    if distill is not None:
+        step_tokens = bounds.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
     return Work(
         documents=documents,
         document_tokens=bounds.document,
         generated_tokens=sum(documents.values()) * data.responses.max_new_tokens if writes else 0,
+        judged_sets=judged_sets(recipe.diagnose.selector, base),
         calibration_tokens=data.calibration * bounds.document,
-        align_tokens=0,
+        align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
         align_passes=math.ceil(recipe.diagnose.budget / layers_at_once(recipe, base, bounds)) if align else 0,
+        steps=distill.steps if distill else 0,
         step_tokens=step_tokens,
-        distill_tokens=step_tokens * distill.steps if distill else 0,
     )
+
+
+def _memory_warnings(recipe: Recipe, base: Anatomy, bounds: Lengths) -> list[str]:
+    if recipe.align is None:
+        return []
+    room, needed = recipe.align.memory_gib * 2**30, align_bytes_per_layer(recipe, base, bounds)
+    if needed <= room:
+        return []
+    return [
+        f"align.memory_gib is {recipe.align.memory_gib:g}, but one layer's activations may take {needed / 2**30:.1f} "
+        f"GiB: {recipe.data.train:,} documents of up to {bounds.document:,} tokens; lower data.train or data.max_length"
+    ]
+
+
+def print_estimate(found: Estimate) -> None:
+    """Print an estimate on standard output, at most 100 columns wide."""
+    console = Console(highlight=False)
+    console.print(page(found), width=min(console.width, WIDTH))
+
+
+def page(found: Estimate) -> RenderableType:
+    """What a dry run prints."""
+    parts = [_models(found), _memory(found), _work_page(found.work)]
+    if found.warnings:
+        parts.append(_section("warnings", *(Text(f"! {warning}", style="yellow") for warning in found.warnings)))
+    else:
+        parts.append(Text("nothing stands in the way of a run on this machine", style="green"))
+    return Group(*parts)
+
+
+def _section(title: str, *content: RenderableType) -> RenderableType:
+    return Group(Text(title, style="bold"), Padding(Group(*content), (0, 0, 1, 2), expand=False))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _models(found: Estimate) -> RenderableType:
+    models = found.models
+    table = _table("", *(model.role for model in models))
+    for component in models[0].parameters:
+        counts = [model.parameters[component] for model in models]
+        if any(counts):
+            table.add_row(component, *(f"{count:,}" for count in counts))
+    table.add_row("total", *(f"{model.total:,}" for model in models), style="bold")
+    table.add_row("in new blocks", *(_or_blank(model.new_parameters) for model in models))
+    table.add_row("trained end to end", *(_or_blank(model.trained_parameters) for model in models))
+    table.add_row("attention layers", *(f"{model.attention_layers} of {model.layers}" for model in models))
+    table.add_row("KV cache a token", *(human_bytes(model.kv_bytes_per_token) for model in models))
+    table.add_row("SSM state a sequence", *(human_bytes(model.ssm_state_bytes) for model in models))
+    names = ", ".join(f"{model.role} {model.source}" for model in models)
+    return _section("parameters", table, Text(names, style="dim"))
+
+
+def _or_blank(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _memory(found: Estimate) -> RenderableType:
+    table = _table("", *found.memory)
+    for term in TERMS:
+        sizes = [stage.get(term) for stage in found.memory.values()]
+        if any(sizes):
+            table.add_row(term, *(_gib(size) for size in sizes))
+    totals = [sum(stage.values()) for stage in found.memory.values()]
+    table.add_row("total", *(_gib(total) for total in totals), style="bold")
+    disk = f"On disk at most {_gib(found.disk)} GiB: students before and after, fitted blocks, three checkpoints."
+    title = "memory in GiB, estimated for documents that are all as long as allowed"
+    return _section(title, table, Text(FORMULAS, style="dim"), Text(disk))
+
+
+def _gib(size: int | None) -> str:
+    if not size:
+        return ""
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.3f}"
+
+
+def _work_page(work: Work) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    splits = ", ".join(f"{count:,} {split}" for split, count in work.documents.items())
+    table.add_row("data", f"{splits} documents of at most {work.document_tokens:,} tokens")
+    if work.generated_tokens:
+        written = human_count(work.generated_tokens)
+        table.add_row("", f"the teacher writes at most {written} tokens")
+    table.add_row(
+        "diagnose",
+        f"{_count(work.judged_sets, 'judged set')} of layers, at most: {work.judged_sets + 1} forward passes over "
+        f"{human_count(work.calibration_tokens)} calibration tokens",
+    )
+    if work.align_tokens:
+        table.add_row(
+            "align",
+            f"{human_count(work.align_tokens)} tokens through each new block, "
+            f"{_count(work.align_passes, 'pass')} of the base over the training documents",
+        )
+    if work.steps:
+        total = human_count(work.distill_tokens)
+        table.add_row("distill", f"{_count(work.steps, 'step')} of at most {work.step_tokens:,} tokens, {total} in all")
+    return _section("work, at most", table)
+
+
+def _count(number: int, what: str) -> str:
+    plural = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{plural}"

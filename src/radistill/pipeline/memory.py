@@ -1,5 +1,6 @@
-"""Memory of the stages of a run, and the room it takes on disk. Upper bounds: documents may be shorter than they can be."""
+"""Memory of the stages of a run and its room on disk, where documents are taken to be as long as they can be."""
 
+import math
 from dataclasses import dataclass
 
 from radistill.models.anatomy import Anatomy
@@ -8,18 +9,26 @@ from radistill.pipeline.shapes import Batch, HybridShape
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
-FORMULAS = {
-    "base weights": "parameters × bytes of a number",
-    "teacher weights": "parameters × bytes of a number",
-    "student weights": "parameters × bytes of a number",
-    "cached activations": "diagnose: layers × tokens × width; align: 2 × tokens × width × layers at once",
-    "cached logits": "calibration response tokens × vocabulary",
-    "gradients": "trained parameters × bytes of a number",
-    "Adam moments": "2 × trained parameters × bytes of a number",
-    "activations of a step": "what autograd keeps for backward, counted on tensors without data",
-    "logits of a step": "diagnose: response tokens × vocabulary × 6; distill: the same × 4",
-}
-"""Each term of `memory_of_stages`, in the order of a listing, and how it is counted."""
+TERMS = (
+    "base weights",
+    "teacher weights",
+    "student weights",
+    "cached activations",
+    "cached logits",
+    "gradients",
+    "Adam moments",
+    "activations of a step",
+    "logits of a step",
+)
+"""The terms of `memory_of_stages`, in the order of a listing."""
+
+FORMULAS = (
+    "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. Cached activations: tokens "
+    "x width x layers, in and out for align. Activations of a step: what autograd keeps, counted in a forward pass on "
+    "tensors without data, with transformers' own torch code; kernels for GPUs keep less. Logits of a step: tokens x "
+    "vocabulary, four times, in diagnose six times. Temporary buffers come on top."
+)
+"""How the terms are counted."""
 
 # Draft logits and, in float32, both log-probabilities, the probability, their difference and its product.
 _FLOAT32_COPIES_OF_LOGITS = 5
@@ -37,14 +46,22 @@ class Lengths:
     Attributes:
         document: longest document.
         response: most response tokens of one document.
+        trained: most tokens of one training document whose logits are learnt.
     """
 
     document: int
     response: int
+    trained: int
+
+    def tokens(self, tokens_per_batch: int, documents: int) -> int:
+        """Most padded tokens of one batch: a document that is longer than the limit gets a batch of its own."""
+        return min(max(tokens_per_batch, self.document), documents * self.document)
 
     def batch(self, tokens_per_batch: int, documents: int) -> Batch:
-        """The largest batch: as many of the longest documents as fit, at least one."""
-        return Batch(min(max(1, tokens_per_batch // self.document), documents), self.document)
+        """A batch of that many tokens whose rows are as long as documents can be."""
+        tokens = self.tokens(tokens_per_batch, documents)
+        rows = math.ceil(tokens / self.document)
+        return Batch(rows, math.ceil(tokens / rows))
 
 
 def lengths(recipe: Recipe, context: int) -> Lengths:
@@ -52,9 +69,9 @@ def lengths(recipe: Recipe, context: int) -> Lengths:
     data = recipe.data
     document = min(data.max_length, context)
     response = document - 1
-    if data.loss_on == "response" and data.responses.source == "teacher":
+    if data.responses.source == "teacher":
         response = min(response, data.responses.max_new_tokens)
-    return Lengths(document, response)
+    return Lengths(document, response, trained=response if data.loss_on == "response" else document - 1)
 
 
 def trained_parameters(recipe: Recipe, shape: HybridShape) -> int:
@@ -69,32 +86,25 @@ def memory_of_stages(
     base: Anatomy,
     shape: HybridShape,
     bounds: Lengths,
-    *,
-    base_parameters: int,
-    teacher_parameters: int | None,
-    with_align: bool,
+    loaded: dict[str, int],
 ) -> dict[str, dict[str, int]]:
-    """What each stage of one hybrid holds at its peak: bytes by stage and term.
+    """What each stage holds at its peak: bytes by stage and term, the terms being those of `TERMS`.
 
     Args:
         recipe: the recipe.
         base: the model to convert.
         shape: the hybrid.
         bounds: lengths of documents.
-        base_parameters: of the base, which stays loaded in all stages.
-        teacher_parameters: of another teacher, which does too; None for self-distillation.
-        with_align: whether this hybrid's blocks are fitted layer by layer.
+        loaded: parameters of the models that stay loaded in all stages, by term.
     """
     number = BYTES[recipe.dtype]
-    loaded = {"base weights": base_parameters * number}
-    if teacher_parameters is not None:
-        loaded["teacher weights"] = teacher_parameters * number
-    stages = {"diagnose": loaded | _diagnose(recipe, base, bounds)}
+    always = {term: parameters * number for term, parameters in loaded.items()}
+    stages = {"diagnose": always | _diagnose(recipe, base, bounds)}
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
-    if with_align:
-        stages["align"] = loaded | hybrid | _align(recipe, base, shape, bounds)
+    if recipe.align is not None:
+        stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
     if recipe.distill is not None:
-        stages["distill"] = loaded | hybrid | _distill(recipe, base, shape, bounds)
+        stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
     return stages
 
 
@@ -110,22 +120,22 @@ def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int
     return 2 * recipe.data.train * bounds.document * base.hidden_size * BYTES[recipe.dtype]
 
 
-def disk_bytes(recipe: Recipe, shape: HybridShape, with_align: bool) -> int:
+def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
     """Room that one hybrid takes in the run folder: before and after training, fitted blocks, checkpoints."""
     weights = sum(shape.parameters.values())
     checkpoints = _CHECKPOINTS * _TENSORS_OF_A_CHECKPOINT * trained_parameters(recipe, shape)
-    return (2 * weights + (shape.new if with_align else 0) + checkpoints) * BYTES[recipe.dtype]
+    return (2 * weights + (shape.new if recipe.align is not None else 0) + checkpoints) * BYTES[recipe.dtype]
 
 
 def _diagnose(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
     number = BYTES[recipe.dtype]
     documents = recipe.data.calibration
-    batch = bounds.batch(recipe.diagnose.tokens_per_batch, documents)
+    response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
     return {
         "cached activations": base.num_layers * documents * bounds.document * base.hidden_size * number,
         "cached logits": documents * bounds.response * base.vocab_size * number,
-        "logits of a step": batch.rows * bounds.response * base.vocab_size * copies,
+        "logits of a step": response_tokens * base.vocab_size * copies,
     }
 
 
@@ -135,18 +145,19 @@ def _align(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -
         "cached activations": layers_at_once(recipe, base, bounds) * align_bytes_per_layer(recipe, base, bounds),
         "gradients": shape.block * number,
         "Adam moments": 2 * shape.block * number,
-        "activations of a step": shape.block_bytes,
+        "activations of a step": shape.block_bytes or 0,
     }
 
 
 def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
     assert recipe.distill is not None
     number = BYTES[recipe.dtype]
-    batch = bounds.batch(recipe.distill.tokens_per_batch, recipe.data.train)
+    documents = recipe.data.train
+    response_tokens = min(bounds.tokens(recipe.distill.tokens_per_batch, documents), documents * bounds.trained)
     trained = trained_parameters(recipe, shape) * number
-    terms = {
+    return {
         "gradients": trained,
         "Adam moments": 2 * trained,
-        "logits of a step": _LOGITS_OF_A_STEP * batch.rows * bounds.response * base.vocab_size * number,
+        "logits of a step": _LOGITS_OF_A_STEP * response_tokens * base.vocab_size * number,
+        "activations of a step": shape.step_bytes or 0,
     }
-    return terms if shape.step_bytes is None else terms | {"activations of a step": shape.step_bytes}

@@ -117,7 +117,8 @@ def _check_conversion(
 def _has_qkv_bias(config: PreTrainedConfig, anatomy: Anatomy, trust_remote_code: bool) -> bool:
     with torch.device("meta"), quiet():
         network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return anatomy.mixer(network, anatomy.attention_layers[0]).q_proj.bias is not None
+    attention = anatomy.mixer(network, anatomy.attention_layers[0])
+    return attention.get_submodule("q_proj").bias is not None
 
 
 def _check_teacher(recipe: Recipe, base: PreTrainedConfig, teacher: PreTrainedConfig, warnings: list[str]) -> None:

@@ -1,23 +1,24 @@
 """The recipe: the only input of a run. Every field has a type, a default where one makes sense, and a sentence."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from radistill.conversion.initialisation import INITIALISATIONS
-from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.selectors import SELECTORS, SelectorSettings
+from radistill.diagnosis.selectors import Bayes, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.settings import EvaluateSettings
 from radistill.files import write_text
+from radistill.pipeline.recipe_errors import explain, has_fields
+from radistill.pipeline.recipe_yaml import read_mapping
 
 
 def _kind(value: Any) -> Any:
@@ -45,7 +46,7 @@ class DiagnoseSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     budget: int = Field(ge=1, description="attention layers to replace")
-    selector: Selector = Field(default_factory=SELECTORS["bayes"], description="how they are chosen")
+    selector: Selector = Field(default_factory=Bayes, description="how they are chosen")
     objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(
         default="acceptance", description="what the search maximises"
     )
@@ -57,9 +58,7 @@ class ConvertSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    target: Target = Field(
-        default_factory=lambda: TARGETS["granite-hybrid"].settings(), description="the student's architecture"
-    )
+    target: Target = Field(default_factory=GraniteHybridSettings, description="the student's architecture")
     init: Initialisation = Field(default="zero", description="how the new blocks start")
 
 
@@ -68,9 +67,9 @@ class BaselineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    selector: Selector = Field(default_factory=SELECTORS["uniform"], description="how its layers are chosen")
+    selector: Selector = Field(default_factory=Uniform, description="how its layers are chosen")
     target: Target = Field(
-        default_factory=lambda: TARGETS["granite-hybrid"].settings(groups="heads"),
+        default_factory=lambda: GraniteHybridSettings(groups="heads"),
         description="its architecture; a per-head transfer needs one B/C group a head",
     )
     init: Initialisation = Field(default="transfer", description="how its new blocks start")
@@ -87,18 +86,24 @@ class Recipe(BaseModel):
     teacher: str | None = Field(
         default=None, description="a larger teacher with the same tokenizer; null is self-distillation"
     )
-    seed: int = Field(default=0, ge=0, description="of every random choice")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; fixed threads make runs repeatable")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto is the GPU where there is one")
     trust_remote_code: bool = Field(default=False, description="run model code that a hub repository brings")
-    data: DataSettings
-    diagnose: DiagnoseSettings
-    convert: ConvertSettings = Field(default_factory=ConvertSettings)
-    align: AlignSettings | None = Field(default_factory=AlignSettings, description="null leaves the stage out")
-    distill: DistillSettings | None = Field(default_factory=DistillSettings, description="null leaves the stage out")
-    baseline: BaselineSettings | None = Field(default=None, description="null trains no baseline")
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    data: DataSettings = Field(description="what the models read: its source, how much of it, whose responses")
+    diagnose: DiagnoseSettings = Field(description="which attention layers go")
+    convert: ConvertSettings = Field(default_factory=ConvertSettings, description="what they become")
+    align: AlignSettings | None = Field(
+        default_factory=AlignSettings, description="the fit of each new block by itself; null leaves it out"
+    )
+    distill: DistillSettings | None = Field(
+        default_factory=DistillSettings, description="end-to-end training; null leaves it out"
+    )
+    baseline: BaselineSettings | None = Field(
+        default=None, description="a second hybrid to compare with; null trains none"
+    )
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="what is measured in the end")
 
     def save(self, path: Path | str) -> None:
         """Write the whole recipe, defaults included, as YAML."""
@@ -112,22 +117,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RadistillError: naming the file, the field and what it may be.
     """
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such recipe") from None
-    except IsADirectoryError:
-        raise RadistillError(f"{path}: is a folder, not a recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RadistillError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise RadistillError(f"{path}: a recipe is a mapping of fields such as `model: smollm2-135m`")
+    data = read_mapping(path)
     for override in overrides:
         _override(data, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RadistillError(f"{path}: {_explain(error)}") from None
+        raise RadistillError(f"{path}: {explain(error, Recipe)}") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -136,9 +132,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise RadistillError(f"--set {override}: write it as field=value, for example distill.steps=20")
     *parents, last = field.split(".")
     node = data
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = node.get(parent)
-        if isinstance(child, str):
+        if isinstance(child, str) and has_fields(parents[:depth], Recipe):
             child = _kind(child)  # `selector: bayes` takes settings like its long form
         elif child is None:
             child = {}
@@ -150,67 +146,3 @@ def _override(data: dict[str, Any], override: str) -> None:
         node[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RadistillError(f"--set {override}: {text!r} is not a YAML value") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem on one line: field, what is wrong, what was given, what is allowed."""
-    problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
-    # Pydantic puts the chosen kind of a union between the field and its own fields; users do not write it there.
-    fields, kinds = _path_and_kinds(location)
-    name = ".".join(fields)
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(fields[:-1], kinds)
-        close = difflib.get_close_matches(fields[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{name}: unknown field; {hint}allowed: {', '.join(known)}{more}"
-    if problem["type"] == "missing":
-        return f"{name}: is required{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{name}: {message[0].lower() + message[1:]}{shown}{more}"
-
-
-def _path_and_kinds(location: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Split pydantic's location into the fields that a user writes and the kinds chosen on the way."""
-    fields: list[str] = []
-    kinds: dict[str, str] = {}
-    model: Any = Recipe
-    for part in location:
-        choices = _choices(model)
-        if len(choices) > 1 and part in choices:
-            kinds[".".join(fields)] = part
-            model = choices[part]
-            continue
-        fields.append(part)
-        single = next(iter(choices.values()), None) if len(choices) == 1 else None
-        info = getattr(single, "model_fields", {}).get(part)
-        model = None if info is None else info.annotation
-    return fields, kinds
-
-
-def _choices(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The settings classes that an annotation admits, by their kind."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        kind = annotation.model_fields.get("kind")
-        return {str(kind.default) if kind else annotation.__name__: annotation}
-    found: dict[str, type[BaseModel]] = {}
-    for argument in get_args(annotation):
-        found |= _choices(argument)
-    return found
-
-
-def _fields_at(fields: Sequence[str], kinds: dict[str, str]) -> list[str]:
-    model: Any = Recipe
-    for depth, field in enumerate(fields):
-        choices = _choices(model.model_fields[field].annotation)
-        kind = kinds.get(".".join(fields[: depth + 1]))
-        if kind in choices:
-            model = choices[kind]
-        elif choices:
-            model = next(iter(choices.values()))
-        else:
-            return []
-    return sorted(model.model_fields)

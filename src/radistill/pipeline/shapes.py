@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -34,8 +35,8 @@ class HybridShape:
         new: parameters of all new blocks.
         block: parameters of one new block.
         step_bytes: what autograd keeps between forward and backward of the whole hybrid, logits and weights left out;
-            None for a mixture of experts, where it depends on the data.
-        block_bytes: the same for one new block by itself.
+            None if it was not asked for, and for a mixture of experts, where it depends on the data.
+        block_bytes: the same for one new block by itself; None if it was not asked for.
     """
 
     anatomy: Anatomy
@@ -43,7 +44,7 @@ class HybridShape:
     new: int
     block: int
     step_bytes: int | None
-    block_bytes: int
+    block_bytes: int | None
 
 
 def count_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> dict[str, int]:
@@ -59,9 +60,9 @@ def hybrid_shape(
     budget: int,
     *,
     dtype: torch.dtype,
-    on_cpu: bool,
-    step: Batch,
-    block_step: Batch,
+    on_cpu: bool = False,
+    step: Batch | None = None,
+    block_step: Batch | None = None,
     train_everything: bool = False,
     trust_remote_code: bool = False,
 ) -> HybridShape:
@@ -77,8 +78,8 @@ def hybrid_shape(
         budget: how many layers are replaced.
         dtype: of weights and activations.
         on_cpu: whether the run will be on a CPU, where state-space layers scan in shorter chunks.
-        step: batch of one end-to-end step.
-        block_step: batch of one step of a block's fit.
+        step: batch of one end-to-end step; None counts none.
+        block_step: batch of one step of a block's fit; None counts none.
         train_everything: whether other weights than the new blocks' are trained.
         trust_remote_code: as in the recipe.
     """
@@ -95,14 +96,14 @@ def hybrid_shape(
         anatomy = anatomy_of(student)
         blocks = [anatomy.mixer(student, layer).requires_grad_(True) for layer in replace]
 
-        def end_to_end() -> Any:
-            ids = torch.zeros(step.rows, step.time, dtype=torch.long)
+        def end_to_end(batch: Batch) -> Any:
+            ids = torch.zeros(batch.rows, batch.time, dtype=torch.long)
             # The least of the logits: how many there are is counted apart.
             return student(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=1, use_cache=False)
 
-        def fit() -> Any:
-            inputs = torch.zeros(block_step.rows, block_step.time, anatomy.hidden_size, dtype=dtype)
-            return blocks[0](inputs, attention_mask=torch.ones(block_step.rows, block_step.time, dtype=torch.long))
+        def fit(batch: Batch) -> Any:
+            inputs = torch.zeros(batch.rows, batch.time, anatomy.hidden_size, dtype=dtype)
+            return blocks[0](inputs, attention_mask=torch.ones(batch.rows, batch.time, dtype=torch.long))
 
         experts = bool(getattr(student.config, "num_local_experts", 0))
         return HybridShape(
@@ -110,8 +111,8 @@ def hybrid_shape(
             parameters=anatomy.parameters(student),
             new=sum(_numbers(block) for block in blocks),
             block=_numbers(blocks[0]),
-            step_bytes=None if experts else kept_bytes(student, end_to_end),
-            block_bytes=kept_bytes(blocks[0], fit),
+            step_bytes=None if step is None or experts else kept_bytes(student, partial(end_to_end, step)),
+            block_bytes=None if block_step is None else kept_bytes(blocks[0], partial(fit, block_step)),
         )
 
 

@@ -10,13 +10,14 @@ from radistill.conversion.targets import TARGETS
 from radistill.diagnosis.diagnose import check_budget, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.distillation.align import Alignment, align
-from radistill.distillation.data.prepare import prepare
 from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.data.prepare import prepare
 from radistill.distillation.distill import distill
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.files import hash_file, write_json
 from radistill.models.loading import Model
+from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context
 from radistill.report import write_report
 
@@ -126,7 +127,9 @@ def run_evaluate(context: Context) -> None:
             results["rad_aligned"] = _evaluate(context, aligned, "rad_aligned", generate=False)
         results["rad"] = _evaluate(context, context.load(rad.student), "rad")
         for arm in others:
-            results[f"{arm.name}_start"] = _evaluate(context, context.load(arm.start), f"{arm.name}_start", generate=False)
+            results[f"{arm.name}_start"] = _evaluate(
+                context, context.load(arm.start), f"{arm.name}_start", generate=False
+            )
             results[arm.name] = _evaluate(context, context.load(arm.student), arm.name)
         write_json(
             output,
@@ -278,11 +281,15 @@ def _evaluate(
     )
 
 
+def _prompt(context: Context, document: Document) -> str:
+    tokens = list(document.tokens[: document.response_start])
+    return str(context.base.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
 def _samples(context: Context, results: dict[str, Evaluation]) -> list[dict[str, str]]:
     records = context.splits.heldout[: context.recipe.evaluate.samples]
-    prompt_of = context.base.tokenizer.decode
     return [
-        {"prompt": prompt_of(list(record.document.tokens[: record.document.response_start]), skip_special_tokens=True)}
+        {"prompt": _prompt(context, record.document)}
         | {name: result.answers[row] for name, result in results.items() if result.answers}
         for row, record in enumerate(records)
     ]

@@ -1,9 +1,10 @@
 """The report: one HTML page that holds everything and loads nothing, made from the files of a run folder alone."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from radistill.files import write_text
 from radistill.report.arms import arm_name
@@ -40,24 +41,8 @@ def write_report(run_folder: Path | str) -> Path:
 
 def render(folder: RunFolder) -> str:
     """The page as HTML; every text from the folder is escaped."""
-    environment = Environment(
-        loader=PackageLoader("radistill", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number,
-        significant=significant,
-        percent=percent,
-        whole=whole,
-        duration=duration,
-        layers=layer_list,
-        readable=readable,
-    )
     samples, number_of_samples = samples_of(folder.evaluation, folder.baseline_init)
-    html = environment.get_template("report.html.j2").render(
+    html = _template().render(
         folder=folder,
         model=readable(folder.plan.get("model") or "unnamed model").rstrip("/").rpartition("/")[2],
         source=readable(folder.plan.get("model") or ""),
@@ -83,6 +68,27 @@ def render(folder: RunFolder) -> str:
         provenance=_provenance(folder),
     )
     return "\n".join(line.rstrip() for line in html.splitlines()) + "\n"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("radistill", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        significant=significant,
+        percent=percent,
+        whole=whole,
+        duration=duration,
+        layers=layer_list,
+        readable=readable,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _outdated(folder: RunFolder) -> bool:

@@ -40,8 +40,8 @@ class Bayes(BaseModel):
             scale = high - low or 1.0
             study.enqueue_trial({str(layer): (score - low) / scale for layer, score in scores.items()})
         completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        for trial in completed:
-            problem.trials.value(trial.user_attrs["layers"])  # known, so it costs nothing; the plan lists it
+        for old in completed:
+            problem.trials.value(old.user_attrs["layers"])  # known, so it costs nothing; the plan lists it
         done = len(completed)
         with progress(f"search for {problem.budget} layers", self.trials, "trials", min(done, self.trials)) as advance:
             while done < self.trials:
@@ -71,18 +71,24 @@ class Bayes(BaseModel):
         trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         scores = {}
         for layer in problem.candidates:
-            skipped = [trial.value for trial in trials if layer in trial.user_attrs["layers"]]
-            kept = [trial.value for trial in trials if layer not in trial.user_attrs["layers"]]
+            skipped = [trial.values[0] for trial in trials if layer in trial.user_attrs["layers"]]
+            kept = [trial.values[0] for trial in trials if layer not in trial.user_attrs["layers"]]
             if skipped and kept:
                 scores[layer] = sum(skipped) / len(skipped) - sum(kept) / len(kept)
-        return scores, f"mean {problem.trials.objective} of the judged sets that skip the layer, less that of the others"
+        return (
+            scores,
+            f"mean {problem.trials.objective} of the judged sets that skip the layer, less that of the others",
+        )
 
     def _study(self, problem: Problem) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trials = problem.trials
         key = hash_json(
-            [trials.model.fingerprint, trials.calibration_hash, trials.objective, list(problem.candidates)]
-            + [problem.budget, problem.seed, self.startup, self.warm_start]
+            {
+                "trials": [trials.model.fingerprint, trials.calibration_hash, trials.objective],
+                "problem": [list(problem.candidates), problem.budget, problem.seed],
+                "search": [self.startup, self.warm_start],
+            }
         )
         storage = None
         if problem.folder is not None:

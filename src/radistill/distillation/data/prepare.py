@@ -35,10 +35,12 @@ def prepare(teacher: Model, settings: DataSettings, *, seed: int, folder: Path |
     cache = None if folder is None else folder / "responses.jsonl"
 
     heldout = _records(teacher, drawn.heldout, settings, seed, cache, "heldout")
-    calibration = _records(teacher, drawn.calibration, settings, seed, cache, "calibration")
     train = _records(teacher, drawn.train, settings, seed, cache, "train")
-    if settings.calibration_from == "train":
-        calibration = train[: settings.calibration]
+    calibration = (
+        train[: settings.calibration]
+        if settings.calibration_from == "train"
+        else _records(teacher, drawn.calibration, settings, seed, cache, "calibration")
+    )
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
     splits = DataSplits(train, calibration, heldout)

@@ -104,11 +104,13 @@ def example_of(row: dict[str, Any]) -> Example:
 
 def _load(path: Path) -> list[Record]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts hold other line separators
     except FileNotFoundError:
         raise RadistillError(f"{path}: no such file; `radistill run` prepares it") from None
+    except UnicodeDecodeError as error:
+        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(filter(None, lines), start=1):
         try:
             records.append(Record.from_row(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

@@ -109,9 +109,9 @@ class ReasoningGymData(_Data):
             return value
         tasks: dict[Any, Any] = {}
         for entry in value:
-            for name, options in (entry if isinstance(entry, dict) else {entry: {}}).items():
-                if not isinstance(name, str):
-                    raise ValueError(f"a task is a name, not {name!r}")
+            if not isinstance(entry, str | dict):
+                raise ValueError(f"a task is a name, not {entry!r}")
+            for name, options in ({entry: {}} if isinstance(entry, str) else entry).items():
                 if name in tasks:
                     raise ValueError(f"{name} is listed twice")
                 tasks[name] = options or {}

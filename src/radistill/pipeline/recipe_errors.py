@@ -1,0 +1,142 @@
+"""From pydantic's complaints to one line that names a field as users write it, what is wrong, and what is allowed."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
+    """The most telling problem of `error`, raised by the model `recipe`, on one line."""
+    problems = error.errors()
+    # A misspelt field often leaves a required one missing; the misspelling says more.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    fields = _fields(first["loc"], recipe)
+    name = ".".join(fields)
+    others = {".".join(_fields(problem["loc"], recipe)) for problem in problems} - {name}
+    more = f" (and {len(others)} more)" if others else ""
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        known = sorted(_section(first["loc"][:-1], recipe).model_fields)
+        return f"{name}: unknown field; {_close(fields[-1], known)}allowed: {', '.join(known)}{more}"
+    if kind == "missing":
+        return f"{name}: is required{more}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        parent = _section(first["loc"][:-1], recipe)
+        known = sorted(sections(parent.model_fields[fields[-1]].annotation))
+        if kind == "union_tag_not_found":
+            return f"{name}.kind: is required; choose one of {', '.join(known)}{more}"
+        tag = str(first["ctx"]["tag"])
+        return f"{name}: {tag!r} is unknown; {_close(tag, known)}choose one of {', '.join(known)}{more}"
+    # A field that can be of several types has one problem for each of them.
+    alternatives = [_wrong(problem) for problem in problems if _fields(problem["loc"], recipe) == fields]
+    wrong = " or ".join([alternatives[0], *(other.removeprefix("must be ") for other in alternatives[1:])])
+    return f"{name}: {wrong}{_given(first)}{more}"
+
+
+def sections(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The settings classes that a field admits, by their kind; empty if it has no fields of its own."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        kind = annotation.model_fields.get("kind")
+        return {str(kind.default) if kind else annotation.__name__: annotation}
+    found: dict[str, type[BaseModel]] = {}
+    for argument in get_args(annotation):
+        found |= sections(argument)
+    return found
+
+
+def has_fields(path: Sequence[str], recipe: type[BaseModel]) -> bool:
+    """Whether the field at `path` is a section, such as `diagnose.selector`, in one of its kinds at least."""
+    candidates = [recipe]
+    for field in path:
+        annotations = [model.model_fields[field].annotation for model in candidates if field in model.model_fields]
+        candidates = [model for annotation in annotations for model in sections(annotation).values()]
+    return bool(candidates)
+
+
+def _fields(location: Sequence[int | str], recipe: type[BaseModel]) -> list[str]:
+    """The path as users write it: pydantic puts kinds of sections and members of type unions into it too."""
+    fields: list[str] = []
+    choices = sections(recipe)
+    section: type[BaseModel] | None = recipe
+    for part in map(str, location):
+        if section is None and choices:  # one of several kinds
+            section = choices[part]
+            continue
+        fields.append(part)
+        info = section.model_fields.get(part) if section is not None else None
+        if info is None:
+            continue
+        choices = sections(info.annotation)
+        section = next(iter(choices.values())) if len(choices) == 1 else None
+        if not choices and not _is_mapping(info.annotation):
+            break  # what follows are types
+    return [field for field in fields if field != "[key]"]
+
+
+def _section(location: Sequence[int | str], recipe: type[BaseModel]) -> type[BaseModel]:
+    """The settings class at a location of pydantic's."""
+    section = recipe
+    choices: dict[str, type[BaseModel]] = {}
+    for part in map(str, location):
+        if part in choices:
+            section, choices = choices[part], {}
+            continue
+        choices = sections(section.model_fields[part].annotation)
+        if len(choices) == 1:
+            section, choices = next(iter(choices.values())), {}
+    return section
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(_is_mapping(argument) for argument in get_args(annotation))
+
+
+def _wrong(problem: Any) -> str:
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be a mapping of fields"
+        case "string_too_short":
+            return "must not be empty"
+        case "too_short":
+            return f"must have at least {limits['min_length']} entry"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "must be a whole number"
+        case "float_type" | "float_parsing":
+            return "must be a number"
+        case "bool_type" | "bool_parsing":
+            return "must be true or false"
+        case "string_type" | "path_type":
+            return "must be text"
+        case "greater_than_equal":
+            return f"must be at least {_number(limits['ge'])}"
+        case "greater_than":
+            return f"must be above {_number(limits['gt'])}"
+        case "less_than_equal":
+            return f"must be at most {_number(limits['le'])}"
+        case "less_than":
+            return f"must be below {_number(limits['lt'])}"
+        case "literal_error":
+            return f"must be {limits['expected']}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _number(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else str(limit)
+
+
+def _given(problem: Any) -> str:
+    given = problem["input"]
+    if problem["type"] in ("string_too_short", "too_short"):
+        return ""
+    if given is None or isinstance(given, bool):
+        return f", not {'null' if given is None else str(given).lower()}"
+    return f", not {given!r}" if isinstance(given, str | int | float) else ""
+
+
+def _close(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

@@ -1,0 +1,138 @@
+"""`radistill inspect`: the figures, the picture and the page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+import tiny
+from radistill.cli.inspect import inspect as command
+from radistill.errors import RadistillError
+from radistill.models.inspection import human_bytes, human_count, inspect, inspect_source, layer_picture, ranges, render
+from radistill.models.loading import Model
+
+
+def page(report: dict[str, Any]) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(report))
+    return console.export_text()
+
+
+def test_a_hybrid_by_hand(tmp_path: Path) -> None:
+    report = inspect_source(tiny.save("granitemoehybrid", tmp_path, layers=3))
+    attention = 2 * 32 * 32 + 2 * 32 * 16
+    # Mamba: in_proj 32 -> 32 + 48 + 4, convolution 48 x 4 + 48, dt_bias, A_log and D 4 each, norm 32, out_proj 32 x 32.
+    ssm = 32 * 84 + 48 * 4 + 48 + 3 * 4 + 32 + 32 * 32
+    parameters = {
+        "attention": attention,
+        "ssm": 2 * ssm,
+        "mlp": 3 * 3 * 32 * 48,
+        "embedding": 2 * tiny.VOCAB_SIZE * 32,
+        "other": 7 * 32,
+    }
+    assert report == {
+        "source": str(tmp_path),
+        "model_type": "granitemoehybrid",
+        "layers": 3,
+        "hidden_size": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "vocab_size": tiny.VOCAB_SIZE,
+        "max_context": 512,
+        "tied_embeddings": False,
+        "dtype": "float32",
+        "attention_layers": [1],
+        "ssm_layers": [0, 2],
+        "sliding_window": None,
+        "sliding_layers": [],
+        "parameters": {**parameters, "total": sum(parameters.values())},
+        "kv_bytes_per_token": 64,
+        "kv_bytes": {"4096": 64 * 4096, "32768": 64 * 32768, "131072": 64 * 131072},
+        "ssm_state_bytes": 2 * (32 * 8 + 48 * 4) * 4,
+        "target": {"name": "granite-hybrid", "holds": True, "in_the_way": []},
+    }
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.REFUSED])
+def test_the_config_tells_as_much_as_the_loaded_model(family: str, tmp_path: Path) -> None:
+    loaded = inspect(tiny.model(family))
+    assert {**inspect_source(tiny.save(family, tmp_path)), "source": f"tiny {family}"} == loaded
+    assert loaded["target"]["holds"] == (family in tiny.FAMILIES)
+    for line in page(loaded).splitlines():
+        assert len(line) <= 100
+
+
+def test_the_page_of_a_hybrid() -> None:
+    text = page(inspect(tiny.model("granitemoehybrid", layers=12)))
+    assert "MAMAMAMAMA MA" in [line.strip() for line in text.splitlines()]
+    assert "384 B a token in bfloat16" in text
+    assert "SSM state" in text
+    assert "yes  the student target granite-hybrid can hold this model" in text
+
+
+def test_the_page_of_a_refused_model() -> None:
+    text = page(inspect(tiny.model("qwen3_moe")))
+    assert "no  the student target granite-hybrid cannot hold this model:" in text
+    assert "QK-norm (qwen3_moe)" in text
+    assert "mixture of experts (num_local_experts=4)" in text
+    assert "SSM state" not in text
+
+
+def test_the_picture_has_a_letter_for_each_layer() -> None:
+    assert layer_picture(inspect(tiny.model("llama"))) == "AAAA"
+    assert layer_picture(inspect(tiny.model("granitemoehybrid"))) == "MAMA"
+    assert layer_picture(inspect(tiny.model("qwen2-window"))) == "AWWW"
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [([], "none"), ([3], "3"), ([0, 1], "0-1"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8"), ([0, 2, 4], "0, 2, 4")],
+)
+def test_ranges(indices: list[int], text: str) -> None:
+    assert ranges(indices) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (23040, "22.5 KiB"), (720 * 2**20, "720 MiB"), (2**50, "1024 TiB")],
+)
+def test_human_bytes(number: int, text: str) -> None:
+    assert human_bytes(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (35136, "35.1k"), (134515008, "135M"), (3 * 10**9, "3B")]
+)
+def test_human_count(number: int, text: str) -> None:
+    assert human_count(number) == text
+
+
+def test_the_command(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(command)
+    folder = tiny.save("qwen2", tmp_path, layers=2)
+    done = CliRunner().invoke(app, [str(folder), "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == inspect_source(folder)
+    done = CliRunner().invoke(app, [str(folder)])
+    assert done.exit_code == 0
+    assert "qwen2, stored in float32" in done.stdout
+    done = CliRunner().invoke(app, [str(tmp_path / "missing")])
+    assert isinstance(done.exception, RadistillError)
+
+
+@pytest.mark.real
+def test_smollm2(smollm2: Model) -> None:
+    report = inspect(smollm2)
+    assert report["parameters"]["total"] == 134515008
+    assert report["parameters"]["embedding"] == 49152 * 576
+    text = page(report)
+    assert "22.5 KiB a token in bfloat16" in text
+    assert "AAAAAAAAAA AAAAAAAAAA AAAAAAAAAA" in text
+    assert "yes  the student target granite-hybrid can hold this model" in text

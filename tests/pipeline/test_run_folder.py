@@ -1,0 +1,130 @@
+"""The run folder: one process at a time, and only finished steps count."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from radistill.errors import RadistillError
+from radistill.files import read_json
+from radistill.pipeline.run_folder import RunFolder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from radistill.pipeline.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    for _ in range(2):  # being refused does not take the owner's name away
+        with pytest.raises(RadistillError) as caught, RunFolder(tmp_path).locked():
+            pytest.fail("the folder was given to two processes")
+        assert str(caught.value) == (
+            f"{tmp_path}: another run (process {holder.pid}) is using this folder; "
+            "wait for it to end or choose another --out"
+        )
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with RunFolder(tmp_path).locked():
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_the_lock_can_be_taken_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunFolder(tmp_path / "new" / "run").locked():
+            assert (tmp_path / "new" / "run").is_dir()
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with (
+        pytest.raises(RadistillError, match="is a file; choose a folder with --out"),
+        RunFolder(tmp_path / "run").locked(),
+    ):
+        pass
+
+
+def test_a_step_is_current_with_the_same_inputs_and_all_outputs(tmp_path: Path) -> None:
+    folder, output = RunFolder(tmp_path), tmp_path / "plan.json"
+    inputs = {"budget": 2, "seed": 0}
+    assert not folder.is_current("diagnose", inputs, [])
+    with folder.step("diagnose", inputs, seed=0):
+        output.write_text("{}")
+    assert folder.is_current("diagnose", {"seed": 0, "budget": 2}, [output])
+    assert not folder.is_current("diagnose", {"seed": 0, "budget": 3}, [output])
+    assert not folder.is_current("convert", inputs, [output])
+    output.unlink()
+    assert not folder.is_current("diagnose", inputs, [output])
+
+
+def test_another_process_sees_what_was_finished(tmp_path: Path) -> None:
+    with RunFolder(tmp_path).step("data", ["inputs"], seed=3):
+        pass
+    again = RunFolder(tmp_path)
+    assert again.is_current("data", ["inputs"], [])
+    with again.step("diagnose", [], seed=3):
+        pass
+    record = read_json(tmp_path / "run.json")
+    assert list(record["stages"]) == ["data", "diagnose"]
+    assert record["seed"] == 3
+    assert set(record) == {"versions", "machine", "seed", "stages"}
+    assert set(record["stages"]["data"]) == {"fingerprint", "seconds", "finished"}
+    assert "torch" in record["versions"]
+
+
+def test_a_step_that_raises_is_not_recorded(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ZeroDivisionError), folder.step("data", [], seed=0):
+        raise ZeroDivisionError
+    assert not folder.is_current("data", [], [])
+    assert not RunFolder(tmp_path).is_current("data", [], [])
+
+
+def test_a_step_that_was_done_counts_as_undone_while_it_runs_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.step("data", ["old"], seed=0):
+        pass
+    with folder.step("data", ["new"], seed=0):
+        # A kill at this point must not leave a record of the old step beside half of the new one's files.
+        seen = RunFolder(tmp_path)
+    for inputs in (["old"], ["new"]):
+        assert not seen.is_current("data", inputs, [])
+    assert folder.is_current("data", ["new"], [])
+
+
+def test_other_steps_survive_one_that_fails(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.step("data", [], seed=0):
+        pass
+    with pytest.raises(ValueError, match="no"), folder.step("diagnose", [], seed=0):
+        raise ValueError("no")
+    assert RunFolder(tmp_path).is_current("data", [], [])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stages": 3}', '{"versions": {}}', "null"])
+def test_a_broken_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RadistillError, match=r"run\.json: not (valid JSON|a record of a run)"):
+        RunFolder(tmp_path)
