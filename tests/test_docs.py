@@ -58,10 +58,7 @@ def test_targets_of_make_exist(page: Path) -> None:
 
 def test_overrides_that_the_pages_show_are_fields_of_a_recipe() -> None:
     shown = {
-        match
-        for page in PAGES
-        for line in code_of(page)
-        for match in re.findall(r"--set ([a-z_.]+=[^\s`]+)", line)
+        match for page in PAGES for line in code_of(page) for match in re.findall(r"--set ([a-z_.]+=[^\s`]+)", line)
     }
     assert shown
     for override in shown:

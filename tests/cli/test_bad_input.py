@@ -142,7 +142,7 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     "row that is no JSON": (lambda s: s.run(data=data_row(s, '{"prompt": "a"}\n{"prom')), "bad.jsonl"),
     "too few rows": (lambda s: s.run("--set", "data.train=1000"), "1000"),
     "unknown task": (
-        lambda s: s.run(data={"kind": "reasoning-gym", "tasks": ["gsm_symbolik"], "train": 1}),
+        lambda s: s.run(data={"kind": "reasoning-gym", "tasks": ["gsm_symbolik"], "train": 40}),
         "gsm_symbolic",
     ),
     # ---- run folders ----

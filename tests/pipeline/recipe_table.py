@@ -70,7 +70,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _type(info: FieldInfo) -> str:
-    before = [part for part in info.metadata if isinstance(part, BeforeValidator)]
+    before: list[Any] = [part for part in info.metadata if isinstance(part, BeforeValidator)]
     if before and info.annotation is str:
         try:
             before[0].func(object())  # it lists what it allows

@@ -164,7 +164,10 @@ def test_another_teacher_is_loaded_beside_the_base(shipped: dict[str, Estimate])
     alone = shipped["llama-3.2-3b-rad"]
     for stage, terms in found.memory.items():
         assert terms["teacher weights"] == 2 * 8_030_261_248
-        assert sum(terms.values()) - terms["teacher weights"] == sum(alone.memory[stage].values())
+        if stage == "data":  # the teacher's cache, not the base's
+            assert terms["KV cache of a batch"] == 64 * (2048 + 1024) * 32 * 2 * 8 * 128 * 2
+        else:
+            assert sum(terms.values()) - terms["teacher weights"] == sum(alone.memory[stage].values())
 
 
 # ---- counts without data against real ones ----
@@ -246,7 +249,10 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     base, hybrid = found.models
     width, vocabulary, layers, document = 32, tiny.VOCAB_SIZE, 4, 64
     block = hybrid.new_parameters // 2
-    diagnose, align, distill = (found.memory[stage] for stage in ("diagnose", "align", "distill"))
+    assert list(found.memory) == ["data", "diagnose", "align", "distill", "evaluate"]
+    data, diagnose, align, distill, evaluate = found.memory.values()
+    kv_cache = 2 * layers * 2 * 8 * 4  # of a token, in bytes
+    assert data == {"base weights": 4 * base.total, "KV cache of a batch": 16 * (document + 256) * kv_cache}
     assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {"teacher weights"}
     assert diagnose == {
         "base weights": 4 * base.total,
@@ -260,6 +266,12 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert (distill["gradients"], distill["Adam moments"]) == (4 * 2 * block, 8 * 2 * block)
     assert distill["logits of a step"] == 4 * 128 * vocabulary * 4
     assert distill["activations of a step"] > 0
+    assert evaluate == {
+        "base weights": 4 * base.total,
+        "student weights": 4 * hybrid.total,
+        "KV cache of a batch": 3 * (document + 256) * kv_cache,
+        "logits of a step": 4 * 2 * 3 * (document - 1) * vocabulary,
+    }
     assert found.disk == 4 * (2 * hybrid.total + 2 * block + 3 * 3 * 2 * block)
     work = found.work
     assert work.documents == {"training": 6, "held-out": 3}
@@ -284,7 +296,11 @@ def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: 
 
 def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
-    assert list(found.memory) == ["diagnose"]
+    assert list(found.memory) == ["data", "diagnose", "evaluate"]
+    recipe["data"]["responses"] = {"source": "data"}
+    found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
+    assert list(found.memory) == ["diagnose", "evaluate"]
+    assert found.work.generated_tokens == 0
     assert (found.work.align_tokens, found.work.steps) == (0, 0)
     assert found.models[-1].trained_parameters == 0
     printed = text(found)

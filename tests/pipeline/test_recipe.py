@@ -23,8 +23,8 @@ SMALLEST: dict[str, Any] = {
 def write(folder: Path, changes: dict[str, Any]) -> Path:
     """Write the smallest recipe; a key of `changes` such as `data.train` reaches into its sections."""
     recipe = copy.deepcopy(SMALLEST)
-    for path, value in changes.items():
-        *parents, last = path.split(".")
+    for field, value in changes.items():
+        *parents, last = field.split(".")
         node = recipe
         for parent in parents:
             node = node.setdefault(parent, {})

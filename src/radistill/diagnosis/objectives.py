@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from radistill.speculation.acceptance import acceptance_rate, mean_accepted_length
@@ -42,18 +41,3 @@ OBJECTIVES: dict[str, Callable[[DraftPass], float]] = {
     "accepted-length": accepted_length,
     "kl": negative_kl,
 }
-
-
-def mean_kl(target_logits: Tensor, draft_logits: Tensor) -> Tensor:
-    """KL(target || draft) of each token, in nats.
-
-    Args:
-        target_logits: [tokens, vocab].
-        draft_logits: [tokens, vocab].
-
-    Returns:
-        [tokens], float32.
-    """
-    target = torch.log_softmax(target_logits.float(), dim=-1)
-    draft = torch.log_softmax(draft_logits.float(), dim=-1)
-    return (target.exp() * (target - draft)).sum(dim=-1)

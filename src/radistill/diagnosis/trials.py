@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from radistill.diagnosis.objectives import OBJECTIVES, DraftPass, mean_kl
+from radistill.diagnosis.objectives import OBJECTIVES, DraftPass
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.models.divergence import forward_kl
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches, collate
 from radistill.speculation.acceptance import greedy_agreement
@@ -91,7 +92,7 @@ class Trials:
             draft = prefix.run(mask)
             agree = greedy_agreement(draft.logits, prefix.full.logits)
             agreements.extend(agree[draft.rows == row] for row in draft.rows.unique())
-            total += mean_kl(prefix.full.logits, draft.logits).double().sum().item()
+            total += forward_kl(prefix.full.logits, draft.logits).double().sum().item()
             tokens += len(agree)
             self.forward_tokens += prefix.tokens_per_run(mask)
         return DraftPass(agreements, total / tokens)

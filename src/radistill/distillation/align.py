@@ -34,14 +34,14 @@ class AlignSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(default=400, ge=1, description="optimiser steps for each block")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak of AdamW's one-cycle schedule")
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False, description="peak of AdamW's one-cycle schedule")
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one step")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm")
     held_out: float = Field(
         default=0.125, ge=0, lt=1, description="share of the documents kept apart to measure the fit"
     )
     memory_gib: float = Field(
-        default=4.0, gt=0, description="room for cached activations; more layers fit in one pass of the teacher"
+        default=4.0, gt=0, allow_inf_nan=False, description="room for cached activations; more layers fit in one pass of the teacher"
     )
 
 
@@ -122,7 +122,7 @@ def align(
     """
     settings = settings or AlignSettings()
     started = time.perf_counter()
-    train, kept_apart = _split(documents, settings.held_out)
+    train, kept_apart = _split(documents, settings)
     # The weights may have changed since the fingerprint was last asked for, and they change below.
     student.__dict__.pop("fingerprint", None)
     key = _key(student, teacher, documents, settings, seed)
@@ -139,7 +139,7 @@ def align(
             f"align: {len(missing)} blocks, {settings.steps} steps each, on {len(train)} documents "
             f"({tokens:,} tokens); fit measured on {len(kept_apart)} others"
         )
-    for layers in _passes(missing, teacher, documents, settings.memory_gib):
+    for layers in _passes(missing, teacher, [*train, *kept_apart], settings.memory_gib):
         cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
         with progress("align", len(replace), "blocks", done=len(fits)) as advance:
             for layer in layers:
@@ -150,12 +150,26 @@ def align(
     return Alignment([fits[layer] for layer in replace], tokens, round(time.perf_counter() - started, 3))
 
 
-def _split(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
+def _split(documents: Sequence[Document], settings: AlignSettings) -> tuple[list[Document], list[Document]]:
+    share, steps, tokens_per_batch = settings.held_out, settings.steps, settings.tokens_per_batch
     count = math.ceil(len(documents) * share)
     if len(documents) - count < 1:
         raise RadistillError(f"align: {len(documents)} documents are too few to fit on; ask for more in data.train")
-    train = list(documents[: len(documents) - count])
-    return train, list(documents[len(documents) - count :]) or train
+    train, kept_apart = list(documents[: len(documents) - count]), list(documents[len(documents) - count :])
+    # Activations are kept only for what the steps can use.
+    used = _first_tokens(train, steps * tokens_per_batch)
+    return used, _first_tokens(kept_apart or train, max(tokens_per_batch, steps * tokens_per_batch // 8))
+
+
+def _first_tokens(documents: Sequence[Document], tokens: int) -> list[Document]:
+    """The first documents that together have `tokens` tokens, or all of them."""
+    taken: list[Document] = []
+    for document in documents:
+        if tokens <= 0:
+            break
+        taken.append(document)
+        tokens -= len(document.tokens)
+    return taken
 
 
 def _passes(layers: Sequence[int], teacher: Model, documents: Sequence[Document], gib: float) -> Iterator[list[int]]:

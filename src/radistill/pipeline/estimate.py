@@ -125,9 +125,10 @@ def estimate(recipe: Recipe) -> Estimate:
     base = anatomy_of(checked.base)
     bounds = lengths(recipe, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
+    teacher = None
     if checked.teacher is not None:
-        counts = count_parameters(checked.teacher, trust)
-        models.append(_model("teacher", str(recipe.teacher), anatomy_of(checked.teacher), counts))
+        teacher = anatomy_of(checked.teacher)
+        models.append(_model("teacher", str(recipe.teacher), teacher, count_parameters(checked.teacher, trust)))
     loaded = {f"{model.role} weights": model.total for model in models}
 
     distill, align = recipe.distill, recipe.align
@@ -143,7 +144,7 @@ def estimate(recipe: Recipe) -> Estimate:
         train_everything=distill is not None and distill.other_learning_rate > 0,
         trust_remote_code=trust,
     )
-    memory = memory_of_stages(recipe, base, shape, bounds, loaded)
+    memory = memory_of_stages(recipe, base, shape, bounds, loaded, teacher)
     disk = disk_bytes(recipe, shape)
     uncounted = shape.step_bytes is None
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
@@ -308,7 +309,7 @@ def _work_page(work: Work) -> RenderableType:
         table.add_row("", f"the teacher writes at most {written} tokens")
     table.add_row(
         "diagnose",
-        f"{_count(work.judged_sets, 'judged set')} of layers, at most: {work.judged_sets + 1} forward passes over "
+        f"{_count(work.judged_sets, 'judged set')} of layers: {work.judged_sets + 1} forward passes over "
         f"{human_count(work.calibration_tokens)} calibration tokens",
     )
     if work.align_tokens:

@@ -13,6 +13,7 @@ TERMS = (
     "base weights",
     "teacher weights",
     "student weights",
+    "KV cache of a batch",
     "cached activations",
     "cached logits",
     "gradients",
@@ -23,10 +24,11 @@ TERMS = (
 """The terms of `memory_of_stages`, in the order of a listing."""
 
 FORMULAS = (
-    "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. Cached activations: tokens "
-    "x width x layers, in and out for align. Activations of a step: what autograd keeps, counted in a forward pass on "
-    "tensors without data, with transformers' own torch code; kernels for GPUs keep less. Logits of a step: tokens x "
-    "vocabulary, four times, in diagnose six times. Temporary buffers come on top."
+    "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. KV cache: while answers "
+    "are generated. Cached activations: tokens x width x layers, in and out for align. Activations of a step: what "
+    "autograd keeps, counted in a forward pass on tensors without data, with transformers' own torch code; kernels for "
+    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose 6 times, in distill 4, in evaluate 2. "
+    "Temporary buffers come on top."
 )
 """How the terms are counted."""
 
@@ -34,6 +36,8 @@ FORMULAS = (
 _FLOAT32_COPIES_OF_LOGITS = 5
 # The teacher's and the student's logits, and the student's gradient before and after the choice of response tokens.
 _LOGITS_OF_A_STEP = 4
+# The base's and the student's.
+_LOGITS_OF_A_COMPARISON = 2
 # Trained weights and both moments of AdamW; two checkpoints are kept while a third is being written.
 _TENSORS_OF_A_CHECKPOINT = 3
 _CHECKPOINTS = 3
@@ -87,6 +91,7 @@ def memory_of_stages(
     shape: HybridShape,
     bounds: Lengths,
     loaded: dict[str, int],
+    teacher: Anatomy | None = None,
 ) -> dict[str, dict[str, int]]:
     """What each stage holds at its peak: bytes by stage and term, the terms being those of `TERMS`.
 
@@ -96,15 +101,18 @@ def memory_of_stages(
         shape: the hybrid.
         bounds: lengths of documents.
         loaded: parameters of the models that stay loaded in all stages, by term.
+        teacher: another teacher; None for self-distillation.
     """
     number = BYTES[recipe.dtype]
     always = {term: parameters * number for term, parameters in loaded.items()}
-    stages = {"diagnose": always | _diagnose(recipe, base, bounds)}
+    stages = {"data": always | _data(recipe, teacher or base, bounds)} if recipe.data.responses.source != "data" else {}
+    stages["diagnose"] = always | _diagnose(recipe, base, bounds)
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
     if recipe.align is not None:
         stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
     if recipe.distill is not None:
         stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
+    stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)
     return stages
 
 
@@ -116,8 +124,11 @@ def layers_at_once(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
 
 
 def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
-    """Input and output of one attention for all training documents."""
-    return 2 * recipe.data.train * bounds.document * base.hidden_size * BYTES[recipe.dtype]
+    """Input and output of one attention, for as many training tokens as the steps can use and an eighth to measure."""
+    assert recipe.align is not None
+    used = recipe.align.steps * recipe.align.tokens_per_batch
+    tokens = min(recipe.data.train * bounds.document, used + used // 8 + recipe.align.tokens_per_batch)
+    return 2 * tokens * base.hidden_size * BYTES[recipe.dtype]
 
 
 def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
@@ -125,6 +136,12 @@ def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
     weights = sum(shape.parameters.values())
     checkpoints = _CHECKPOINTS * _TENSORS_OF_A_CHECKPOINT * trained_parameters(recipe, shape)
     return (2 * weights + (shape.new if recipe.align is not None else 0) + checkpoints) * BYTES[recipe.dtype]
+
+
+def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
+    settings = recipe.data.responses
+    tokens = settings.batch_size * (bounds.document + settings.max_new_tokens)
+    return {"KV cache of a batch": tokens * teacher.kv_bytes_per_token(BYTES[recipe.dtype])}
 
 
 def _diagnose(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
@@ -161,3 +178,13 @@ def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths)
         "logits of a step": _LOGITS_OF_A_STEP * response_tokens * base.vocab_size * number,
         "activations of a step": shape.step_bytes or 0,
     }
+
+
+def _evaluate(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
+    number, settings, documents = BYTES[recipe.dtype], recipe.evaluate, recipe.data.heldout
+    response_tokens = min(bounds.tokens(settings.tokens_per_batch, documents), documents * bounds.response)
+    terms = {"logits of a step": _LOGITS_OF_A_COMPARISON * response_tokens * base.vocab_size * number}
+    if settings.exact_match:
+        tokens = min(settings.batch_size, documents) * (bounds.document + settings.max_new_tokens)
+        terms["KV cache of a batch"] = tokens * base.kv_bytes_per_token(number)
+    return terms

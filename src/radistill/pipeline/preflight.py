@@ -55,7 +55,7 @@ def check(recipe: Recipe) -> Checked:
     arms = [(recipe.convert.target, recipe.convert.init)]
     arms += [(recipe.baseline.target, recipe.baseline.init)] if recipe.baseline else []
     for target, init in arms:
-        _check_conversion(recipe, base, anatomy, target, init)
+        check_conversion(recipe, base, anatomy, target, init)
     teacher = None
     if recipe.teacher is not None:
         teacher = _config(recipe.teacher, recipe.trust_remote_code, warnings)
@@ -102,9 +102,14 @@ def _gguf_config(path: Path) -> PreTrainedConfig:
         raise RadistillError(f"{path}: transformers cannot read this GGUF file ({one_line(error)})") from None
 
 
-def _check_conversion(
+def check_conversion(
     recipe: Recipe, config: PreTrainedConfig, anatomy: Anatomy, target: TargetSettings, init: str
 ) -> None:
+    """Check that a target can hold the recipe's model, and that an initialisation fits its blocks.
+
+    Raises:
+        RadistillError: naming the features that stand in the way.
+    """
     chosen = TARGETS[target.kind]
     if obstacles := chosen.check(config):
         raise RadistillError(f"{recipe.model}: the target {target.kind} cannot hold this model: {'; '.join(obstacles)}")

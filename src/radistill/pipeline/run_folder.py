@@ -28,9 +28,12 @@ class RunFolder:
         if self._record_path.exists():
             record = read_json(self._record_path)
             steps = record.get("stages") if isinstance(record, dict) else None
-            if not isinstance(steps, dict):
+            whole = isinstance(steps, dict) and all(
+                isinstance(step, dict) and "fingerprint" in step for step in steps.values()
+            )
+            if not whole:
                 raise RadistillError(f"{self._record_path}: not a record of a run; remove it to start anew")
-            self._steps = steps
+            self._steps = record["stages"]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

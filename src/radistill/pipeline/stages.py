@@ -6,19 +6,20 @@ from typing import Any
 
 from radistill.console import note
 from radistill.conversion import convert, new_parameters
-from radistill.conversion.targets import TARGETS
 from radistill.diagnosis.diagnose import check_budget, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.distillation.align import Alignment, align
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
 from radistill.distillation.distill import distill
+from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.files import hash_file, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context
+from radistill.pipeline.preflight import check_conversion
 from radistill.report import write_report
 
 
@@ -29,8 +30,7 @@ def run_data(context: Context) -> None:
     inputs = _data_inputs(context)
     if _current(context, "data", inputs, outputs):
         return
-    check_budget(context.recipe.diagnose.budget, context.base.anatomy)
-    _check_target(context)
+    _check(context)
     with context.folder.step("data", inputs, context.recipe.seed):
         prepare(context.teacher, context.recipe.data, seed=context.recipe.seed, folder=folder)
 
@@ -161,14 +161,14 @@ def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> b
     return current
 
 
-def _check_target(context: Context) -> None:
-    """Refuse a model that no student can hold before anything is computed for it."""
+def _check(context: Context) -> None:
+    """Refuse what cannot be done before anything is computed for it."""
+    recipe, base = context.recipe, context.base
+    check_budget(recipe.diagnose.budget, base.anatomy)
     for arm in context.arms:
-        obstacles = TARGETS[arm.target.kind].check(context.base.network.config)
-        if obstacles:
-            raise RadistillError(
-                f"{context.recipe.model}: the target {arm.target.kind} cannot hold this model: {'; '.join(obstacles)}"
-            )
+        check_conversion(recipe, base.network.config, base.anatomy, arm.target, arm.init)
+    if recipe.teacher is not None:
+        check_same_tokenizer(context.teacher, base)
 
 
 def _signature(source: str) -> Any:

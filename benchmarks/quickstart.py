@@ -1,0 +1,58 @@
+"""The quick start, measured: quality of each hybrid and seconds of each stage, with versions, seed and machine.
+
+    python benchmarks/quickstart.py [--out runs/quickstart] [--recipe recipes/quickstart.yaml]
+
+A run folder that is complete is only read; otherwise the recipe is run first. The result is written to
+benchmarks/results/quickstart.json.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from radistill.files import read_json, write_json
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run
+
+ROOT = Path(__file__).parent.parent
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    evaluation, record = read_json(folder / "evaluation.json"), read_json(folder / "run.json")
+    arms = {name: values for name, values in evaluation.items() if name != "samples"}
+    plan, baseline = read_json(folder / "plan.json"), read_json(folder / "baseline" / "plan.json")
+    align, distill = read_json(folder / "align.json"), read_json(folder / "distill.json")
+    return {
+        "kl_ratio_to_draft": arms["rad"]["kl"] / arms["draft"]["kl"],
+        "kl_ratio_to_uniform": arms["rad"]["kl"] / arms["uniform"]["kl"],
+        "evaluation": arms,
+        "replace": plan["replace"],
+        "replace_uniform": baseline["replace"],
+        "acceptance_rate": {"rad": plan["acceptance_rate"], "uniform": baseline["acceptance_rate"]},
+        "unexplained": {fit["layer"]: fit["unexplained_after"] for fit in align["layers"]},
+        "tokens": {"align": align["tokens"], "distill": distill["tokens"]},
+        "tokens_uniform": {"distill": read_json(folder / "baseline" / "distill.json")["tokens"]},
+        "seconds": {step: values["seconds"] for step, values in record["stages"].items()},
+        "seed": record["seed"],
+        "versions": record["versions"],
+        "machine": record["machine"],
+    }
+
+
+def main() -> None:
+    """Run what is missing, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "quickstart")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    arguments = parser.parse_args()
+    folder = run(load_recipe(arguments.recipe), arguments.out)
+    result = figures(folder)
+    write_json(ROOT / "benchmarks" / "results" / "quickstart.json", result)
+    for name in ("kl_ratio_to_draft", "kl_ratio_to_uniform"):
+        print(f"{name}: {result[name]:.3f}")
+    print(f"seconds in stages: {sum(result['seconds'].values()):.0f}")
+
+
+if __name__ == "__main__":
+    main()
