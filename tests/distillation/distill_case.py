@@ -30,7 +30,7 @@ REPLACED = [1, 2]
 # 5 batches, two a step: epochs end in the middle of steps, and 12 steps are 4.8 epochs.
 RESUMABLE = DistillSettings(
     steps=12,
-    tokens_per_batch=100,
+    tokens_per_batch=110,
     gradient_accumulation=2,
     new_block_learning_rate=1e-2,
     other_learning_rate=1e-3,
@@ -138,6 +138,7 @@ def _run_until_killed(folder: Path, where: str) -> None:
         run(student, teacher, RESUMABLE, folder=folder)
         os._exit(0)
     while kind == "outside" and max(steps_kept(folder), default=0) < int(number):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"{where}: died by itself"
         time.sleep(0.002)
     if kind == "outside":
         os.kill(child, signal.SIGKILL)  # while the checkpoint of that step is being written, or a little later
@@ -148,6 +149,6 @@ def _run_until_killed(folder: Path, where: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for place in sys.argv[2:]:
-        # outside:4,8 is killed twice, the second time after it has gone on from the first.
+        # "outside:4,outside:8" is killed twice, the second time after it has gone on from the first.
         for part in place.split(","):
             _run_until_killed(Path(sys.argv[1]) / place, part)

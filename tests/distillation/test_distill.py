@@ -13,7 +13,7 @@ from test_losses import naive_forward_kl
 from torch import Tensor
 
 import tiny
-from radistill.conversion import new_parameters
+from radistill.conversion import convert, new_parameters
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.heldout import compare
@@ -302,15 +302,13 @@ def test_nothing_but_our_own_lines_is_printed(capfd: pytest.CaptureFixture[str])
 
 @pytest.mark.real
 def test_two_steps_on_the_real_model(smollm2: Model) -> None:
-    """The skip draft of one layer, two short steps: the held-out KL falls."""
-    from radistill.conversion import convert
-
+    """One attention skipped, two short steps at the default rate: the KL on these texts halves."""
     student = convert(smollm2, [25], init="zero")
     texts = [smollm2.tokenizer.encode(f"What is {n} and {n}? It is {2 * n}, of course.") for n in range(4, 8)]
     docs = [Document(str(index), tuple(tokens), 6) for index, tokens in enumerate(texts)]
-    settings = DistillSettings(steps=2, tokens_per_batch=200, warmup_ratio=0.0, eval_steps=2)
+    settings = DistillSettings(steps=2, tokens_per_batch=200, warmup_ratio=0.0)
     result = distill(student, smollm2, docs, docs, settings, new_parameters=new_parameters(student, [25]))
-    assert result.evaluations[-1]["kl"] < result.evaluations[0]["kl"]
+    assert result.evaluations[-1]["kl"] < 0.7 * result.evaluations[0]["kl"]
 
 
 if __name__ == "__main__":

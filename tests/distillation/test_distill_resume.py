@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import distill_case
 import pytest
 import torch
-from distill_case import RESUMABLE, lasting, models, run, steps_kept, weights
+from distill_case import HELDOUT, RESUMABLE, TRAIN, lasting, models, run, steps_kept, weights
 from torch import Tensor
 
+import tiny
 from radistill.distillation import trainer
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
+from radistill.distillation.distill import _key
+from radistill.distillation.losses import ForwardKL
 from radistill.errors import RadistillError
 
 Outcome = tuple[dict[str, Any], dict[str, Tensor]]
@@ -117,39 +121,38 @@ def test_ctrl_c_without_a_folder_stops_too() -> None:
     assert all(parameter.requires_grad for parameter in student.network.parameters())
 
 
-@pytest.mark.parametrize("change", ["settings", "seed", "train", "heldout", "start", "teacher"])
-def test_a_checkpoint_of_another_run_is_not_used(change: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_start_is_not_used(tmp_path: Path) -> None:
     short = RESUMABLE.model_copy(update={"steps": 2})
+
+    def other_start(folder: Path | None) -> Outcome:
+        teacher, student = models()
+        with torch.no_grad():
+            next(student.network.parameters()).mul_(1.01)
+        return lasting(run(student, teacher, short, folder=folder)), weights(student)
+
     teacher, student = models()
     run(student, teacher, short, folder=tmp_path)
-    teacher, student = models()
-    settings, arguments = short, {}
-    if change == "settings":
-        settings = short.model_copy(update={"weight_decay": 0.1})
-    elif change == "seed":
-        arguments = {"seed": 5}
-    elif change in ("train", "heldout"):
-        arguments = {change: distill_case.documents(16, change, seed=8)}
-    else:
-        with torch.no_grad():
-            next((student if change == "start" else teacher).network.parameters()).mul_(1.01)
-    alone = lasting(run(student, teacher, settings, **arguments))
-    trained = weights(student)
-    first = list((tmp_path / "checkpoints").iterdir())
-    teacher_again, student_again = models()
-    if change in ("start", "teacher"):
-        with torch.no_grad():
-            next((student_again if change == "start" else teacher_again).network.parameters()).mul_(1.01)
-    found = lasting(run(student_again, teacher_again, settings, folder=tmp_path, **arguments))
-    assert_same((found, weights(student_again)), (alone, trained))
-    assert len(list((tmp_path / "checkpoints").iterdir())) == len(first) + 1
+    assert_same(other_start(tmp_path), other_start(None))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
-def test_watching_and_saving_otherwise_is_the_same_run(tmp_path: Path, uninterrupted: Outcome) -> None:
-    assert_same(outcome(tmp_path), uninterrupted)
+def test_whatever_changes_the_result_makes_it_another_run() -> None:
     teacher, student = models()
-    run(student, teacher, RESUMABLE.model_copy(update={"save_seconds": 99}), folder=tmp_path)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    other = tiny.model("llama", seed=1)
+    base = (student, teacher, TRAIN, HELDOUT, RESUMABLE, ["a", "b"], 0)
+    changes = {
+        0: other,
+        1: other,
+        2: TRAIN[:-1],
+        3: [replace(HELDOUT[0], response_start=HELDOUT[0].response_start - 1), *HELDOUT[1:]],
+        4: RESUMABLE.model_copy(update={"loss": ForwardKL(temperature=2.0)}),
+        5: ["a"],
+        6: 1,
+    }
+    keys = [_key(*base[:place], changed, *base[place + 1 :]) for place, changed in changes.items()]
+    assert len({_key(*base), *keys}) == 1 + len(keys)
+    patient = RESUMABLE.model_copy(update={"save_seconds": 60, "report_to": "tensorboard"})
+    assert _key(*base[:4], patient, ["b", "a"], 0) == _key(*base)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer\nfailed")])
@@ -182,6 +185,12 @@ def test_checkpoints_are_sorted_by_step_not_by_name(tmp_path: Path) -> None:
     assert latest is not None
     assert latest.name == "checkpoint-100"
     assert steps_kept(tmp_path) == [10, 100]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RadistillError, match="cannot be written"):
+        Checkpoints(tmp_path / "file", "key")
 
 
 def test_what_a_checkpoint_holds(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from radistill.errors import RadistillError
 from radistill.files import write_text
 
 MARKER = "COMPLETE"
@@ -23,9 +24,16 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        """`key` is a hash of everything that the run's result depends on."""
+        """`key` is a hash of everything that the run's result depends on.
+
+        Raises:
+            RadistillError: if the folder cannot be made.
+        """
         self.folder = folder / "checkpoints" / key[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RadistillError(f"{self.folder}: cannot be written ({error.strerror})") from None
 
     def latest(self) -> Path | None:
         """The complete checkpoint with the highest step; removes those that are not complete."""

@@ -20,7 +20,7 @@ class DistillSettings(BaseModel):
         default=1, ge=1, description="batches in one optimiser step; every response token in them weighs the same"
     )
     new_block_learning_rate: float = Field(
-        default=1e-3, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
+        default=1e-4, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
     )
     other_learning_rate: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="peak rate for every other weight; 0 freezes them"

@@ -191,11 +191,11 @@ def _data(context: Context, split: str) -> Path:
 
 def _data_inputs(context: Context) -> dict[str, Any]:
     recipe = context.recipe
-    sources = [recipe.model, recipe.teacher]
-    # Data that lies on this machine may change under the same name.
-    sources += [getattr(recipe.data, field, None) for field in ("path", "heldout_path", "id")]
+    data = [getattr(recipe.data, field, None) for field in ("path", "heldout_path", "id")]
     return {
-        "sources": [_signature(str(source)) for source in sources if source is not None],
+        "models": [_signature(source) for source in (recipe.model, recipe.teacher) if source],
+        # Data that lies on this machine may change under the same name.
+        "data": [hash_file(place) if Path(place).is_file() else _signature(str(place)) for place in data if place],
         **context.settings_of("data", "dtype", "seed"),
     }
 
