@@ -34,14 +34,21 @@ class AlignSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(default=400, ge=1, description="optimiser steps for each block")
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False, description="peak of AdamW's one-cycle schedule")
+    learning_rate: float = Field(
+        default=2e-3, gt=0, allow_inf_nan=False, description="peak of AdamW's one-cycle schedule"
+    )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one step")
-    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm"
+    )
     held_out: float = Field(
         default=0.125, ge=0, lt=1, description="share of the documents kept apart to measure the fit"
     )
     memory_gib: float = Field(
-        default=4.0, gt=0, allow_inf_nan=False, description="room for cached activations; more layers fit in one pass of the teacher"
+        default=4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="room for cached activations; more layers fit in one pass of the teacher",
     )
 
 
