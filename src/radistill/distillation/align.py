@@ -59,7 +59,8 @@ class LayerFit:
     Attributes:
         layer: index of the layer.
         unexplained_before: squared error over the variance of the attention's output, on documents kept apart from the
-            fit, before it; a block that outputs zero has about 1.
+            fit, before it. The error counts an offset of the mean, the variance does not: a block that outputs zero
+            has 1 or more.
         unexplained_after: the same, after the fit.
         steps: optimiser steps.
         seconds: wall time of the fit.
@@ -125,7 +126,8 @@ def align(
         folder: where finished blocks are kept, so that a killed run goes on; None keeps nothing.
 
     Raises:
-        RadistillError: if there are too few documents, or a fit diverges (the message names the layer).
+        RadistillError: if there are too few documents, if an attention of the teacher puts out something that is not
+            finite, or if a fit diverges (the message names the layer).
     """
     settings = settings or AlignSettings()
     started = time.perf_counter()
@@ -154,6 +156,12 @@ def align(
                 fits[layer] = _fit(mixer, layer, cached.pop(layer), apart.pop(layer), settings, seed)
                 _keep(mixer, fits[layer], folder, key)
                 advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
+    for layer in missing:
+        if fits[layer].unexplained_after >= fits[layer].unexplained_before:
+            note(
+                f"align: the fit of layer {layer} did not help ({fits[layer].unexplained_before:.2f} → "
+                f"{fits[layer].unexplained_after:.2f} unexplained); lower align.learning_rate or give it more documents"
+            )
     return Alignment([fits[layer] for layer in replace], tokens, round(time.perf_counter() - started, 3))
 
 
@@ -208,6 +216,12 @@ def _record(
                     )
                 advance()
             results.append(recorded)
+    for layer in layers:
+        if not all(t.isfinite().all() for recorded in results for a in recorded[layer] for t in (a.inputs, a.outputs)):
+            raise RadistillError(
+                f"align: the attention of layer {layer} has inputs or outputs that are not finite; "
+                "check the source model's weights, or load it with dtype float32"
+            )
     return results
 
 
@@ -261,10 +275,7 @@ def _fit(
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not torch.isfinite(norm):
-            raise RadistillError(
-                f"align: the fit of layer {layer} diverged at step {step + 1}; lower align.learning_rate "
-                f"(it is {settings.learning_rate})"
-            )
+            raise _diverged(layer, step + 1, settings)
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
@@ -273,8 +284,17 @@ def _fit(
     optimiser.zero_grad(set_to_none=True)
     for parameter, flag in zip(parameters, trainable, strict=True):
         parameter.requires_grad_(flag)
-    seconds = round(time.perf_counter() - started, 3)
-    return LayerFit(layer, before, _unexplained(mixer, apart), settings.steps, seconds, losses, norms)
+    after = _unexplained(mixer, apart)
+    if not math.isfinite(after):
+        raise _diverged(layer, settings.steps, settings)
+    return LayerFit(layer, before, after, settings.steps, round(time.perf_counter() - started, 3), losses, norms)
+
+
+def _diverged(layer: int, step: int, settings: AlignSettings) -> RadistillError:
+    return RadistillError(
+        f"align: the fit of layer {layer} diverged at step {step}; lower align.learning_rate "
+        f"(it is {settings.learning_rate})"
+    )
 
 
 def _order(count: int, steps: int, seed: int) -> Iterator[int]:
