@@ -148,7 +148,7 @@ def test_killed_again_and_again_it_ends_the_same(finished: Path, tmp_path: Path)
     """kill -9 whenever something new has appeared; then the last start runs to the end."""
     out = tmp_path / "out"
     recipe = write_recipe(finished)
-    moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints", "baseline/checkpoints", "answers"]
+    moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints", "baseline/checkpoints"]
     program = (
         "import sys\nfrom radistill.cli import main\n"
         f"sys.argv = ['radistill', 'run', {str(recipe)!r}, '--out', {str(out)!r}]\nmain()\n"

@@ -106,6 +106,8 @@ def _wrong(problem: Any) -> str:
             return "must be a whole number"
         case "float_type" | "float_parsing":
             return "must be a number"
+        case "finite_number":
+            return "must be a finite number"
         case "bool_type" | "bool_parsing":
             return "must be true or false"
         case "string_type" | "path_type":
