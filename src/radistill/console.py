@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 console = Console(stderr=True, highlight=False)
 
@@ -21,14 +22,15 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
     Yields a function `advance(steps=1, status="")`; `status` is a short text such as "best 0.91". Without a terminal,
     only the finished bar is printed, so that logs stay readable.
     """
+    # In a narrow terminal the bar gives way first, so that numbers are never cut.
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=min(40, max(5, console.width - 80))),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=console) as bar:

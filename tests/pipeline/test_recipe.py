@@ -187,7 +187,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1, not 0"),
     "negative": ({"data.responses": {"temperature": -1}}, "data.responses.temperature: must be at least 0, not -1"),
     "zero rate": ({"align": {"learning_rate": 0}}, "align.learning_rate: must be above 0, not 0"),
-    "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number, not nan"),
+    "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number"),
     "share": ({"align": {"held_out": 1}}, "align.held_out: must be below 1, not 1"),
     "probability": ({"data.responses": {"top_p": 1.5}}, "data.responses.top_p: must be at most 1, not 1.5"),
     "groups": ({"convert": {"target": {"groups": 0}}}, "convert.target.groups: must be at least 1 or 'heads', not 0"),

@@ -5,6 +5,8 @@ import sys
 
 # Before torch is imported: threads that wait actively starve each other wherever a core is shared with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before transformers is imported: what its warnings would say here (a kernel that only a GPU could use) is in our docs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 

@@ -280,7 +280,7 @@ class Pace(TrainerCallback):
         self._kl = logs.get("eval_kl", self._kl)
         if "loss" in logs:
             speed = logs["tokens"] / max(logs["seconds"], 1e-9)
-            self._advance(1, f"loss {logs['loss']:.4f}, KL {self._kl:.4f}, {speed:,.0f} tokens/s")
+            self._advance(1, f"loss {logs['loss']:.3f}, KL {self._kl:.3f}, {speed:,.0f} tok/s")
 
 
 def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
