@@ -16,9 +16,9 @@ _MODEL_WIDTH = 24
 _HEADINGS = {
     "KL\nnats": 7,
     "agree-\nment": 8,
-    "per-\nplexity": 9,
+    "per-\nplexity": 8,
     "exact\nmatch": 8,
-    "KV bytes\na token": 9,
+    "KV bytes\na token": 8,
 }
 _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 
