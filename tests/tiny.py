@@ -45,16 +45,23 @@ _MULTIPLIERS = {
     "residual_multiplier": 0.6,
     "attention_multiplier": 0.3,
 }
-_HYBRID = {
-    **_MULTIPLIERS,
-    "position_embedding_type": "rope",
-    "shared_intermediate_size": 48,
+_MAMBA2 = {
     "mamba_n_heads": 4,
     "mamba_n_groups": 1,
     "mamba_d_state": 8,
     "mamba_d_head": 8,
     "mamba_expand": 1,
     "mamba_chunk_size": 16,
+}
+_HYBRID = {**_MULTIPLIERS, "position_embedding_type": "rope", "shared_intermediate_size": 48, **_MAMBA2}
+_EXPERT_SIZES = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+_DELTA = {
+    "head_dim": 8,
+    "full_attention_interval": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
 }
 
 # Families that the granite-hybrid target can hold: (model type, settings).
@@ -91,18 +98,62 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     ),
     "smollm3": ("smollm3", {}),
+    "bamba": ("bamba", _MAMBA2),
+    "falcon_h1": (
+        "falcon_h1",
+        {
+            **_MAMBA2,
+            "mamba_d_ssm": 32,
+            "attention_in_multiplier": 0.8,
+            "attention_out_multiplier": 0.7,
+            "ssm_in_multiplier": 1.2,
+            "ssm_out_multiplier": 1.3,
+            "embedding_multiplier": 1.5,
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 0,
+            "mamba_expand": 1,
+            "mamba_d_state": 8,
+        },
+    ),
+    "qwen3_next": ("qwen3_next", {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERT_SIZES}),
+    "qwen3_5_text": ("qwen3_5_text", _DELTA),
+    "zamba2": (
+        "zamba2",
+        {
+            "tie_word_embeddings": True,  # the blocks that its layers share are tied by the same switch
+            "num_mem_blocks": 1,
+            "n_mamba_heads": 4,
+            "mamba_expand": 1,
+            "mamba_d_state": 8,
+            "use_mem_rope": True,
+            "adapter_rank": 4,
+        },
+    ),
 }
 
 
 def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A random network of a family, in evaluation mode; `settings` override fields of its config.
 
-    In a hybrid, the layers with an odd index have attention and the others Mamba-2.
+    In a hybrid, the layers with an odd index have attention and the others a state-space block. In Falcon-H1 every
+    layer has both; in Zamba2 those with an odd index do.
     """
     model_type, fields = (FAMILIES | REFUSED)[family]
     fields = {**_COMMON, **fields, "num_hidden_layers": layers}
     if model_type == "granitemoehybrid":
         fields["layer_types"] = ["full_attention" if layer % 2 else "linear_attention" for layer in range(layers)]
+    if model_type == "bamba":
+        fields["attn_layer_indices"] = [layer for layer in range(layers) if layer % 2]
+    if model_type == "zamba2":
+        fields["layers_block_type"] = ["hybrid" if layer % 2 else "linear_attention" for layer in range(layers)]
     config = CONFIG_MAPPING[model_type](**{**fields, **settings})
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _randomise(network, torch.Generator().manual_seed(seed))

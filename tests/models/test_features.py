@@ -30,6 +30,32 @@ NAMED = {
     "qwen3": ["QK-norm (qwen3)"],
     "qwen3_moe": ["QK-norm (qwen3_moe)", "mixture of experts (num_local_experts=4)"],
     "smollm3": ["layers without rotary embedding (no_rope_layers, at 3)"],
+    "bamba": ["a hybrid of another kind (bamba)", "partial rotary embedding (partial_rotary_factor=0.5)"],
+    "falcon_h1": ["a hybrid of another kind (falcon_h1)", "attention and state space in one layer (falcon_h1)"],
+    "jamba": [
+        "a hybrid of another kind (jamba)",
+        "Mamba-1 blocks (jamba)",
+        "mixture of experts (num_local_experts=4)",
+    ],
+    "qwen3_next": [
+        "a hybrid of another kind (qwen3_next)",
+        "gated delta rule (qwen3_next)",
+        "QK-norm (qwen3_next)",
+        "partial rotary embedding (partial_rotary_factor=0.25)",
+        "mixture of experts (num_experts=4)",
+    ],
+    "qwen3_5_text": [
+        "a hybrid of another kind (qwen3_5_text)",
+        "gated delta rule (qwen3_5_text)",
+        "QK-norm (qwen3_5_text)",
+        "partial rotary embedding (partial_rotary_factor=0.25)",
+    ],
+    "zamba2": [
+        "a hybrid of another kind (zamba2)",
+        "attention blocks shared between layers (zamba2)",
+        "head size 16 does not equal hidden_size / num_attention_heads = 8",
+        "activation gelu (hidden_act; only silu)",
+    ],
 }
 
 

@@ -88,6 +88,8 @@ def test_the_picture_has_a_letter_for_each_layer() -> None:
     assert layer_picture(inspect(tiny.model("llama"))) == "AAAA"
     assert layer_picture(inspect(tiny.model("granitemoehybrid"))) == "MAMA"
     assert layer_picture(inspect(tiny.model("qwen2-window"))) == "AWWW"
+    assert layer_picture(inspect(tiny.model("zamba2"))) == "MBMB"
+    assert layer_picture(inspect(tiny.model("falcon_h1"))) == "BBBB"
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ class Architecture:
     """How one transformers model type names its parts.
 
     Attributes:
-        attention: attribute of a decoder layer that holds its attention.
-        ssm: the same for a state-space block; None if the architecture has none.
-        mlp: attributes that together are the MLP; their outputs are added. An attribute that a layer lacks is skipped.
+        attention: path from a decoder layer to its attention.
+        ssm: the same for a state-space block; each layer has at most one of these. Empty if the architecture has none.
+        mlp: paths of what together is the MLP; their outputs are added. A path that a layer lacks is skipped.
         layers: path from the causal language model to its list of decoder layers.
         window: whether the model applies `config.sliding_window` to "all" layers, to those that `config.layer_types`
             calls "sliding_attention" ("some"), or ignores the field ("none").
@@ -37,19 +37,21 @@ class Architecture:
     """
 
     attention: str = "self_attn"
-    ssm: str | None = None
+    ssm: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ("mlp",)
     layers: str = "model.layers"
     window: str = "none"
     peculiarities: tuple[str, ...] = ()
 
 
+_HYBRID = "a hybrid of another kind"
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(),
     "mistral": Architecture(window="all"),
     "qwen2": Architecture(window="some"),
     "granite": Architecture(),
-    "granitemoehybrid": Architecture(ssm="mamba", mlp=("block_sparse_moe", "shared_mlp")),
+    "granitemoehybrid": Architecture(ssm=("mamba",), mlp=("block_sparse_moe", "shared_mlp")),
     # Known so that they can be inspected and diagnosed, and refused by name where they cannot be converted.
     "gemma2": Architecture(
         window="some",
@@ -62,11 +64,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(window="some", peculiarities=("QK-norm",)),
     "qwen3_moe": Architecture(window="all", peculiarities=("QK-norm",)),
     "smollm3": Architecture(window="some"),
+    # Hybrids from elsewhere: their components can be masked, but the target computes its blocks differently.
+    "bamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID,)),
+    "falcon_h1": Architecture(
+        ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "attention and state space in one layer")
+    ),
+    "jamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "Mamba-1 blocks")),
+    "qwen3_5_text": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm")),
+    "qwen3_next": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm")),
+    "zamba2": Architecture(
+        attention="shared_transformer.self_attn",
+        ssm=("mamba", "mamba_decoder.mamba"),
+        mlp=("shared_transformer.feed_forward",),
+        peculiarities=(_HYBRID, "attention blocks shared between layers"),
+    ),
 }
 
 # Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
 _SSM_LAYER_TYPES = {"mamba", "linear_attention"}
 _ATTENTION_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
+_BOTH_LAYER_TYPES = {"hybrid"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class Anatomy:
         model_type: transformers' name of the architecture, a key of `ARCHITECTURES`.
         head_dim: size of one attention head.
         attention_layers: indices of the layers that have attention, ascending.
-        ssm_layers: indices of the layers that have a state-space block, ascending.
+        ssm_layers: indices of the layers that have a state-space block, ascending; a layer may have both.
         sliding_window: number of tokens that the attention of `sliding_layers` can see; None if all see everything.
         sliding_layers: indices of the layers whose attention is limited to the window.
         ssm_state_size: numbers in the recurrent state and in the convolution's memory of one state-space layer.
@@ -113,17 +130,17 @@ class Anatomy:
         The residual stream receives the sum of their outputs, so skipping the component means zeros from each.
         """
         entry = self.architecture
-        names: dict[Component, tuple[str | None, ...]] = {
+        paths: dict[Component, tuple[str, ...]] = {
             Component.ATTENTION: (entry.attention,),
-            Component.SSM: (entry.ssm,),
+            Component.SSM: entry.ssm,
             Component.MLP: entry.mlp,
         }
         block = self.layers(network)[layer]
-        found = (getattr(block, name, None) for name in names[component] if name is not None)
+        found = (_submodule(block, path) for path in paths[component])
         return [module for module in found if module is not None]
 
     def mixer(self, network: nn.Module, layer: int) -> nn.Module:
-        """The module that mixes tokens in one layer: its attention or its state-space block."""
+        """The module that mixes tokens in one layer: its attention or, where it has none, its state-space block."""
         component = Component.ATTENTION if layer in self.attention_layers else Component.SSM
         (module,) = self.modules(network, layer, component)
         return module
@@ -171,6 +188,7 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
         RadistillError: if the architecture, or one of its layer types, is not known.
     """
     config = source if isinstance(source, PreTrainedConfig) else source.config
+    config = config.get_text_config()
     known = ", ".join(ARCHITECTURES)
     if config.model_type not in ARCHITECTURES:
         raise RadistillError(f"config.json: model_type {config.model_type!r} is not an architecture we know ({known})")
@@ -190,25 +208,27 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
         ssm_layers=ssm,
         sliding_window=window,
         sliding_layers=windowed,
-        ssm_state_size=_MAMBA_STATE[config.model_type](config) if ssm else 0,
+        ssm_state_size=_SSM_STATE[config.model_type](config) if ssm else 0,
     )
 
 
 def _split_layers(config: PreTrainedConfig, entry: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
     everything = tuple(range(config.num_hidden_layers))
-    if entry.ssm is None:
+    if not entry.ssm:
         return everything, ()
     types = list(config.layer_types)
     if len(types) != len(everything):
         raise RadistillError(
             f"config.json: layer_types has {len(types)} entries, but num_hidden_layers is {len(everything)}"
         )
+    allowed = _SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES | _BOTH_LAYER_TYPES
     for layer, kind in enumerate(types):
-        if kind not in _SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES:
-            allowed = ", ".join(sorted(_SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES))
-            raise RadistillError(f"config.json: layer_types[{layer}] is {kind!r}, which is none of {allowed}")
-    ssm = tuple(layer for layer in everything if types[layer] in _SSM_LAYER_TYPES)
-    return tuple(layer for layer in everything if layer not in ssm), ssm
+        if kind not in allowed:
+            raise RadistillError(
+                f"config.json: layer_types[{layer}] is {kind!r}, which is none of {', '.join(sorted(allowed))}"
+            )
+    attention = tuple(layer for layer in everything if types[layer] not in _SSM_LAYER_TYPES)
+    return attention, tuple(layer for layer in everything if types[layer] not in _ATTENTION_LAYER_TYPES)
 
 
 def _sliding(
@@ -225,10 +245,44 @@ def _sliding(
     return (window, layers) if layers else (None, ())
 
 
+def _submodule(block: nn.Module, path: str) -> nn.Module | None:
+    found: nn.Module | None = block
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _scan_state(inner: int, state: int, groups: int, kernel: int) -> int:
+    """Mamba-2: a state for each channel, and the convolution's memory over the channels and the groups' B and C."""
+    return inner * state + (inner + 2 * groups * state) * kernel
+
+
 def _mamba2_state(config: PreTrainedConfig) -> int:
     inner = config.mamba_n_heads * config.mamba_d_head
-    convolved = inner + 2 * config.mamba_n_groups * config.mamba_d_state
-    return inner * config.mamba_d_state + convolved * config.mamba_d_conv
+    return _scan_state(inner, config.mamba_d_state, config.mamba_n_groups, config.mamba_d_conv)
 
 
-_MAMBA_STATE: dict[str, Callable[[PreTrainedConfig], int]] = {"granitemoehybrid": _mamba2_state}
+def _zamba2_state(config: PreTrainedConfig) -> int:
+    inner = config.n_mamba_heads * config.mamba_headdim
+    return _scan_state(inner, config.mamba_d_state, config.mamba_ngroups, config.mamba_d_conv)
+
+
+def _mamba1_state(config: PreTrainedConfig) -> int:
+    return config.mamba_expand * config.hidden_size * (config.mamba_d_state + config.mamba_d_conv)
+
+
+def _delta_state(config: PreTrainedConfig) -> int:
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    return values * config.linear_key_head_dim + (2 * keys + values) * config.linear_conv_kernel_dim
+
+
+_SSM_STATE: dict[str, Callable[[PreTrainedConfig], int]] = {
+    "bamba": _mamba2_state,
+    "falcon_h1": _mamba2_state,
+    "granitemoehybrid": _mamba2_state,
+    "jamba": _mamba1_state,
+    "qwen3_5_text": _delta_state,
+    "qwen3_next": _delta_state,
+    "zamba2": _zamba2_state,
+}

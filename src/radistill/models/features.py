@@ -20,6 +20,7 @@ def blocking_features(config: PreTrainedConfig) -> list[str]:
 
     Empty if nothing stands in the way; a `granitemoehybrid` model, experts included, holds itself.
     """
+    config = config.get_text_config()
     kind = config.model_type
     if kind not in ARCHITECTURES:
         return [f"unknown architecture (model_type={kind!r}; known are {', '.join(ARCHITECTURES)})"]

@@ -22,7 +22,7 @@ CONTEXTS = (4096, 32768, 131072)
 _LAYERS_PER_ROW = 60
 _LAYERS_PER_GROUP = 10
 _BAR_WIDTH = 24
-_STYLES = {"A": "bold cyan", "W": "bold yellow", "M": "bold magenta"}
+_STYLES = {"A": "bold cyan", "W": "bold yellow", "M": "bold magenta", "B": "bold blue"}
 
 
 def inspect(model: Model) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def inspect_source(source: str | Path, trust_remote_code: bool = False) -> dict[
 
 
 def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source: str) -> dict[str, Any]:
-    config: PreTrainedConfig = network.config
+    config: PreTrainedConfig = network.config.get_text_config()
     anatomy = anatomy_of(config)
     parameters = anatomy.parameters(network)
     obstacles = blocking_features(config)
@@ -81,9 +81,13 @@ def render(report: dict[str, Any]) -> RenderableType:
 
 
 def layer_picture(report: dict[str, Any]) -> str:
-    """One letter a layer: A attention, W attention within a sliding window, M Mamba or another state-space block."""
-    ssm, sliding = set(report["ssm_layers"]), set(report["sliding_layers"])
-    return "".join("M" if i in ssm else "W" if i in sliding else "A" for i in range(report["layers"]))
+    """One letter a layer: A attention, W attention within a sliding window, M Mamba or another state-space block, B
+    both attention and a state-space block."""
+    attention, ssm, sliding = (set(report[f"{kind}_layers"]) for kind in ("attention", "ssm", "sliding"))
+    return "".join(
+        "B" if i in attention & ssm else "M" if i in ssm else "W" if i in sliding else "A"
+        for i in range(report["layers"])
+    )
 
 
 def ranges(indices: Iterable[int]) -> str:
@@ -125,12 +129,15 @@ def _facts(report: dict[str, Any]) -> Table:
     table.add_row("architecture", f"{report['model_type']}, stored in {report['dtype'] or 'an unstated type'}")
     table.add_row("layers", f"{report['layers']}, width {report['hidden_size']}")
     table.add_row("", _coloured(layer_picture(report)))
-    full = [layer for layer in report["attention_layers"] if layer not in report["sliding_layers"]]
+    both = sorted(set(report["attention_layers"]) & set(report["ssm_layers"]))
+    full = [layer for layer in report["attention_layers"] if layer not in {*report["sliding_layers"], *both}]
     table.add_row("  A attention", ranges(full))
     if report["sliding_layers"]:
         window = f"{ranges(report['sliding_layers'])}, each sees {report['sliding_window']:,} tokens"
         table.add_row("  W windowed", window)
-    table.add_row("  M state space", ranges(report["ssm_layers"]))
+    table.add_row("  M state space", ranges(layer for layer in report["ssm_layers"] if layer not in both))
+    if both:
+        table.add_row("  B both", ranges(both))
     table.add_row("heads", heads)
     table.add_row("vocabulary", f"{report['vocab_size']:,} tokens, embeddings {tied}")
     table.add_row("context", f"{report['max_context']:,} tokens")

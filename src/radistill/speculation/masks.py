@@ -5,7 +5,7 @@ attention give RAD's drafts (arXiv 2505.22135), attention and MLP those of Draft
 attention of a hybrid its component-aware draft (arXiv 2605.01106), all components of the last layers an early exit.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,23 @@ def masked(model: Model, mask: ComponentMask) -> Iterator[None]:
     Raises:
         RadistillError: if the model has no such layer, or the layer no such component.
     """
+    modules = masked_modules(model, mask)
+    silent_attention = _silent_attention(model.anatomy.hidden_size)
+    try:
+        for module, component in modules:
+            shadow_forward(module, silent_attention if component is Component.ATTENTION else _silent)
+        yield
+    finally:
+        for module, _ in modules:
+            restore_forward(module)
+
+
+def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, Component]]:
+    """The modules that a mask switches off, each with the component that it belongs to, by layer.
+
+    Raises:
+        RadistillError: if the model has no such layer, or the layer no such component.
+    """
     modules: list[tuple[nn.Module, Component]] = []
     for layer, component in sorted(mask.skipped):
         if not 0 <= layer < model.anatomy.num_layers:
@@ -53,13 +70,7 @@ def masked(model: Model, mask: ComponentMask) -> Iterator[None]:
         if not found:
             raise RadistillError(f"mask: layer {layer} has no {component.value}")
         modules.extend((module, component) for module in found)
-    try:
-        for module, component in modules:
-            shadow_forward(module, _silent_attention if component is Component.ATTENTION else _silent)
-        yield
-    finally:
-        for module, _ in modules:
-            restore_forward(module)
+    return modules
 
 
 def shadow_forward(module: nn.Module, forward: Any) -> None:
@@ -78,6 +89,10 @@ def _silent(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros_like(hidden_states)
 
 
-def _silent_attention(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    # Attention modules return their weights as well; decoder layers drop them.
-    return torch.zeros_like(hidden_states), None
+def _silent_attention(hidden_size: int) -> Callable[..., tuple[Tensor, None]]:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        # Zamba2's attention reads twice the width that it writes. Attention modules return their weights as well;
+        # decoder layers drop them.
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], hidden_size), None
+
+    return forward

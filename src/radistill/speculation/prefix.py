@@ -28,10 +28,10 @@ class PrefixCache:
         self._model = model
         self._batch = batch
         self._inputs: list[Tensor] = []
-        handles = [
-            layer.register_forward_pre_hook(self._record, with_kwargs=True)
-            for layer in model.anatomy.layers(model.network)
-        ]
+        self._in_tuples = False
+        layers = model.anatomy.layers(model.network)
+        handles = [layer.register_forward_pre_hook(self._record, with_kwargs=True) for layer in layers]
+        handles.append(layers[0].register_forward_hook(self._look))
         try:
             with torch.inference_mode():
                 self.full: ResponseLogits = response_logits(model.network, batch)
@@ -41,6 +41,10 @@ class PrefixCache:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._inputs.append(args[0] if args else kwargs["hidden_states"])
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Some architectures' layers return a tuple that starts with the hidden states.
+        self._in_tuples = isinstance(output, tuple)
 
     def run(self, mask: ComponentMask) -> ResponseLogits:
         """Logits of the masked model on the batch: the same, to the last bit, as a masked forward from the start."""
@@ -63,11 +67,11 @@ class PrefixCache:
         layers = self._model.anatomy.layers(self._model.network)
         recorded = self._inputs[first]
 
-        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden_states
+        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+            return (hidden_states, None) if self._in_tuples else hidden_states
 
-        def enter(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return recorded
+        def enter(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+            return pass_through(recorded)
 
         shadowed = list(layers[:first])
         try:

@@ -1,0 +1,108 @@
+"""Masks by name and from text: what a command line says about a draft.
+
+A mask is written as words: `attention:6,7 mlp:0-3` names a component and its layers, `exit:24` leaves after 24 layers,
+and a preset such as `attention-off` stands for a component of every layer that has it.
+"""
+
+from collections.abc import Callable
+
+from radistill.errors import RadistillError
+from radistill.models.anatomy import Component
+from radistill.models.inspection import ranges
+from radistill.models.loading import Model
+from radistill.speculation.masks import ComponentMask, masked_modules
+
+
+def component_off(model: Model, component: Component) -> ComponentMask:
+    """Skip a component in every layer that has it (for a hybrid's attention or SSM: arXiv 2605.01106).
+
+    Raises:
+        RadistillError: if no layer has it.
+    """
+    layers = range(model.anatomy.num_layers)
+    having = [layer for layer in layers if model.anatomy.modules(model.network, layer, component)]
+    if not having:
+        raise RadistillError(f"mask: {component.value}-off: no layer of this model has {component.value}")
+    return ComponentMask(frozenset((layer, component) for layer in having))
+
+
+def early_exit(model: Model, kept: int) -> ComponentMask:
+    """Skip every component of all layers but the first `kept`; the output head reads what they leave (LayerSkip,
+    arXiv 2404.16710).
+
+    Raises:
+        RadistillError: if no layer is left, or none skipped.
+    """
+    layers = model.anatomy.num_layers
+    if not 1 <= kept < layers:
+        raise RadistillError(f"mask: exit:{kept} must leave after 1 to {layers - 1} of this model's {layers} layers")
+    return ComponentMask(
+        frozenset(
+            (layer, component)
+            for layer in range(kept, layers)
+            for component in Component
+            if model.anatomy.modules(model.network, layer, component)
+        )
+    )
+
+
+PRESETS: dict[str, Callable[[Model], ComponentMask]] = {
+    "attention-off": lambda model: component_off(model, Component.ATTENTION),
+    "ssm-off": lambda model: component_off(model, Component.SSM),
+    "mlp-off": lambda model: component_off(model, Component.MLP),
+}
+
+_HELP = f"write attention:6,7, ssm:0-5, mlp:3 or exit:24, or a preset ({', '.join(PRESETS)})"
+
+
+def parse_mask(text: str, model: Model) -> ComponentMask:
+    """Read a mask from words that are separated by spaces; together they skip what any of them skips.
+
+    Raises:
+        RadistillError: for a word that means nothing, or a component that the model does not have.
+    """
+    words = text.split()
+    if not words:
+        raise RadistillError(f"mask: is empty; {_HELP}")
+    mask = ComponentMask(frozenset().union(*(_word(word, model).skipped for word in words)))
+    masked_modules(model, mask)
+    return mask
+
+
+def describe_mask(mask: ComponentMask) -> str:
+    """The shortest text that `parse_mask` reads as this mask; "nothing" for an empty one."""
+    words = []
+    for component in Component:
+        layers = sorted(layer for layer, part in mask.skipped if part is component)
+        if layers:
+            words.append(f"{component.value}:{ranges(layers).replace(' ', '')}")
+    return " ".join(words) or "nothing"
+
+
+def _word(word: str, model: Model) -> ComponentMask:
+    if word in PRESETS:
+        return PRESETS[word](model)
+    name, _, numbers = word.partition(":")
+    if name not in {"exit", *Component} or not numbers:
+        raise RadistillError(f"mask: {word!r} means nothing; {_HELP}")
+    if name == "exit":
+        return early_exit(model, _number(numbers, word))
+    layers: set[int] = set()
+    for part in numbers.split(","):
+        first, dash, last = part.partition("-")
+        start = _number(first, word)
+        end = _number(last, word) if dash else start
+        if end < start:
+            raise RadistillError(f"mask: {word!r} has the range {part}, which runs backwards")
+        if end >= model.anatomy.num_layers:
+            raise RadistillError(
+                f"mask: {word!r}: layer {end} does not exist; layers are 0 to {model.anatomy.num_layers - 1}"
+            )
+        layers.update(range(start, end + 1))
+    return ComponentMask(frozenset((layer, Component(name)) for layer in layers))
+
+
+def _number(text: str, word: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise RadistillError(f"mask: {word!r} has {text!r} where a layer's number belongs; {_HELP}")
+    return int(text)
