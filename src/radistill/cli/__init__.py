@@ -11,6 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import typer
 
 from radistill.cli.errors import one_line
+from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.run import STAGE_COMMANDS, run
 
@@ -40,6 +41,7 @@ app.command("run")(run)
 for _name, _command in STAGE_COMMANDS.items():
     app.command(_name, rich_help_panel="Stages of a run")(_command)
 app.command("inspect")(inspect)
+app.command("generate")(generate)
 
 
 def main() -> None:

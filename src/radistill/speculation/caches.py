@@ -43,6 +43,8 @@ class RowCache(DynamicCache):
         lengths: tokens of each row.
     """
 
+    layers: list[Any]
+
     def __init__(self, config: PreTrainedConfig, rows: int) -> None:
         """An empty cache for `rows` sequences of the model that `config` describes."""
         super().__init__(config=config)
@@ -165,7 +167,7 @@ def read_tokens(
     Returns:
         Logits, [batch, keep or time, vocab].
     """
-    rows, time = tokens.shape
+    time = tokens.shape[1]
     lengths = [length + (time if counts is None else counts[row]) for row, length in enumerate(cache.lengths)]
     padding = torch.tensor([cache.width + time - length for length in lengths], device=tokens.device)[:, None]
     slots = torch.arange(cache.width + time, device=tokens.device)

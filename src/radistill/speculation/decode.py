@@ -118,7 +118,11 @@ def speculative_generate(
         RadistillError: on an empty prompt, one that fills the context, a token that the network does not know, settings
             out of range, a mask that does not fit, or logits of the model that are no numbers.
     """
-    for name, value in {"draft_length": draft_length, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
+    for name, value in {
+        "draft_length": draft_length,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }.items():
         if value < 1:
             raise RadistillError(f"generate: {name} is {value}, but it starts at 1")
     if draft_cache not in DRAFT_CACHES:
@@ -239,5 +243,6 @@ def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:
     for index, prompt in enumerate(prompts):
         if context is not None and len(prompt) >= context:
             raise RadistillError(
-                f"generate: prompt {index} has {len(prompt)} tokens, but the model's context is {context} with the response"
+                f"generate: prompt {index} has {len(prompt)} tokens, but the model's context is {context}, and the "
+                "response needs some of it; shorten the prompt"
             )
