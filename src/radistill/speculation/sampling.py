@@ -159,8 +159,9 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
         uniform: [batch], numbers from [0, 1[.
 
     Returns:
-        [batch], long; never an index of weight 0.
+        [batch], long; never an index of weight 0. Where weights are NaN, an index that means nothing.
     """
     total = weights.cumsum(dim=-1)
     threshold = torch.minimum(uniform * total[:, -1], torch.nextafter(total[:, -1], torch.zeros_like(uniform)))
-    return torch.searchsorted(total, threshold[:, None], right=True).squeeze(1)
+    drawn = torch.searchsorted(total, threshold[:, None], right=True).squeeze(1)
+    return drawn.clamp(max=weights.shape[-1] - 1)
