@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from radistill import load, load_data
-from radistill.console import progress
 from radistill.files import write_json
 from radistill.models.generation import generate
 from radistill.models.loading import Model
@@ -55,38 +54,36 @@ def measure(
         length: {"seconds": 0.0, "tokens": 0, "rounds": 0, "drafted": 0, "accepted": 0, "prompts_as_predicted": 0}
         for length in lengths
     }
-    with progress("decode", total=len(prompts), unit="prompts") as advance:
-        for number, prompt in enumerate(prompts):
-            started = time.perf_counter()
-            [plain] = generate(model, [prompt], max_new_tokens=arguments.max_new_tokens)
-            seconds += time.perf_counter() - started
-            tokens += len(plain)
-            document = Document(str(number), (*prompt, *plain), len(prompt))
-            predicted = predict_rounds(model, document, mask, lengths)
-            close = near_ties(model, document, mask)
-            ties += close
-            for length in lengths:
-                decoded = speculative_generate(
-                    model,
-                    [prompt],
-                    mask,
-                    draft_length=length,
-                    max_new_tokens=arguments.max_new_tokens,
-                    draft_cache=arguments.draft_cache,
-                )
-                figures = drafted[length]
-                figures["seconds"] += decoded.seconds
-                for name in ("tokens", "rounds", "drafted", "accepted"):
-                    figures[name] += getattr(decoded, name)
-                difference = first_difference(model, prompt, plain, decoded.responses[0])
-                as_predicted = predicted[length] == decoded.accepted_by_round[0]
-                figures["prompts_as_predicted"] += as_predicted
-                different_texts += difference is not None
-                # Another text has other rounds; the same text may differ in its rounds only where a tie is near.
-                excused = difference.margin < NEAR_TIE if difference is not None else as_predicted or close > 0
-                if not excused:
-                    unexcused.append(number)
-            advance()
+    for number, prompt in enumerate(prompts):
+        started = time.perf_counter()
+        [plain] = generate(model, [prompt], max_new_tokens=arguments.max_new_tokens, description=f"prompt {number}")
+        seconds += time.perf_counter() - started
+        tokens += len(plain)
+        document = Document(str(number), (*prompt, *plain), len(prompt))
+        predicted = predict_rounds(model, document, mask, lengths)
+        close = near_ties(model, document, mask)
+        ties += close
+        for length in lengths:
+            decoded = speculative_generate(
+                model,
+                [prompt],
+                mask,
+                draft_length=length,
+                max_new_tokens=arguments.max_new_tokens,
+                draft_cache=arguments.draft_cache,
+            )
+            figures = drafted[length]
+            figures["seconds"] += decoded.seconds
+            for name in ("tokens", "rounds", "drafted", "accepted"):
+                figures[name] += getattr(decoded, name)
+            difference = first_difference(model, prompt, plain, decoded.responses[0])
+            as_predicted = predicted[length] == decoded.accepted_by_round[0]
+            figures["prompts_as_predicted"] += as_predicted
+            different_texts += difference is not None
+            # Another text has other rounds; the same text may differ in its rounds only where a tie is near.
+            excused = difference.margin < NEAR_TIE if difference is not None else as_predicted or close > 0
+            if not excused:
+                unexcused.append(number)
     for figures in drafted.values():
         figures["tokens_per_second"] = figures["tokens"] / figures["seconds"]
         figures["acceptance_rate"] = figures["accepted"] / figures["drafted"]
