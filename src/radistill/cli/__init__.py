@@ -12,6 +12,7 @@ import typer
 
 from radistill.cli.components import components
 from radistill.cli.errors import one_line
+from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
@@ -44,6 +45,7 @@ for _name, _command in STAGE_COMMANDS.items():
 app.command("inspect")(inspect)
 app.command("components")(components)
 app.add_typer(plan, name="plan")
+app.command("generate")(generate)
 
 
 def main() -> None:
