@@ -89,7 +89,8 @@ def diagnose(
         acceptance_rate=acceptance_rate(draft.agreements),
         mean_accepted_length={length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS},
         kl=draft.kl,
-        selector=selector.model_dump(mode="json"),
+        # A storage URL may hold a password, and says nothing about the plan.
+        selector=selector.model_dump(mode="json", exclude={"storage"}),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
             for number, trial in enumerate(trials.history)

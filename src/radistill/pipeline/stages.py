@@ -204,7 +204,8 @@ def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     diagnose_settings = context.recipe.diagnose.model_dump(mode="json", exclude={"selector"})
     return {
         "model": _signature(context.recipe.model),
-        "selector": arm.selector.model_dump(mode="json"),
+        # By how many processes, and where they kept their study, makes no other plan of a finished one.
+        "selector": arm.selector.model_dump(mode="json", exclude={"workers", "storage"}),
         "calibration": hash_file(_data(context, "calibration")),
         "settings": diagnose_settings,
         **context.settings_of("dtype", "seed"),
