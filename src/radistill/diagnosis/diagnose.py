@@ -1,12 +1,13 @@
 """Diagnosis: from a model, calibration documents and a budget to a plan."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import Plan, SearchStep
-from radistill.diagnosis.selectors import SELECTORS, Problem, Selector
+from radistill.diagnosis.selectors import SELECTORS, Problem, Selection, Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy
@@ -14,6 +15,19 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
 from radistill.speculation.acceptance import DRAFT_LENGTHS, acceptance_rate, mean_accepted_length
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a search that had already found something.
+
+    Attributes:
+        plan: of the best set so far.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Carry `plan` to whoever can save it."""
+        super().__init__()
+        self.plan = plan
 
 
 def check_budget(budget: int, anatomy: Anatomy) -> None:
@@ -68,16 +82,26 @@ def diagnose(
 
     Raises:
         RadistillError: for a budget that the model does not have, an unknown name, or no documents.
+        SearchInterrupted: on Ctrl-C, with the best plan so far, once a set of the budget's size has been judged.
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
     check_budget(budget, model.anatomy)
     started = time.perf_counter()
     trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
-    selection = selector.select(Problem(trials, model.anatomy.attention_layers, budget, seed, folder))
+    interrupted = False
+    try:
+        selection = selector.select(Problem(trials, model.anatomy.attention_layers, budget, seed, folder))
+    except KeyboardInterrupt:
+        judged = [trial for trial in trials.history if len(trial.layers) == budget]
+        if not judged:
+            raise
+        interrupted, selection = True, Selection(max(judged, key=lambda trial: trial.value).layers)
     replace = sorted(selection.layers)
     draft = trials.run(replace)
-    return Plan(
+    if not math.isfinite(draft.kl):
+        raise RadistillError(f"{model.source}: without layers {replace} its logits are NaN or infinite; replace fewer")
+    plan = Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
@@ -89,7 +113,8 @@ def diagnose(
         acceptance_rate=acceptance_rate(draft.agreements),
         mean_accepted_length={length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS},
         kl=draft.kl,
-        selector=selector.model_dump(mode="json"),
+        # A storage URL may hold a password, and says nothing about the plan.
+        selector=selector.model_dump(mode="json", exclude={"storage"}),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
             for number, trial in enumerate(trials.history)
@@ -100,3 +125,6 @@ def diagnose(
         seed=seed,
         versions=versions(),
     )
+    if interrupted:
+        raise SearchInterrupted(plan)
+    return plan

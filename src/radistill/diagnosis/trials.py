@@ -70,6 +70,7 @@ class Trials:
         self.model = model
         self.objective = objective
         self.documents = documents
+        self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
         self.history: list[Trial] = []
         self.forward_tokens = 0.0
@@ -111,6 +112,10 @@ class Trials:
         value = self._known[key][0]
         self.history.append(Trial(key, value))
         return value
+
+    def learn(self, layers: Iterable[int], value: float, forward_tokens: float) -> None:
+        """Take over a judgement that another process made, so that `value` need not repeat it."""
+        self._known.setdefault(tuple(sorted(layers)), (value, forward_tokens))
 
     def _open(self, folder: Path | None) -> Path | None:
         if folder is None:

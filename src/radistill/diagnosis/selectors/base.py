@@ -54,6 +54,6 @@ class Selector(Protocol):
         """Choose exactly `problem.budget` of `problem.candidates`."""
         ...
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """The settings, for the plan."""
+    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The settings, for the plan; those that a selector does not have may be excluded all the same."""
         ...
