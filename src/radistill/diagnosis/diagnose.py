@@ -4,16 +4,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.plan import Plan, SearchStep
-from radistill.diagnosis.selectors import SELECTORS, Problem, Selector
+from radistill.diagnosis.compare import compare, print_ranking
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.objectives import OBJECTIVES, Objective
+from radistill.diagnosis.plan import Alternative, Plan, SearchStep
+from radistill.diagnosis.search import Found, search
+from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
-from radistill.speculation.acceptance import DRAFT_LENGTHS, acceptance_rate, mean_accepted_length
+from radistill.speculation.acceptance import DRAFT_LENGTHS
 
 
 def check_budget(budget: int, anatomy: Anatomy) -> None:
@@ -32,7 +35,7 @@ def check_budget(budget: int, anatomy: Anatomy) -> None:
         )
 
 
-def make_selector(name: str, **settings: object) -> Selector:
+def make_selector(name: str, **settings: object) -> Selector | All:
     """A selector by its name.
 
     Raises:
@@ -43,60 +46,111 @@ def make_selector(name: str, **settings: object) -> Selector:
     return SELECTORS[name].model_validate(settings)
 
 
+def make_objective(name: str, model: Model, context_length: int, folder: Path | None) -> Objective:
+    """An objective by its name.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+        model: the model to convert.
+        context_length: tokens in the cache where components are timed.
+        folder: where the search keeps its state.
+
+    Raises:
+        RadistillError: listing the names that exist.
+    """
+    if name not in OBJECTIVES:
+        raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name](model, context_length, folder)
+
+
 def diagnose(
     model: Model,
     documents: Sequence[Document],
     budget: int,
     *,
-    selector: Selector | str = "bayes",
-    objective: str = "acceptance",
+    selector: Selector | All | str = "bayes",
+    objective: Objective | str = "acceptance",
+    passes: float | None = None,
+    context_length: int = 1024,
     seed: int = 0,
     tokens_per_batch: int = 2048,
     folder: Path | None = None,
 ) -> Plan:
     """Find the `budget` attention layers that the model can best do without.
 
+    Ctrl-C ends the search with the best set that was judged by then (`Plan.interrupted`).
+
     Args:
         model: the model to convert.
         documents: calibration documents, best with responses written by the model itself.
         budget: how many attention layers are to be replaced.
         selector: a name in `SELECTORS` or a selector with its settings.
-        objective: a name in `OBJECTIVES`.
+        objective: a name in `OBJECTIVES`, or an objective.
+        passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
+            and gives each selector of `all` `EQUAL_PASSES`.
+        context_length: tokens in the cache where the objective `throughput-modelled` times the components.
         seed: of every random choice; the same seed gives the same plan.
         tokens_per_batch: padded tokens in one forward pass.
         folder: where the search keeps its state, so that it can be resumed.
 
     Raises:
         RadistillError: for a budget that the model does not have, an unknown name, or no documents.
+        KeyboardInterrupt: if it comes before any set was judged.
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
     check_budget(budget, model.anatomy)
     started = time.perf_counter()
+    if isinstance(objective, str):
+        objective = make_objective(objective, model, context_length, folder)
     trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
-    selection = selector.select(Problem(trials, model.anatomy.attention_layers, budget, seed, folder))
-    replace = sorted(selection.layers)
-    draft = trials.run(replace)
+    if isinstance(selector, All):
+        passes = EQUAL_PASSES if passes is None else passes
+        best, *others = compare(selector.each(passes), trials, budget, seed=seed, passes=passes, folder=folder)
+        print_ranking([best, *others], trials)
+    else:
+        best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder), []
+    draft = best.judgement
     return Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
         ssm_layers=list(model.anatomy.ssm_layers),
-        replace=replace,
-        scores=selection.scores,
-        score_kind=selection.score_kind,
-        objective={"name": objective, "value": OBJECTIVES[objective](draft)},
-        acceptance_rate=acceptance_rate(draft.agreements),
-        mean_accepted_length={length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS},
+        replace=list(best.selection.layers),
+        scores=best.selection.scores,
+        score_kind=best.selection.score_kind,
+        objective=objective.record(draft),
+        acceptance_rate=draft.acceptance_rate,
+        mean_accepted_length=_shown(draft),
         kl=draft.kl,
-        selector=selector.model_dump(mode="json"),
+        selector=best.selector.model_dump(mode="json"),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
-            for number, trial in enumerate(trials.history)
+            for number, trial in enumerate(best.history)
         ],
+        alternatives=[_alternative(other) for other in others],
+        interrupted=any(one.interrupted for one in (best, *others)),
         seconds=round(time.perf_counter() - started, 3),
-        forward_tokens=round(trials.forward_tokens),
+        forward_tokens=round(best.forward_tokens),
         calibration_hash=trials.calibration_hash,
         seed=seed,
         versions=versions(),
     )
+
+
+def _alternative(found: Found) -> Alternative:
+    draft = found.judgement
+    return Alternative(
+        selector=found.selector.model_dump(mode="json"),
+        replace=list(found.selection.layers),
+        value=found.value,
+        acceptance_rate=draft.acceptance_rate,
+        mean_accepted_length=_shown(draft),
+        kl=draft.kl,
+        forward_tokens=round(found.forward_tokens),
+        seconds=round(found.seconds, 3),
+    )
+
+
+def _shown(draft: Judgement) -> dict[int, float]:
+    return {length: draft.mean_accepted_length[length] for length in DRAFT_LENGTHS}

@@ -50,11 +50,15 @@ def run_diagnose(context: Context) -> None:
                 settings.budget,
                 selector=arm.selector,
                 objective=settings.objective,
+                passes=settings.passes,
+                context_length=settings.context_length,
                 seed=context.recipe.seed,
                 tokens_per_batch=settings.tokens_per_batch,
                 folder=arm.folder / "search",
             )
             plan.save(arm.plan)
+            if plan.interrupted:
+                raise KeyboardInterrupt  # the plan is kept, but the stage is not done
             note(
                 f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
                 f"the skip draft has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"

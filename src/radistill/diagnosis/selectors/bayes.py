@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.selectors.base import Problem, Selection
+from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 
@@ -26,6 +26,10 @@ class Bayes(BaseModel):
         description="judge every single layer first and begin with the best of them; false is the search as published",
     )
 
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """One for each judged set."""
+        return self.trials + (candidates if self.warm_start else 0)
+
     def select(self, problem: Problem) -> Selection:
         """Maximise the objective over sets of `problem.budget` layers.
 
@@ -33,7 +37,7 @@ class Bayes(BaseModel):
         optuna-dashboard shows it live. The proposals are a function of the seed and of the completed trials alone:
         an interrupted search finds the same plan as an uninterrupted one.
         """
-        scores = self._single_layers(problem) if self.warm_start else None
+        scores = each_alone(problem) if self.warm_start else None
         study = self._study(problem)
         if scores is not None and not study.trials:
             low, high = min(scores.values()), max(scores.values())
@@ -49,7 +53,7 @@ class Bayes(BaseModel):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the Gaussian process warns when a fit does not converge
                     trial = study.ask({str(layer): _UNIT for layer in problem.candidates})
-                layers = top_layers({int(name): value for name, value in trial.params.items()}, problem.budget)
+                layers = most_redundant({int(name): value for name, value in trial.params.items()}, problem.budget)
                 trial.set_user_attr("layers", layers)
                 study.tell(trial, problem.trials.value(layers))
                 done += 1
@@ -57,15 +61,7 @@ class Bayes(BaseModel):
         best = study.best_trial.user_attrs["layers"]
         if scores is None:
             return Selection(best, *self._marginal(problem, study))
-        return Selection(best, scores, f"{problem.trials.objective} with only this layer's attention skipped")
-
-    def _single_layers(self, problem: Problem) -> dict[int, float]:
-        with progress("each layer alone", len(problem.candidates), "layers") as advance:
-            scores = {}
-            for layer in problem.candidates:
-                scores[layer] = problem.trials.value([layer])
-                advance(1, f"layer {layer}: {scores[layer]:.4f}")
-        return scores
+        return Selection(best, scores, f"{problem.trials.objective.name} with only this layer's attention skipped")
 
     def _marginal(self, problem: Problem, study: optuna.Study) -> tuple[dict[int, float], str]:
         trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -77,7 +73,7 @@ class Bayes(BaseModel):
                 scores[layer] = sum(skipped) / len(skipped) - sum(kept) / len(kept)
         return (
             scores,
-            f"mean {problem.trials.objective} of the judged sets that skip the layer, less that of the others",
+            f"mean {problem.trials.objective.name} of the judged sets that skip the layer, less that of the others",
         )
 
     def _study(self, problem: Problem) -> optuna.Study:
@@ -85,7 +81,7 @@ class Bayes(BaseModel):
         trials = problem.trials
         key = hash_json(
             {
-                "trials": [trials.model.fingerprint, trials.calibration_hash, trials.objective],
+                "trials": [trials.model.fingerprint, trials.calibration_hash, trials.objective.name],
                 "problem": [list(problem.candidates), problem.budget, problem.seed],
                 "search": [self.startup, self.warm_start],
             }
@@ -114,14 +110,6 @@ class Bayes(BaseModel):
 
 
 _UNIT = optuna.distributions.FloatDistribution(0.0, 1.0)
-
-
-def top_layers(relaxed: dict[int, float], budget: int) -> list[int]:
-    """Turn a point of [0, 1]^layers into a set: the `budget` layers with the largest entries, sorted.
-
-    Equal entries are broken by the lower layer, so that the result is a function of the point.
-    """
-    return sorted(sorted(relaxed, key=lambda layer: (-relaxed[layer], layer))[:budget])
 
 
 def _sampler(seed: int, completed: int, startup: int) -> optuna.samplers.BaseSampler:
