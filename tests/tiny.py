@@ -128,6 +128,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "zamba2": (
         "zamba2",
         {
+            "tie_word_embeddings": True,  # the blocks that its layers share are tied by the same switch
             "num_mem_blocks": 1,
             "n_mamba_heads": 4,
             "mamba_expand": 1,

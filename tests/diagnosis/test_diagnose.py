@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from radistill.diagnosis.diagnose import diagnose
+from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
 from radistill.diagnosis.objectives import Figure
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import SELECTORS, Bayes
@@ -171,6 +171,33 @@ def test_plans_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Plan.load(path)
     with pytest.raises(RadistillError, match="no such file"):
         Plan.load(tmp_path / "none.json")
+
+
+def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama", layers=6)
+    settings = Bayes(trials=8, startup=8)
+    value, judged = Trials.value, []
+
+    def until_ctrl_c(self: Trials, layers: list[int]) -> float:
+        if len(judged) == 6 + 3:
+            raise KeyboardInterrupt
+        judged.append((value(self, layers), sorted(layers)))
+        return judged[-1][0]
+
+    monkeypatch.setattr(Trials, "value", until_ctrl_c)
+    with pytest.raises(SearchInterrupted) as interrupted:
+        diagnose(model, documents(), 2, selector=settings, folder=tmp_path)
+    assert interrupted.value.plan.replace == max(judged[6:], key=lambda pair: pair[0])[1]
+    assert len(interrupted.value.plan.search) == 9
+    monkeypatch.setattr(Trials, "value", value)
+    resumed = diagnose(model, documents(), 2, selector=settings, folder=tmp_path)
+    assert resumed.search == diagnose(model, documents(), 2, selector=settings).search
+
+    judged.clear()
+    monkeypatch.setattr(Trials, "value", lambda self, layers: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as at_once:
+        diagnose(model, documents(), 2, selector=settings)
+    assert not isinstance(at_once.value, SearchInterrupted)
 
 
 def test_layers_without_attention_are_not_candidates() -> None:

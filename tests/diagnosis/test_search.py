@@ -9,7 +9,7 @@ from test_diagnose import KL, documents
 
 import tiny
 from radistill.console import console
-from radistill.diagnosis.diagnose import diagnose
+from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.search import search
 from radistill.diagnosis.selectors import SELECTORS, All, Bayes, Gates, Greedy, LeaveOneOut, Selector, Uniform
@@ -42,7 +42,6 @@ def test_ctrl_c_keeps_the_best_plan_and_the_same_command_goes_on(
 ) -> None:
     model = tiny.model("llama", layers=6)
     whole = diagnose(model, documents(), 2, selector=selector, objective="kl")
-    assert not whole.interrupted
     monkeypatch.setattr("radistill.diagnosis.diagnose.Trials", Interrupted)
     interrupted = None
     for at in (0, 2, 9, 1000):
@@ -50,15 +49,15 @@ def test_ctrl_c_keeps_the_best_plan_and_the_same_command_goes_on(
         with console.capture() as printed:
             try:
                 plan = diagnose(model, documents(), 2, selector=selector, objective="kl", folder=tmp_path)
+                break
+            except SearchInterrupted as stopped:
+                interrupted = stopped.plan
             except KeyboardInterrupt:  # before any pair of layers was judged
                 assert not [key for key in _judged(tmp_path) if len(key) == 2]
                 continue
-        if not plan.interrupted:
-            break
-        interrupted = plan
-        complete = [step for step in plan.search if len(step.layers) == 2]
-        assert plan.replace in [step.layers for step in complete]
-        assert plan.objective["value"] == max(step.value for step in complete)
+        complete = [step for step in interrupted.search if len(step.layers) == 2]
+        assert interrupted.replace in [step.layers for step in complete]
+        assert interrupted.objective["value"] == max(step.value for step in complete)
         assert "interrupted; the best of" in printed.get()
     assert interrupted is not None
     assert same(plan, whole)  # what was judged before Ctrl-C was not judged again, and the end is the same
@@ -151,8 +150,9 @@ def test_ctrl_c_in_a_comparison_keeps_what_was_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("radistill.diagnosis.diagnose.Trials", Interrupted)
     model = tiny.model("llama", layers=6)
     monkeypatch.setattr(Interrupted, "at", 2)  # uniform and block influence judge only their result; two layers alone
-    plan = diagnose(model, documents(), 2, selector="all", objective="kl", passes=15)
-    assert plan.interrupted
+    with pytest.raises(SearchInterrupted) as stopped:
+        diagnose(model, documents(), 2, selector="all", objective="kl", passes=15)
+    plan = stopped.value.plan
     assert {plan.selector["kind"], *(other.selector["kind"] for other in plan.alternatives)} == {
         "uniform",
         "block-influence",

@@ -23,9 +23,14 @@ class KnownTrials:
 
     calibration_hash = "none"
     calibration_tokens = 10
+    forward_tokens = 0.0
 
     class objective:
         name = "acceptance"
+
+        @staticmethod
+        def to_json() -> dict[str, str]:
+            return {"name": "acceptance"}
 
     class model:
         fingerprint = "none"
@@ -125,8 +130,9 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, stop
 def test_the_study_is_an_optuna_study(tmp_path: Path) -> None:
     Bayes(trials=3, startup=2).select(problem(KnownTrials(WORTH), 3, tmp_path))
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    (summary,) = optuna.get_all_study_summaries(storage)
-    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    layers, sets = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage))
+    assert len(optuna.load_study(study_name=layers, storage=storage).trials) == len(WORTH)
+    study = optuna.load_study(study_name=sets, storage=storage)
     assert [len(trial.user_attrs["layers"]) for trial in study.trials] == [3, 3, 3]
 
 

@@ -15,7 +15,7 @@ from radistill.models.loading import Model, load
 
 @pytest.fixture(autouse=True)
 def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test; the real model's is shared, so that it is converted once for all sessions."""
+    """A cache of its own for each test; the real model's is shared, so that it is converted once for all runs."""
     folder = tmp_path / "cache"
     if "smollm2" not in request.fixturenames:
         monkeypatch.setenv("RADISTILL_CACHE", str(folder))

@@ -110,7 +110,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
-        "diagnose.selector.trails: unknown field; did you mean 'trials'? allowed: kind, startup, trials, warm_start",
+        "diagnose.selector.trails: unknown field; did you mean 'trials'? "
+        "allowed: kind, startup, storage, trials, warm_start, workers",
     ),
     "of another kind": (
         {"diagnose.selector": {"kind": "uniform", "trials": 1}},

@@ -10,8 +10,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
+from radistill.cli.components import components
 from radistill.cli.errors import one_line
+from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
+from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
 
 app = typer.Typer(
@@ -40,6 +43,9 @@ app.command("run")(run)
 for _name, _command in STAGE_COMMANDS.items():
     app.command(_name, rich_help_panel="Stages of a run")(_command)
 app.command("inspect")(inspect)
+app.command("components")(components)
+app.add_typer(plan, name="plan")
+app.command("generate")(generate)
 
 
 def main() -> None:

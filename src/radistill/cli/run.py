@@ -72,14 +72,48 @@ def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
     return command
 
 
+def diagnose(
+    recipe: RecipePath = None,
+    out: Out = Path("runs/latest"),
+    set_: Set = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes on this machine that search together. A search by several cannot be repeated exactly.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="Optuna storage that other machines share, as sqlite:////shared/study.db; the same command joins.",
+        ),
+    ] = None,
+) -> None:
+    """Find the attention layers that the model can do without: plan.json."""
+    from radistill.pipeline.recipe import load_recipe
+    from radistill.pipeline.run import run as run_pipeline
+
+    given = {"workers": workers, "storage": storage}
+    overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
+    run_pipeline(load_recipe(_recipe_of(recipe, out), [*(set_ or []), *overrides]), out, ["diagnose"])
+
+
 STAGE_COMMANDS = {
-    stage: _stage_command(stage, explanation)
-    for stage, explanation in {
-        "data": "Prepare training, calibration and held-out examples; the teacher writes missing responses.",
-        "diagnose": "Find the attention layers that the model can do without: plan.json.",
-        "convert": "Build the hybrid that the plan describes: start/.",
-        "distill": "Fit the new blocks and train the hybrid: student/.",
-        "evaluate": "Measure base, draft and hybrids on held-out data: evaluation.json.",
-        "report": "Write report.html from what the run folder holds.",
-    }.items()
+    "data": _stage_command(
+        "data", "Prepare training, calibration and held-out examples; the teacher writes missing responses."
+    ),
+    "diagnose": diagnose,
+    **{
+        stage: _stage_command(stage, explanation)
+        for stage, explanation in {
+            "convert": "Build the hybrid that the plan describes: start/.",
+            "distill": "Fit the new blocks and train the hybrid: student/.",
+            "evaluate": "Measure base, draft and hybrids on held-out data: evaluation.json.",
+            "report": "Write report.html from what the run folder holds.",
+        }.items()
+    },
 }

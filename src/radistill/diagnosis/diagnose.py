@@ -1,12 +1,14 @@
 """Diagnosis: from a model, calibration documents and a budget to a plan."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import OBJECTIVES, Objective
+from radistill.diagnosis.objectives import Objective, make_objective
 from radistill.diagnosis.plan import Alternative, Plan, SearchStep
 from radistill.diagnosis.search import Found, search
 from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
@@ -17,6 +19,19 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
 from radistill.speculation.acceptance import DRAFT_LENGTHS
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a search that had already found something.
+
+    Attributes:
+        plan: of the best set so far.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Carry `plan` to whoever can save it."""
+        super().__init__()
+        self.plan = plan
 
 
 def check_budget(budget: int, anatomy: Anatomy) -> None:
@@ -46,23 +61,6 @@ def make_selector(name: str, **settings: object) -> Selector | All:
     return SELECTORS[name].model_validate(settings)
 
 
-def make_objective(name: str, model: Model, context_length: int, folder: Path | None) -> Objective:
-    """An objective by its name.
-
-    Args:
-        name: a key of `OBJECTIVES`.
-        model: the model to convert.
-        context_length: tokens in the cache where components are timed.
-        folder: where the search keeps its state.
-
-    Raises:
-        RadistillError: listing the names that exist.
-    """
-    if name not in OBJECTIVES:
-        raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name](model, context_length, folder)
-
-
 def diagnose(
     model: Model,
     documents: Sequence[Document],
@@ -77,8 +75,6 @@ def diagnose(
     folder: Path | None = None,
 ) -> Plan:
     """Find the `budget` attention layers that the model can best do without.
-
-    Ctrl-C ends the search with the best set that was judged by then (`Plan.interrupted`).
 
     Args:
         model: the model to convert.
@@ -95,7 +91,7 @@ def diagnose(
 
     Raises:
         RadistillError: for a budget that the model does not have, an unknown name, or no documents.
-        KeyboardInterrupt: if it comes before any set was judged.
+        SearchInterrupted: on Ctrl-C, with the best plan so far, once a set of the budget's size has been judged.
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
@@ -111,7 +107,10 @@ def diagnose(
     else:
         best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder), []
     draft = best.judgement
-    return Plan(
+    if not math.isfinite(draft.kl):
+        layers = list(best.selection.layers)
+        raise RadistillError(f"{model.source}: without layers {layers} its logits are NaN or infinite; replace fewer")
+    plan = Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
@@ -123,25 +122,27 @@ def diagnose(
         acceptance_rate=draft.acceptance_rate,
         mean_accepted_length=_shown(draft),
         kl=draft.kl,
-        selector=best.selector.model_dump(mode="json"),
+        selector=_settings(best.selector),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
             for number, trial in enumerate(best.history)
         ],
         alternatives=[_alternative(other) for other in others],
-        interrupted=any(one.interrupted for one in (best, *others)),
         seconds=round(time.perf_counter() - started, 3),
         forward_tokens=round(best.forward_tokens),
         calibration_hash=trials.calibration_hash,
         seed=seed,
         versions=versions(),
     )
+    if any(one.interrupted for one in (best, *others)):
+        raise SearchInterrupted(plan)
+    return plan
 
 
 def _alternative(found: Found) -> Alternative:
     draft = found.judgement
     return Alternative(
-        selector=found.selector.model_dump(mode="json"),
+        selector=_settings(found.selector),
         replace=list(found.selection.layers),
         value=found.value,
         acceptance_rate=draft.acceptance_rate,
@@ -150,6 +151,11 @@ def _alternative(found: Found) -> Alternative:
         forward_tokens=round(found.forward_tokens),
         seconds=round(found.seconds, 3),
     )
+
+
+def _settings(selector: Selector) -> dict[str, Any]:
+    # A storage URL may hold a password, and says nothing about the plan.
+    return selector.model_dump(mode="json", exclude={"storage"})
 
 
 def _shown(draft: Judgement) -> dict[int, float]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.latency import Latencies, timed_once
+from radistill.errors import RadistillError
 from radistill.models.loading import Model
 
 WORST = -1e6
@@ -30,6 +31,10 @@ class Objective(Protocol):
         """For the plan: name, value, and all that is needed to compute the value again."""
         ...
 
+    def to_json(self) -> dict[str, Any]:
+        """What `objective_from` makes it of again, in another process."""
+        ...
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -46,6 +51,10 @@ class Figure:
     def record(self, draft: Judgement) -> dict[str, Any]:
         """Name and value."""
         return {"name": self.name, "value": self.value(draft)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The name."""
+        return {"name": self.name}
 
 
 @dataclass(frozen=True)
@@ -75,25 +84,51 @@ class ThroughputModelled:
         """Name, value, the chosen draft length, the gain over plain decoding, and the latencies."""
         speeds = self.by_length(draft)
         return {
-            "name": self.name,
+            **self.to_json(),
             "value": self.value(draft),
             "draft_length": max(speeds, key=speeds.__getitem__),
             "speedup": self.value(draft) * self.latencies.verify(1),
-            "latencies": self.latencies.to_json(),
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Name and latencies."""
+        return {"name": self.name, "latencies": self.latencies.to_json()}
 
-def _figure(name: str, figure: Callable[[Judgement], float]) -> Callable[[Model, int, Path | None], Objective]:
-    return lambda model, context, folder: Figure(name, figure)
 
-
-OBJECTIVES: dict[str, Callable[[Model, int, Path | None], Objective]] = {
+_FIGURES = {
     # Share of tokens that the target accepts.
-    "acceptance": _figure("acceptance", lambda draft: draft.acceptance_rate),
+    "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
     # Mean accepted tokens a round at draft length 4: RAD's tau for drafts of equal cost.
-    "accepted-length": _figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
+    "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
     # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.
-    "kl": _figure("kl", lambda draft: -draft.kl),
-    "throughput-modelled": lambda model, context, folder: ThroughputModelled(timed_once(model, context, folder)),
+    "kl": Figure("kl", lambda draft: -draft.kl),
 }
-"""From a name to the function that makes the objective for a model, a context length and the search's folder."""
+
+OBJECTIVES = (*_FIGURES, "throughput-modelled")
+"""Their names."""
+
+
+def make_objective(name: str, model: Model, context_length: int, folder: Path | None) -> Objective:
+    """An objective by its name.
+
+    Args:
+        name: one of `OBJECTIVES`.
+        model: the model to convert; `throughput-modelled` times its components.
+        context_length: tokens in the cache meanwhile.
+        folder: where the latencies are kept, so that a search that is resumed finds the same; None keeps them nowhere.
+
+    Raises:
+        RadistillError: listing the names that exist.
+    """
+    if name == "throughput-modelled":
+        return ThroughputModelled(timed_once(model, context_length, folder))
+    if name not in _FIGURES:
+        raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
+    return _FIGURES[name]
+
+
+def objective_from(data: dict[str, Any]) -> Objective:
+    """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
+    if data["name"] == "throughput-modelled":
+        return ThroughputModelled(Latencies.from_json(data["latencies"]))
+    return _FIGURES[data["name"]]

@@ -1,9 +1,9 @@
 """The plan: which layers are replaced, why, and how that was found. The file between diagnosis and conversion."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
@@ -13,9 +13,9 @@ from radistill.models.anatomy import Anatomy
 class SearchStep(BaseModel):
     """One set that a search judged."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    trial: int
+    trial: int = Field(ge=0)
     layers: list[int]
     value: float
 
@@ -38,7 +38,7 @@ class Alternative(BaseModel):
 class Plan(BaseModel):
     """Which attention layers of a model are replaced, and the evidence for it."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     version: Literal[1] = 1
     model: str = Field(description="what the user asked for: hub id, folder, file or alias")
@@ -48,18 +48,21 @@ class Plan(BaseModel):
     replace: list[int] = Field(description="layers whose attention is replaced, sorted")
     scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
     score_kind: str | None = Field(description="what a score measures, in words")
-    objective: dict[str, Any] = Field(description="name and value of what was maximised, and what it was computed from")
+    objective: dict[str, int | float | str | dict[str, Any]] = Field(
+        description="name and value of what was maximised, and what it was computed from"
+    )
     acceptance_rate: float = Field(ge=0, le=1, description="share of tokens of the skip draft that are accepted")
-    mean_accepted_length: dict[int, float] = Field(description="accepted tokens a round, by draft length")
+    mean_accepted_length: dict[Annotated[int, Field(ge=1)], float] = Field(
+        description="accepted tokens a round, by draft length"
+    )
     kl: float = Field(description="KL(model || skip draft) on the calibration responses, nats a token")
     selector: dict[str, Any] = Field(description="name and settings of the selector")
     search: list[SearchStep]
     alternatives: list[Alternative] = Field(default=[], description="what other selectors found, the best first")
-    interrupted: bool = Field(default=False, description="whether the search was stopped before its end")
-    seconds: float
-    forward_tokens: int = Field(description="calibration tokens through the whole model that the search spent")
+    seconds: float = Field(ge=0)
+    forward_tokens: int = Field(ge=0, description="calibration tokens through the whole model that the search spent")
     calibration_hash: str
-    seed: int
+    seed: int = Field(ge=0)
     versions: dict[str, str]
 
     @field_validator("replace")
@@ -68,6 +71,34 @@ class Plan(BaseModel):
         if layers != sorted(set(layers)):
             raise ValueError("must be sorted and without repeats")
         return layers
+
+    @field_validator("objective")
+    @classmethod
+    def _name_and_value(cls, objective: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(objective.get("name"), str) or not isinstance(objective.get("value"), float | int):
+            raise ValueError("must have a name, which is a text, and a value, which is a number")
+        return objective
+
+    @field_validator("mean_accepted_length")
+    @classmethod
+    def _no_more_than_drafted(cls, lengths: dict[int, float]) -> dict[int, float]:
+        for length, mean in lengths.items():
+            if not 0 <= mean <= length:
+                raise ValueError(f"is {mean:g} at draft length {length}, but must be from 0 to {length}")
+        return lengths
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> "Plan":
+        lists = {"replace": self.replace, "ssm_layers": self.ssm_layers, "scores": list(self.scores or {})}
+        lists |= {f"search[{number}].layers": step.layers for number, step in enumerate(self.search)}
+        for name, layers in lists.items():
+            for index, layer in enumerate(layers):
+                if not 0 <= layer < self.num_layers:
+                    entry = name if name == "scores" else f"{name}[{index}]"
+                    raise ValueError(f"{entry} is {layer}, but this model has layers 0 to {self.num_layers - 1}")
+            if len(set(layers)) < len(layers):
+                raise ValueError(f"{name} names a layer twice")
+        return self
 
     def save(self, path: Path | str) -> None:
         """Write the plan as JSON, atomically."""
@@ -85,8 +116,10 @@ class Plan(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise RadistillError(f"{path}: {field}: {first['msg']}") from None
+            if first["loc"]:
+                raise RadistillError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            # What concerns several fields names them itself.
+            raise RadistillError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
 
     def check(self, anatomy: Anatomy, name: str = "plan.json") -> None:
         """Check that the plan fits a model.

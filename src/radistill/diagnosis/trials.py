@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Trials:
         self.model = model
         self.objective = objective
         self.documents = documents
+        self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
         self.calibration_tokens = sum(len(document.tokens) for document in documents)
         self._known: dict[tuple[int, ...], Judgement] = {}
@@ -192,6 +194,10 @@ class Trials:
     def _cost(self, mask: ComponentMask) -> float:
         first = max(mask.first_difference(other, self.model.anatomy.num_layers) for other in (_NOTHING, self._near))
         return self.calibration_tokens * (1 - first / self.model.anatomy.num_layers)
+
+    def learn(self, layers: Sequence[int], row: dict[str, Any]) -> None:
+        """Take over a judgement that another process made (`Judgement.to_row`), so that it need not be repeated."""
+        self._known.setdefault(tuple(sorted(layers)), Judgement.from_row(ComponentMask.attention(layers), row))
 
     def _open(self, folder: Path | None) -> Path | None:
         if folder is None:

@@ -236,6 +236,7 @@ class Pace(TrainerCallback):
         self._advance = advance
         self._saved = time.perf_counter()
         self._kl = math.nan
+        self._pace = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -279,8 +280,8 @@ class Pace(TrainerCallback):
         logs: Mapping[str, float] = kwargs["logs"]
         self._kl = logs.get("eval_kl", self._kl)
         if "loss" in logs:
-            speed = logs["tokens"] / max(logs["seconds"], 1e-9)
-            self._advance(1, f"loss {logs['loss']:.3f}, KL {self._kl:.3f}, {speed:,.0f} tok/s")
+            self._pace = f"loss {logs['loss']:.3f}, {logs['tokens'] / max(logs['seconds'], 1e-9):,.0f} tok/s, "
+        self._advance(1 if "loss" in logs else 0, f"{self._pace}held-out KL {self._kl:.3f}")
 
 
 def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:

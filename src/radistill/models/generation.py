@@ -66,9 +66,8 @@ def generate(
     network = model.network if network is None else network
     if max_new_tokens < 1 or batch_size < 1:
         raise RadistillError(f"generate: max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) start at 1")
-    if not (0 <= temperature < float("inf")) or not (0 < top_p <= 1):
-        raise RadistillError(f"generate: temperature {temperature} must be at least 0, top_p {top_p} within ]0, 1]")
-    _check_prompts(prompts, network)
+    check_sampling(temperature, top_p)
+    check_prompts(prompts, network)
 
     # Longest first: what does not fit into memory fails at once, not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
@@ -137,7 +136,14 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((token for token in tokens if token in special), tokenizer.eos_token_id)
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) -> None:
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Check the settings of sampling; RadistillError if one is out of range."""
+    if not (0 <= temperature < float("inf")) or not (0 < top_p <= 1):
+        raise RadistillError(f"generate: temperature {temperature} must be at least 0, top_p {top_p} within ]0, 1]")
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) -> None:
+    """Check that each prompt has tokens, and only such as the network knows; RadistillError otherwise."""
     vocabulary = next(network.get_input_embeddings().parameters()).shape[0]
     for index, prompt in enumerate(prompts):
         if not len(prompt):

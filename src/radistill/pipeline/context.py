@@ -116,9 +116,6 @@ class Context:
         ]
         baseline = recipe.baseline
         if baseline is not None:
-            distill = recipe.distill
-            if distill is not None and baseline.steps is not None:
-                distill = None if baseline.steps == 0 else distill.model_copy(update={"steps": baseline.steps})
             arms.append(
                 Arm(
                     name=baseline.selector.kind,
@@ -127,7 +124,7 @@ class Context:
                     target=baseline.target,
                     init=baseline.init,
                     align=recipe.align if baseline.align else None,
-                    distill=distill,
+                    distill=baseline.distill_settings(recipe.distill),
                 )
             )
         return arms

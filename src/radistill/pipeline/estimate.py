@@ -191,11 +191,11 @@ def _model(role: str, source: str, anatomy: Anatomy, parameters: dict[str, int])
 def _baseline_recipe(recipe: Recipe) -> Recipe:
     """What the baseline's stages see of the recipe."""
     assert recipe.baseline is not None
-    distill = recipe.distill
-    if distill is not None and recipe.baseline.steps is not None:
-        steps = recipe.baseline.steps
-        distill = distill.model_copy(update={"steps": steps}) if steps else None
-    return recipe.model_copy(update={"align": recipe.align if recipe.baseline.align else None, "distill": distill})
+    update = {
+        "align": recipe.align if recipe.baseline.align else None,
+        "distill": recipe.baseline.distill_settings(recipe.distill),
+    }
+    return recipe.model_copy(update=update)
 
 
 def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:

@@ -84,6 +84,19 @@ class BaselineSettings(BaseModel):
     init: Initialisation = Field(default="transfer", description="how its new blocks start")
     align: bool = Field(default=False, description="whether its blocks are fitted layer by layer too")
     steps: int | None = Field(default=None, ge=0, description="end-to-end steps; the hybrid's own number if null")
+    new_block_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="its own rate, for a start that asks for another one; the hybrid's if null",
+    )
+
+    def distill_settings(self, hybrid: DistillSettings | None) -> DistillSettings | None:
+        """How the baseline is trained, where the hybrid is trained as `hybrid` says; None is not at all."""
+        if hybrid is None or self.steps == 0:
+            return None
+        own = {"steps": self.steps, "new_block_learning_rate": self.new_block_learning_rate}
+        return hybrid.model_copy(update={field: value for field, value in own.items() if value is not None})
 
 
 class Recipe(BaseModel):

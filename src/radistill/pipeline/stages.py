@@ -6,7 +6,7 @@ from typing import Any
 
 from radistill.console import note
 from radistill.conversion import convert, new_parameters
-from radistill.diagnosis.diagnose import check_budget, diagnose
+from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.distillation.align import Alignment, align
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -44,21 +44,24 @@ def run_diagnose(context: Context) -> None:
             continue
         with context.folder.step(step, inputs, context.recipe.seed):
             settings = context.recipe.diagnose
-            plan = diagnose(
-                context.base,
-                [record.document for record in context.splits.calibration],
-                settings.budget,
-                selector=arm.selector,
-                objective=settings.objective,
-                passes=settings.passes,
-                context_length=settings.context_length,
-                seed=context.recipe.seed,
-                tokens_per_batch=settings.tokens_per_batch,
-                folder=arm.folder / "search",
-            )
+            try:
+                plan = diagnose(
+                    context.base,
+                    [record.document for record in context.splits.calibration],
+                    settings.budget,
+                    selector=arm.selector,
+                    objective=settings.objective,
+                    passes=settings.passes,
+                    context_length=settings.context_length,
+                    seed=context.recipe.seed,
+                    tokens_per_batch=settings.tokens_per_batch,
+                    folder=arm.folder / "search",
+                )
+            except SearchInterrupted as interrupted:
+                interrupted.plan.save(arm.plan)
+                note(f"{arm.plan}: the best plan so far; the same command searches on")
+                raise
             plan.save(arm.plan)
-            if plan.interrupted:
-                raise KeyboardInterrupt  # the plan is kept, but the stage is not done
             note(
                 f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
                 f"the skip draft has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
@@ -208,7 +211,8 @@ def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     diagnose_settings = context.recipe.diagnose.model_dump(mode="json", exclude={"selector"})
     return {
         "model": _signature(context.recipe.model),
-        "selector": arm.selector.model_dump(mode="json"),
+        # By how many processes, and where they kept their study, makes no other plan of a finished one.
+        "selector": arm.selector.model_dump(mode="json", exclude={"workers", "storage"}),
         "calibration": hash_file(_data(context, "calibration")),
         "settings": diagnose_settings,
         **context.settings_of("dtype", "seed"),

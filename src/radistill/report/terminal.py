@@ -9,17 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.report.arms import Arm, arms_of
-from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, cache_mib, percent, significant, whole
+from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
 
-# Heading and widest content of each column; with the model's and the space between them, 100 columns.
+# Heading and widest content of each column; with the model's and the space between them, 80 columns.
 _MODEL_WIDTH = 24
 _HEADINGS = {
-    "KL\nnats/token": 12,
-    "agree-\nment": 7,
-    "per-\nplexity": 11,
+    "KL\nnats": 7,
+    "agree-\nment": 8,
+    "per-\nplexity": 8,
     "exact\nmatch": 8,
-    "KV bytes\nper token": 10,
-    "KV MiB\nat 32k": 9,
+    "KV bytes\na token": 8,
 }
 _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 
@@ -30,7 +29,7 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """The content of `evaluation.json` as a table of at most 100 columns; a dash is a figure that was not measured."""
+    """The content of `evaluation.json` as a table of at most 80 columns; a dash is a figure that was not measured."""
     arms = arms_of(evaluation)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(arms), caption_justify="left")
     table.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
@@ -42,14 +41,12 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
 
 
 def _figures(arm: Arm) -> list[str]:
-    cache = arm.metrics.get("kv_bytes_per_token")
     figures = [
         significant(arm.metrics.get("kl")),
         percent(arm.metrics.get("agreement")),
         significant(arm.metrics.get("perplexity")),
         percent(arm.metrics.get("exact_match")),
-        whole(cache),
-        cache_mib(cache),
+        whole(arm.metrics.get("kv_bytes_per_token")),
     ]
     return [_SHORT.get(figure, figure) for figure in figures]
 

@@ -41,7 +41,7 @@ def likeliest_is(logits: Tensor, tokens: Tensor) -> Tensor:
     return (top.indices == tokens) & ~top.values.isnan()
 
 
-def rounds_of(agreement: Sequence[bool], draft_length: int) -> list[int]:
+def rounds_of(agreement: Sequence[bool], draft_length: int, unsure: Sequence[bool] | None = None) -> list[int]:
     """Accepted tokens in each round of greedy draft-and-verify over one response.
 
     In a round the draft proposes up to `draft_length` tokens; those before the first disagreement are accepted, and the
@@ -50,6 +50,7 @@ def rounds_of(agreement: Sequence[bool], draft_length: int) -> list[int]:
     Args:
         agreement: for each response token, whether the draft would have produced it.
         draft_length: tokens drafted in a round, at least 1.
+        unsure: for each response token, whether the draft's confidence there ends its proposal with this token.
 
     Returns:
         The number of accepted tokens of each round, in order.
@@ -62,9 +63,24 @@ def rounds_of(agreement: Sequence[bool], draft_length: int) -> list[int]:
         run = 0
         while run < draft_length and position + run < len(agreement) and agreement[position + run]:
             run += 1
+            if unsure is not None and unsure[position + run - 1]:
+                break
         accepted.append(run)
         position += run + 1
     return accepted
+
+
+def expected_acceptance(target: Tensor, draft: Tensor) -> Tensor:
+    """Probability that speculative sampling accepts a token of the draft: sum_v min(p_v, q_v) (arXiv 2211.17192).
+
+    Args:
+        target: p, [tokens, vocab], the target's probabilities, after temperature and top-p.
+        draft: q, [tokens, vocab], the draft's at the same places.
+
+    Returns:
+        [tokens], from 0 to 1; 0 where either side has a NaN, because such a draft proposes nothing.
+    """
+    return torch.minimum(target, draft).sum(dim=-1).nan_to_num(nan=0.0)
 
 
 def mean_accepted_length(agreements: Iterable[Tensor], draft_length: int) -> float:

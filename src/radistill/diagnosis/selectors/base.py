@@ -61,8 +61,8 @@ class Selector(Protocol):
         """Passes over the calibration documents that it needs at most, each counted as a whole one."""
         ...
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """The settings, for the plan."""
+    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The settings, for the plan; those that a selector does not have may be excluded all the same."""
         ...
 
 

@@ -1,14 +1,18 @@
 """RAD's search: Bayesian optimisation of the skipped set (arXiv 2505.22135)."""
 
+import time
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
+from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
+from radistill.diagnosis.workers import working
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 
@@ -26,6 +30,18 @@ class Bayes(BaseModel):
         description="judge every single layer first and begin with the best of them; false is the search as published",
     )
 
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="processes on this machine that judge sets at once; a search by several cannot be repeated exactly",
+    )
+    storage: str | None = Field(
+        default=None,
+        description="Optuna storage URL; the same search on other machines that name it joins in. "
+        "Null keeps the study in the run folder",
+    )
+
     def most_passes(self, candidates: int, budget: int) -> int:
         """One for each judged set."""
         return self.trials + (candidates if self.warm_start else 0)
@@ -33,38 +49,60 @@ class Bayes(BaseModel):
     def select(self, problem: Problem) -> Selection:
         """Maximise the objective over sets of `problem.budget` layers.
 
-        The study lies in `problem.folder` as SQLite, so a search that was killed goes on where it was, and
-        optuna-dashboard shows it live. The proposals are a function of the seed and of the completed trials alone:
-        an interrupted search finds the same plan as an uninterrupted one.
+        The study lies in `problem.folder` as SQLite, or where `storage` says, so a search that was killed goes on where
+        it was, and optuna-dashboard shows it live. As long as one process works on it, the proposals are a function of
+        the seed and of the completed trials alone: an interrupted search finds the same plan as an uninterrupted one.
+        With more of them, proposals also depend on who is faster.
+
+        Raises:
+            RadistillError: if the storage cannot be used, or several workers have none.
         """
-        scores = each_alone(problem) if self.warm_start else None
-        study = self._study(problem)
-        if scores is not None and not study.trials:
-            low, high = min(scores.values()), max(scores.values())
-            scale = high - low or 1.0
-            study.enqueue_trial({str(layer): (score - low) / scale for layer, score in scores.items()})
-        completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        for old in completed:
-            problem.trials.value(old.user_attrs["layers"])  # known, so it costs nothing; the plan lists it
-        done = len(completed)
-        with progress(f"search for {problem.budget} layers", self.trials, "trials", min(done, self.trials)) as advance:
-            while done < self.trials:
-                study.sampler = _sampler(problem.seed, done, self.startup)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the Gaussian process warns when a fit does not converge
-                    trial = study.ask({str(layer): _UNIT for layer in problem.candidates})
-                layers = most_redundant({int(name): value for name, value in trial.params.items()}, problem.budget)
-                trial.set_user_attr("layers", layers)
-                study.tell(trial, problem.trials.value(layers))
-                done += 1
-                advance(1, f"best {study.best_value:.4f}")
-        best = study.best_trial.user_attrs["layers"]
+        url = self._url(problem)
+        if self.workers > 1 and url is None:
+            raise RadistillError(
+                f"diagnose.selector.workers is {self.workers}, but the study is only in memory; "
+                "give a folder or a storage"
+            )
+        singles = self._shared(url, problem, "layers") if self.warm_start else None
+        sets = self._shared(url, problem, "sets")
+        joining = self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json")
+        with working(problem, joining, self.workers) as workers:
+
+            def look_after() -> None:
+                gone = workers.fallen()
+                for shared in filter(None, (singles, sets) if gone else ()):
+                    shared.give_up(lambda trial: trial.user_attrs.get("worker", "").startswith(gone))
+
+            scores = None
+            if singles is not None:
+                scores = self._single_layers(problem, singles, look_after)
+                sets.first = [_relaxed(scores)]
+            with progress(f"search for {problem.budget} layers", self.trials, "trials") as advance:
+                sets.judge(
+                    lambda trials: len(trials) >= self.trials,
+                    lambda trial: advance(1, f"best {sets.study.best_value:.4f}"),
+                    look_after,
+                )
+        best = sets.study.best_trial.user_attrs["layers"]
         if scores is None:
-            return Selection(best, *self._marginal(problem, study))
+            return Selection(best, *self._marginal(problem, sets.complete()))
         return Selection(best, scores, f"{problem.trials.objective.name} with only this layer's attention skipped")
 
-    def _marginal(self, problem: Problem, study: optuna.Study) -> tuple[dict[int, float], str]:
-        trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    def _single_layers(
+        self, problem: Problem, singles: SharedStudy, look_after: Callable[[], None]
+    ) -> dict[int, float]:
+        wanted = set(problem.candidates)
+        singles.first = [{"layer": layer} for layer in problem.candidates]
+        with progress("each layer alone", len(wanted), "layers") as advance:
+            singles.judge(
+                lambda trials: wanted <= {_layer(trial) for trial in trials},
+                lambda trial: advance(1, f"layer {_layer(trial)}: {trial.values[0]:.4f}"),
+                look_after,
+            )
+        found = {_layer(trial): trial.values[0] for trial in singles.complete()}
+        return {layer: found[layer] for layer in problem.candidates}
+
+    def _marginal(self, problem: Problem, trials: Sequence[FrozenTrial]) -> tuple[dict[int, float], str]:
         scores = {}
         for layer in problem.candidates:
             skipped = [trial.values[0] for trial in trials if layer in trial.user_attrs["layers"]]
@@ -76,47 +114,65 @@ class Bayes(BaseModel):
             f"mean {problem.trials.objective.name} of the judged sets that skip the layer, less that of the others",
         )
 
-    def _study(self, problem: Problem) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        trials = problem.trials
-        key = hash_json(
-            {
-                "trials": [trials.model.fingerprint, trials.calibration_hash, trials.objective.name],
-                "problem": [list(problem.candidates), problem.budget, problem.seed],
-                "search": [self.startup, self.warm_start],
-            }
-        )
-        storage = None
-        if problem.folder is not None:
-            problem.folder.mkdir(parents=True, exist_ok=True)
-            storage = f"sqlite:///{problem.folder / 'study.db'}"
-        try:
-            study = optuna.create_study(
-                storage=storage,
-                study_name=f"bayes-{key[:12]}",
-                direction="maximize",
-                load_if_exists=True,
-                sampler=_sampler(problem.seed, 0, self.startup),
+    def _url(self, problem: Problem) -> str | None:
+        if self.storage is not None:
+            return self.storage
+        if problem.folder is None:
+            return None
+        problem.folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{problem.folder / 'study.db'}"
+
+    def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
+        trials, budget = problem.trials, problem.budget
+        judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective.to_json()]
+        key = [judged, list(problem.candidates), problem.seed]
+        if kind == "sets":
+            key += [budget, self.startup, self.warm_start]
+        study = open_study(url, f"bayes-{kind}-{hash_json(key)[:12]}")
+        study.set_user_attr("model", trials.model.fingerprint)
+        study.set_user_attr("calibration", trials.calibration_hash)
+
+        def layer(trial: optuna.Trial) -> list[int]:
+            return [trial.suggest_categorical("layer", list(problem.candidates))]
+
+        def layers(trial: optuna.Trial) -> list[int]:
+            return most_redundant(
+                {each: trial.suggest_float(str(each), 0.0, 1.0) for each in problem.candidates}, budget
             )
-        except Exception as error:  # SQLAlchemy's own exceptions, which are no dependency of ours
-            raise RadistillError(f"{storage}: cannot be used as an Optuna study ({error}); remove the file") from None
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            # It was being judged when an earlier run was killed; the seed of the next one depends on completed trials.
-            study.tell(trial.number, state=TrialState.FAIL)
-            note(f"search: trial {trial.number} was interrupted and is judged again")
-            if trial.system_attrs.get("fixed_params"):
-                study.enqueue_trial(trial.system_attrs["fixed_params"])
-        return study
+
+        def sampler(completed: int, alone: bool) -> optuna.samplers.BaseSampler:
+            seed = _seed(problem.seed, completed, alone)
+            return _sampler(seed, self.startup) if kind == "sets" else optuna.samplers.RandomSampler(seed)
+
+        shared = SharedStudy(study, trials, layer if kind == "layers" else layers, sampler)
+        if self.storage is None:
+            # The folder is this process's own, so whoever was at work here is gone.
+            shared.give_up(lambda trial: True)
+        elif kind == "sets":
+            note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {hide_password(self.storage)}")
+        return shared
 
 
-_UNIT = optuna.distributions.FloatDistribution(0.0, 1.0)
+def _layer(trial: FrozenTrial) -> int:
+    """The layer that a trial of the single layers is about; of an enqueued one, from the moment that it is there."""
+    return int(trial.system_attrs.get("fixed_params", trial.params).get("layer", -1))
 
 
-def _sampler(seed: int, completed: int, startup: int) -> optuna.samplers.BaseSampler:
+def _relaxed(scores: dict[int, float]) -> dict[str, float]:
+    """The point of [0, 1]^layers whose largest entries are the best single layers."""
+    low, high = min(scores.values()), max(scores.values())
+    scale = high - low or 1.0
+    return {str(layer): (score - low) / scale for layer, score in scores.items()}
+
+
+def _seed(seed: int, completed: int, alone: bool) -> int:
     # A sampler's random state does not survive its process. A new one for each trial, seeded by how many are complete,
-    # makes proposals a function of the study alone.
+    # makes proposals a function of the study alone. Where others are at work, each goes its own way.
+    own = 0 if alone else int(hash_json([WORKER, time.monotonic_ns()])[:8], 16)
+    return (seed * 1_000_003 + completed + own) % 2**32
+
+
+def _sampler(seed: int, startup: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.GPSampler(
-            seed=(seed * 1_000_003 + completed) % 2**32, n_startup_trials=startup, deterministic_objective=True
-        )
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)

@@ -1,0 +1,64 @@
+"""`radistill components`: what a model can draft without."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def components(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Documents: reasoning-gym:TASK, or a .jsonl file; missing responses are written."),
+    ] = "reasoning-gym:gsm_symbolic",
+    count: Annotated[int, typer.Option("--count", min=1, help="How many documents.")] = 16,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest response that the model writes.")
+    ] = 96,
+    masks: Annotated[
+        list[str] | None,
+        typer.Option("--mask", metavar="WORDS", help="One more draft, as `attention:6,7 mlp:3 exit:24`. Repeatable."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="One more draft: the attention that this plan replaces is off.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which documents are drawn.")] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Measure drafts of a model that switch a class of components off: attention, state space, MLP, the last layers.
+
+    For each: how many of its tokens the full model accepts, at draft lengths 1 to 8, its perplexity over the full
+    model's, and the weights, KV cache and state that it does without.
+    """
+    from rich.console import Console
+
+    from radistill.diagnosis.components import compare_components, default_masks
+    from radistill.diagnosis.plan import Plan
+    from radistill.distillation.data.prepare import load_data
+    from radistill.files import write_json
+    from radistill.models.loading import load
+    from radistill.report.component_table import component_table
+    from radistill.speculation.masks import ComponentMask
+    from radistill.speculation.presets import parse_mask
+
+    found = None if plan is None else Plan.load(plan)
+    loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    drafts = default_masks(loaded)
+    for text in masks or []:
+        drafts[text] = parse_mask(text, loaded)
+    if found is not None:
+        found.check(loaded.anatomy, str(plan))
+        drafts[str(plan)] = ComponentMask.attention(found.replace)
+    documents = load_data(data, loaded, count, seed=seed, max_new_tokens=max_new_tokens)
+    measured = compare_components(loaded, documents, drafts)
+    if json_file is not None:
+        write_json(json_file, measured.to_json())
+    Console(highlight=False).print(component_table(measured))

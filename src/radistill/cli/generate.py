@@ -1,0 +1,143 @@
+"""`radistill generate`: a model answers a prompt, with a part of itself as its draft."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from radistill.models.loading import Model
+    from radistill.speculation.decode import Decoded
+    from radistill.speculation.masks import ComponentMask
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    prompt: Annotated[str, typer.Option("--prompt", help="What the user says.", show_default=False)],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan.json; the draft skips the attention of its layers.")
+    ] = None,
+    skip: Annotated[
+        str | None,
+        typer.Option("--skip", help="Instead of a plan: layers whose attention is skipped (6,7,20-22), or a mask."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 128,
+    draft_length: Annotated[int, typer.Option("--draft-length", help="Tokens drafted in a round.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Sample among tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="For sampling.")] = 0,
+    confidence: Annotated[
+        float | None, typer.Option("--confidence", help="End a draft where its largest probability is below this.")
+    ] = None,
+    draft_cache: Annotated[
+        str, typer.Option("--draft-cache", help="separate, or shared with the model's own cache.")
+    ] = "separate",
+    compare: Annotated[bool, typer.Option("--compare", help="Answer again without a draft.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Answer a prompt by self-speculative decoding: the text is the model's own, drafted by a part of it.
+
+    The text goes to standard output, acceptance and tokens per second to standard error.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    from radistill.console import note
+    from radistill.errors import RadistillError
+    from radistill.models.generation import generate as generate_plainly
+    from radistill.models.loading import load
+    from radistill.speculation.decode import speculative_generate
+
+    if (plan is None) == (skip is None):
+        raise RadistillError("generate: say what the draft skips, with either --plan or --skip")
+    loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    mask = _mask(loaded, plan, skip)
+    tokens = _prompt(loaded, prompt)
+    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+
+    def show(index: int, new: list[int]) -> None:
+        for token in new:
+            streamer.put(torch.tensor([token]))
+
+    def decode(max_new_tokens: int, on_tokens: Callable[[int, list[int]], None] | None = None) -> "Decoded":
+        return speculative_generate(
+            loaded,
+            [tokens],
+            mask,
+            draft_length=draft_length,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            draft_cache=draft_cache,
+            confidence=confidence,
+            on_tokens=on_tokens,
+        )
+
+    if compare:
+        decode(1)  # what only a first pass costs belongs to neither side
+    decoded = decode(max_new_tokens, show)
+    streamer.end()
+    note(
+        f"with draft: {decoded.tokens} tokens in {decoded.seconds:.2f} s, {decoded.tokens_per_second:.1f} tokens/s; "
+        f"accepted {decoded.accepted} of {decoded.drafted} drafted ({decoded.acceptance_rate:.0%}), "
+        f"{decoded.mean_accepted_length:.2f} a round in {decoded.rounds} rounds"
+    )
+    if compare:
+        started = time.perf_counter()
+        [plain] = generate_plainly(
+            loaded,
+            [tokens],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            description="without draft",
+        )
+        speed = len(plain) / (time.perf_counter() - started)
+        note(
+            f"without draft: {speed:.1f} tokens/s; the draft makes it {decoded.tokens_per_second / speed:.2f} x as fast"
+        )
+        note(_verdict(loaded, tokens, plain, decoded.responses[0], sampled=temperature > 0))
+
+
+def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask":
+    from radistill.diagnosis.plan import Plan
+    from radistill.speculation.masks import ComponentMask
+    from radistill.speculation.presets import parse_mask
+
+    if plan is not None:
+        found = Plan.load(plan)
+        found.check(model.anatomy, str(plan))
+        return ComponentMask.attention(found.replace)
+    assert skip is not None
+    return parse_mask(f"attention:{skip}" if skip[:1].isdigit() else skip, model)
+
+
+def _prompt(model: "Model", text: str) -> list[int]:
+    from radistill.distillation.data.documents import prompt_tokens, text_tokens
+    from radistill.distillation.data.examples import Example
+
+    if model.tokenizer.chat_template:
+        return prompt_tokens(Example(id="--prompt", messages=({"role": "user", "content": text},)), model.tokenizer)
+    return text_tokens(Example(id="--prompt", text=text), model.tokenizer)
+
+
+def _verdict(model: "Model", tokens: list[int], plain: list[int], drafted: list[int], sampled: bool) -> str:
+    from radistill.speculation.prediction import first_difference
+
+    if sampled:
+        return "sampled texts differ: they have the same distribution, not the same random numbers"
+    difference = first_difference(model, tokens, plain, drafted)
+    if difference is None:
+        return "both texts are the same"
+    return (
+        f"the texts part at token {difference.position}, where the model's two largest logits are "
+        f"{difference.margin:.1e} apart"
+    )

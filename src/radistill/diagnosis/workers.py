@@ -1,0 +1,120 @@
+"""Further processes on this machine that join a search: what `workers` starts.
+
+A worker is what the same command on another machine would be: it loads the model, opens the study's storage and judges
+sets until there are enough. It ends when the process that started it does, however that ends.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from radistill.console import note
+
+if TYPE_CHECKING:  # selectors start workers
+    from radistill.diagnosis.selectors.base import Problem
+
+
+class Workers:
+    """Processes that are at work on the same study as this one."""
+
+    def __init__(self, job: dict[str, Any], count: int) -> None:
+        """Start `count` processes on `job`."""
+        self._processes: list[tuple[subprocess.Popen[str], IO[str]]] = []
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        for _ in range(count):
+            log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the worker has ended
+            process = subprocess.Popen(
+                [sys.executable, "-m", "radistill.diagnosis.worker"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the others
+            )
+            assert process.stdin is not None
+            # The pipe stays open: its end tells the worker that this process is gone. It also keeps a storage URL,
+            # which may hold a password, off the command line.
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            self._processes.append((process, log))
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that have not ended, as far as is known."""
+        return [process.pid for process, _ in self._processes]
+
+    def fallen(self) -> tuple[str, ...]:
+        """What the trials of processes that have ended since the last call begin their `worker` attribute with."""
+        ended = [(process, log) for process, log in self._processes if process.poll() is not None]
+        for process, log in ended:
+            self._processes.remove((process, log))
+            if process.returncode:
+                note(f"search: a worker ended ({_reason(process, log)}); the others go on")
+            log.close()
+        return tuple(f"{socket.gethostname()}:{process.pid}:" for process, _ in ended)
+
+    def end(self) -> None:
+        """End all processes."""
+        for process, _ in self._processes:
+            process.kill()
+        for process, log in self._processes:
+            process.wait()
+            log.close()
+
+
+@contextmanager
+def working(problem: "Problem", selector: dict[str, Any], workers: int) -> Iterator[Workers]:
+    """Let `workers` processes, this one among them, work on `problem` inside the block; they share the CPU threads.
+
+    Args:
+        problem: what is searched for.
+        selector: settings with which each further process joins; they name the storage.
+        workers: 1 starts nothing.
+    """
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    started = Workers(_job(problem, selector, share) if workers > 1 else {}, workers - 1)
+    try:
+        if workers > 1:
+            torch.set_num_threads(share)
+        yield started
+    finally:
+        started.end()
+        torch.set_num_threads(threads)
+
+
+def _job(problem: "Problem", selector: dict[str, Any], threads: int) -> dict[str, Any]:
+    trials, network = problem.trials, problem.trials.model.network
+    return {
+        "model": {
+            "source": trials.model.source,
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": str(network.device),
+            "trust_remote_code": type(network).__module__.startswith("transformers_modules."),
+        },
+        "fingerprint": trials.model.fingerprint,
+        "documents": [[document.id, document.tokens, document.response_start] for document in trials.documents],
+        "objective": trials.objective.to_json(),
+        "tokens_per_batch": trials.tokens_per_batch,
+        "selector": selector,
+        "candidates": list(problem.candidates),
+        "budget": problem.budget,
+        "seed": problem.seed,
+        "folder": None if problem.folder is None else str(problem.folder),
+        "threads": threads,
+    }
+
+
+def _reason(process: subprocess.Popen[str], log: IO[str]) -> str:
+    log.seek(0)
+    lines = log.read().strip().splitlines()
+    return lines[-1] if lines and process.returncode > 0 else f"exit code {process.returncode}"

@@ -1,0 +1,248 @@
+"""Lossless self-speculative decoding: a masked model drafts, the full one verifies several tokens in one pass.
+
+In each round the draft proposes tokens (arXiv 2309.08168), the target reads them all at once, accepts the first ones
+and adds one token of its own, and both caches forget the rest. Greedy, the text is the target's own; sampled, it has
+the target's distribution (arXiv 2211.17192).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from radistill.errors import RadistillError
+from radistill.files import hash_json
+from radistill.models.generation import check_prompts, check_sampling, end_tokens
+from radistill.models.loading import Model
+from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
+from radistill.speculation.drafting import Drafter
+from radistill.speculation.masks import ComponentMask
+from radistill.speculation.sampling import Greedy, Rule, Sampling
+
+DRAFT_CACHES = ("separate", "shared")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Responses, and how they came about.
+
+    Attributes:
+        responses: token ids of each response, in the order of the prompts.
+        accepted_by_round: for each response, the number of accepted tokens in each round.
+        drafted_by_round: for each response, the number of proposed tokens in each round.
+        seconds: wall time of everything, the prompts included.
+    """
+
+    responses: list[list[int]]
+    accepted_by_round: list[list[int]]
+    drafted_by_round: list[list[int]]
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all responses."""
+        return sum(map(len, self.responses))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all responses."""
+        return sum(map(len, self.accepted_by_round))
+
+    @property
+    def drafted(self) -> int:
+        """Proposed tokens of all responses."""
+        return sum(map(sum, self.drafted_by_round))
+
+    @property
+    def accepted(self) -> int:
+        """Accepted tokens of all responses."""
+        return sum(map(sum, self.accepted_by_round))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted tokens over proposed ones; 0.0 where nothing was proposed."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Accepted tokens a round; 0.0 where there are no rounds."""
+        return self.accepted / self.rounds if self.rounds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all responses over `seconds`: the throughput tau of RAD."""
+        return self.tokens / self.seconds
+
+
+@torch.inference_mode()
+def speculative_generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    mask: ComponentMask,
+    *,
+    draft_length: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 1,
+    draft_cache: str = "separate",
+    confidence: float | None = None,
+    on_tokens: Callable[[int, list[int]], None] | None = None,
+) -> Decoded:
+    """Answer token sequences as `models.generation.generate` does, with a draft that is the model without `mask`.
+
+    Greedy responses are those of `generate` token for token, but where rounding decides between two equal logits.
+    Sampled ones have its distribution; each depends on the seed and its place among the prompts alone, so the batch
+    size has no influence on it. Prompts of a batch that are done make room for none until the batch is.
+
+    Args:
+        model: the target, and without `mask` the draft. No mask may be active.
+        prompts: token ids, each at least one.
+        mask: what the draft skips; it may be empty.
+        draft_length: most tokens that are drafted in a round.
+        max_new_tokens: longest response, in tokens.
+        temperature: 0 takes the likeliest token, otherwise the logits are divided by it before sampling.
+        top_p: sample among the likeliest tokens that together have this probability.
+        seed: for sampling.
+        batch_size: prompts that run at once.
+        draft_cache: "separate", or "shared" to draft on the target's keys, values and states.
+        confidence: end a draft early, with the token whose distribution has no probability of this size.
+        on_tokens: called in each round with the index of a prompt and its new tokens.
+
+    Returns:
+        Responses of 1 to `max_new_tokens` tokens, an end token kept, and the accepted tokens of every round.
+
+    Raises:
+        RadistillError: on an empty prompt, one that fills the context, a token that the network does not know, settings
+            out of range, a mask that does not fit, or logits of the model that are no numbers.
+    """
+    for name, value in {
+        "draft_length": draft_length,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }.items():
+        if value < 1:
+            raise RadistillError(f"generate: {name} is {value}, but it starts at 1")
+    if draft_cache not in DRAFT_CACHES:
+        raise RadistillError(f"generate: draft_cache is {draft_cache!r}; it can be {' or '.join(DRAFT_CACHES)}")
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise RadistillError(f"generate: confidence is {confidence}; it is a probability, from 0 to 1")
+    check_sampling(temperature, top_p)
+    check_prompts(prompts, model.network)
+    _check_room(prompts, model)
+
+    started = time.perf_counter()
+    # Prompts of similar length run together, the longest first: what does not fit into memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    texts = [_Text(index, list(map(int, prompts[index])), max_new_tokens) for index in order]
+    stops = end_tokens(model)
+    training = model.network.training
+    model.network.eval()
+    try:
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            rule: Rule = Greedy()
+            if temperature:
+                seeds = [int(hash_json([seed, text.index])[:15], 16) for text in batch]
+                rule = Sampling(temperature, top_p, seeds)
+            prefixes = [text.tokens[:-1] for text in batch]
+            drafter = Drafter(
+                model,
+                mask,
+                rule,
+                prompts=prefixes if draft_cache == "separate" else None,
+                stops=stops,
+                confidence=confidence,
+            )
+            _decode(model, batch, drafter, rule, draft_length, stops, on_tokens)
+    finally:
+        model.network.train(training)
+    texts.sort(key=lambda text: text.index)
+    return Decoded(
+        responses=[text.response for text in texts],
+        accepted_by_round=[text.accepted for text in texts],
+        drafted_by_round=[text.drafted for text in texts],
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Text:
+    """A prompt and the response that grows behind it."""
+
+    def __init__(self, index: int, prompt: list[int], max_new_tokens: int) -> None:
+        self.index = index
+        self.tokens = prompt
+        self.accepted: list[int] = []
+        self.drafted: list[int] = []
+        self._prompt_length = len(prompt)
+        self._end = len(prompt) + max_new_tokens
+
+    @property
+    def response(self) -> list[int]:
+        return self.tokens[self._prompt_length :]
+
+    @property
+    def room(self) -> int:
+        """Tokens that the response may still grow by."""
+        return self._end - len(self.tokens)
+
+    def append(self, drafted: int, accepted: Sequence[int], following: int, stops: frozenset[int]) -> list[int]:
+        """Take in what a round brought, and return it; after an end token and a full response nothing follows."""
+        self.drafted.append(drafted)
+        self.accepted.append(len(accepted))
+        new = list(accepted)
+        if len(new) < self.room and not (new and new[-1] in stops):
+            new.append(following)
+        self.tokens.extend(new)
+        return new
+
+
+def _decode(
+    model: Model,
+    texts: Sequence[_Text],
+    drafter: Drafter,
+    rule: Rule,
+    draft_length: int,
+    stops: frozenset[int],
+    on_tokens: Callable[[int, list[int]], None] | None,
+) -> None:
+    """Play rounds until every text of a batch is finished."""
+    cache = RowCache(model.network.config, len(texts))
+    read_prompts(model, cache, [text.tokens[:-1] for text in texts])
+    while texts:
+        last = torch.tensor([text.tokens[-1:] for text in texts], device=model.network.device)
+        proposal = drafter.propose(cache, last, [min(draft_length, text.room) for text in texts])
+        with stepping(model, cache) as history:
+            logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
+        if logits.isnan().any():
+            raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")
+        judgement = rule.judge(proposal, logits)
+        accepted, following = judgement.accepted.tolist(), judgement.following.tolist()
+        going_on = []
+        for row, (text, tokens) in enumerate(zip(texts, proposal.tokens.tolist(), strict=True)):
+            new = text.append(proposal.counts[row], tokens[: accepted[row]], following[row], stops)
+            if on_tokens is not None:
+                on_tokens(text.index, new)
+            if text.room and new[-1] not in stops:
+                going_on.append(row)
+        if not going_on:
+            return
+        cache.roll_back([proposal.tokens.shape[1] - count for count in accepted], history)
+        drafter.settle(proposal, accepted)
+        if len(going_on) < len(texts):
+            texts = [texts[row] for row in going_on]
+            cache.select(going_on)
+            drafter.select(going_on)
+            rule.select(going_on)
+
+
+def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:
+    context = getattr(model.network.config, "max_position_embeddings", None)
+    for index, prompt in enumerate(prompts):
+        if context is not None and len(prompt) >= context:
+            raise RadistillError(
+                f"generate: prompt {index} has {len(prompt)} tokens, but the model's context is {context}, and the "
+                "response needs some of it; shorten the prompt"
+            )

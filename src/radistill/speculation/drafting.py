@@ -1,0 +1,145 @@
+"""The draft's half of a round: the masked model proposes tokens, and learns which of them became text.
+
+With a cache of its own a draft reads its own keys and values all along, so what it proposes depends on the text alone,
+and one teacher-forced pass predicts it (`speculation.prediction`). With the target's it saves that memory and its own
+pass over the prompt, and reads what the full model made of the text so far.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from radistill.models.anatomy import Component
+from radistill.models.loading import Model
+from radistill.speculation.caches import RowCache, States, read_prompts, read_tokens
+from radistill.speculation.masks import ComponentMask, masked
+from radistill.speculation.sampling import Proposal, Rule
+
+
+class Drafter:
+    """Drafts for a batch whose text grows by what the target accepts."""
+
+    def __init__(
+        self,
+        model: Model,
+        mask: ComponentMask,
+        rule: Rule,
+        *,
+        prompts: Sequence[Sequence[int]] | None,
+        stops: frozenset[int],
+        confidence: float | None,
+    ) -> None:
+        """A draft that skips `mask`.
+
+        Args:
+            model: the target.
+            mask: what the draft skips.
+            rule: how it chooses tokens.
+            prompts: the text so far, but for its last token, to be read into a cache of the draft's own; None to draft
+                on copies of the target's cache.
+            stops: tokens that end a response, and with it a proposal.
+            confidence: a proposal ends with the first token whose distribution has no probability of this size (by the
+                draft's logits as they are, whatever the temperature); None never ends it.
+        """
+        self._model = model
+        self._mask = mask
+        self._rule = rule
+        self._stops = stops
+        self._confidence = confidence
+        self._has_states = any((layer, Component.SSM) not in mask.skipped for layer in model.anatomy.ssm_layers)
+        self._history: list[States] = []  # after the last token of the text, and after each drafted one that was read
+        self._behind: Tensor | None = None  # [batch, 1], a token of the text before the last that was not read
+        self._own: RowCache | None = None
+        if prompts is not None:
+            self._own = RowCache(model.network.config, len(prompts))
+            with masked(model, mask):
+                read_prompts(model, self._own, prompts)
+
+    def propose(self, target: RowCache, last: Tensor, limits: Sequence[int]) -> Proposal:
+        """Draft up to `limits[b]` tokens for row b.
+
+        Args:
+            target: the target's cache, which has read all of the text but its last token; it is left as it is.
+            last: [batch, 1], the last token of the text.
+            limits: most tokens that each row may propose, at least 1.
+        """
+        cache = target.fork() if self._own is None else self._own
+        drafted: list[Tensor] = []
+        distributions: list[Tensor] = []
+        counts, open_rows = [0] * len(limits), list(range(len(limits)))
+        with masked(self._model, self._mask):
+            logits = self._read_text(cache, last)
+            while open_rows:
+                if drafted:
+                    logits = self._read(cache, drafted[-1][:, None])
+                token, distribution = self._rule.draft(logits)
+                drafted.append(token)
+                if distribution is not None:
+                    distributions.append(distribution)
+                open_rows = self._count(open_rows, counts, limits, token.tolist(), logits)
+        probabilities = torch.stack(distributions, dim=1) if distributions else None
+        return Proposal(torch.stack(drafted, dim=1), counts, probabilities)
+
+    def settle(self, proposal: Proposal, accepted: Sequence[int]) -> None:
+        """Forget what the target did not accept.
+
+        The last drafted token was not read. Where every row accepts it, it is read together with the token that
+        follows; where only some rows do, it is read now, so that no row has read more of its text than another.
+        """
+        if self._own is None:
+            return
+        last = proposal.tokens[:, -1:]
+        drafted = proposal.tokens.shape[1]
+        if all(count == drafted for count in accepted):
+            self._behind = last
+            return
+        read = drafted - 1
+        if any(count == drafted for count in accepted):
+            with masked(self._model, self._mask):
+                self._read(self._own, last)
+            read = drafted
+        self._own.roll_back([read - count for count in accepted], self._history)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        if self._own is not None:
+            self._own.select(rows)
+        if self._behind is not None:
+            self._behind = self._behind[list(rows)]
+
+    def _read_text(self, cache: RowCache, last: Tensor) -> Tensor:
+        self._history.clear()
+        behind, self._behind = self._behind, None
+        if behind is not None and self._has_states:
+            # Not every state-space block of transformers can read several tokens after a first one (see `caches`).
+            self._read(cache, behind)
+            self._history.clear()
+        elif behind is not None:
+            last = torch.cat([behind, last], dim=1)
+        return self._read(cache, last)
+
+    def _read(self, cache: RowCache, tokens: Tensor) -> Tensor:
+        """Logits after the last of these tokens, [batch, vocab]."""
+        logits = read_tokens(self._model, cache, tokens, keep=1)[:, -1]
+        if self._has_states and self._own is not None:
+            self._history.append(cache.recurrent_states())
+        return logits
+
+    def _count(
+        self, rows: Sequence[int], counts: list[int], limits: Sequence[int], tokens: Sequence[int], logits: Tensor
+    ) -> list[int]:
+        """Count the tokens that were just drafted, and return the rows that go on drafting."""
+        # A distribution that is no number proposes nothing; the target then writes a token by itself.
+        broken = logits.isnan().any(dim=-1).tolist()
+        unsure = [False] * len(tokens)
+        if self._confidence is not None:
+            unsure = (logits.float().softmax(dim=-1).amax(dim=-1) < self._confidence).tolist()
+        going_on = []
+        for row in rows:
+            if broken[row]:
+                continue
+            counts[row] += 1
+            if counts[row] < limits[row] and tokens[row] not in self._stops and not unsure[row]:
+                going_on.append(row)
+        return going_on

@@ -1,0 +1,108 @@
+"""`radistill generate` in this process, on a tiny model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from radistill.cli import main
+from radistill.diagnosis.plan import Plan
+from radistill.models.generation import generate
+from radistill.models.loading import load
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save("llama", tmp_path / "model")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["radistill", "generate", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    return int(str(leaving.value.code))
+
+
+def plan_of(path: Path, replace: list[int], layers: int = 4) -> Path:
+    Plan(
+        model="tiny",
+        model_fingerprint="",
+        num_layers=layers,
+        replace=replace,
+        scores=None,
+        score_kind=None,
+        objective={"name": "acceptance", "value": 0.5},
+        acceptance_rate=0.5,
+        mean_accepted_length={},
+        kl=0.1,
+        selector={"kind": "uniform"},
+        search=[],
+        seconds=0,
+        forward_tokens=0,
+        calibration_hash="",
+        seed=0,
+        versions={},
+    ).save(path)
+    return path
+
+
+def test_the_text_is_streamed_and_compared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path / "plan.json", [1, 3])
+    arguments = ["--plan", str(plan), "--prompt", "Hello", "--max-new-tokens", "12", "--draft-length", "2", "--compare"]
+    assert run(monkeypatch, str(folder), *arguments) == 0
+    out, err = capsys.readouterr()
+    model = load(folder)
+    prompt = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
+    )
+    [response] = generate(model, [prompt], max_new_tokens=12)
+    assert out.strip() == model.tokenizer.decode(response, skip_special_tokens=True).strip()
+    assert "12 tokens in" in err
+    assert "drafted (" in err
+    assert "a round in" in err
+    assert "both texts are the same" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what the draft skips, with either --plan or --skip"),
+        (["--skip", "9"], "layer 9 does not exist"),
+        (["--skip", "1", "--plan", "plan.json"], "either --plan or --skip"),
+        (["--skip", "1", "--draft-length", "0"], "draft_length is 0"),
+        (["--skip", "1", "--draft-cache", "none"], "draft_cache is 'none'"),
+        (["--skip", "ssm-off"], "no layer of this model has ssm"),
+    ],
+)
+def test_bad_input_ends_with_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert run(monkeypatch, str(folder), "--prompt", "Hello", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plan_of_another_model_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path / "plan.json", [1], layers=6)
+    assert run(monkeypatch, str(folder), "--prompt", "Hello", "--plan", str(plan)) == 2
+    assert "made for a model of 6 layers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_sampling_by_a_mask_in_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--prompt", "Hello", "--skip", "exit:3", "--temperature", "1.0", "--top-p", "0.9", "--seed", "4"]
+    arguments += ["--max-new-tokens", "5", "--confidence", "0.1", "--draft-cache", "shared"]
+    texts = []
+    for _ in range(2):
+        assert run(monkeypatch, str(folder), *arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]

@@ -1,0 +1,265 @@
+"""Several processes on one study: real ones, on a tiny model."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import tiny
+from radistill.diagnosis import workers as workers_module
+from radistill.diagnosis.diagnose import diagnose
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.objectives import objective_from
+from radistill.diagnosis.plan import Plan
+from radistill.diagnosis.selectors import Bayes, Problem
+from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
+from radistill.diagnosis.trials import Trials
+from radistill.errors import RadistillError
+from radistill.models.loading import Model, load
+from radistill.models.sequences import Document
+from radistill.speculation.masks import ComponentMask
+
+ACCEPTANCE = objective_from({"name": "acceptance"})
+
+
+def documents(count: int = 4, length: int = 12) -> list[Document]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        Document(str(n), tuple(torch.randint(4, 60, (length + n,), generator=generator).tolist()), length // 2)
+        for n in range(count)
+    ]
+
+
+def trials_of(url: str, kind: str) -> list[optuna.trial.FrozenTrial]:
+    names = [summary.study_name for summary in optuna.get_all_study_summaries(url)]
+    (name,) = [name for name in names if name.startswith(f"bayes-{kind}-")]
+    return optuna.load_study(study_name=name, storage=url).trials
+
+
+def complete(url: str, kind: str) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in trials_of(url, kind) if trial.state is TrialState.COMPLETE]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load(tiny.save("llama", tmp_path / "model", layers=8))
+
+
+def first_wait_for_the_other(monkeypatch: pytest.MonkeyPatch, url: str, count: int, then: Callable[[], object]) -> None:
+    """Let this process's first judgement take as long as the other one needs to come up and judge `count` layers."""
+    run = Trials.run
+    waiting = [True]
+
+    def late(self: Trials, layers):  # type: ignore[no-untyped-def]
+        deadline = time.monotonic() + 120
+        while waiting and time.monotonic() < deadline:
+            if sum(trial.user_attrs["worker"] != WORKER for trial in complete(url, "layers")) >= count:
+                waiting.clear()
+                then()
+            time.sleep(0.05)
+        return run(self, layers)
+
+    monkeypatch.setattr(Trials, "run", late)
+
+
+def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
+    first_wait_for_the_other(monkeypatch, url, 3, lambda: None)
+    plan = diagnose(model, documents(), 3, selector=Bayes(trials=14, startup=12, workers=2), folder=tmp_path / "run")
+    layers, sets = complete(url, "layers"), complete(url, "sets")
+    assert len(sets) == 14
+    assert sorted(trial.user_attrs["layers"][0] for trial in layers) == list(range(8))
+    by = Counter(trial.user_attrs["worker"] for trial in [*layers, *sets])
+    assert len(by) == 2
+    assert by[WORKER] < len(layers) + len(sets)
+    assert not [trial for trial in trials_of(url, "sets") if trial.state is TrialState.RUNNING]
+
+    # Whoever judged it, each set is in the plan with the value that this process finds.
+    alone = Trials(model, documents(), ACCEPTANCE)
+    assert len(plan.search) == 8 + 14
+    for step in plan.search:
+        assert step.value == pytest.approx(alone.value(step.layers))
+    assert plan.selector["workers"] == 2
+    assert max(step.value for step in plan.search if len(step.layers) == 3) == plan.objective["value"]
+
+    # No set was being judged by two at the same time.
+    judged = sorted(
+        (t.datetime_start, t.datetime_complete, t.user_attrs["layers"]) for t in sets if t.user_attrs["forward_tokens"]
+    )
+    for number, (_, until, chosen) in enumerate(judged):
+        assert all(start >= until for start, _, other in judged[number + 1 :] if other == chosen)
+
+
+def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
+    started: list[workers_module.Workers] = []
+    fallen = workers_module.Workers.fallen
+
+    def watch(self: workers_module.Workers) -> tuple[str, ...]:
+        started.append(self)
+        return fallen(self)
+
+    monkeypatch.setattr(workers_module.Workers, "fallen", watch)
+    first_wait_for_the_other(monkeypatch, url, 1, lambda: os.kill(started[0].pids[0], signal.SIGKILL))
+    plan = diagnose(model, documents(), 3, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path / "run")
+    assert started[0].pids == []
+    assert len(complete(url, "sets")) == 8
+    for kind in ("layers", "sets"):
+        assert not [trial for trial in trials_of(url, kind) if trial.state is TrialState.RUNNING]
+    again = diagnose(model, documents(), 3, selector=Bayes(trials=8, startup=8), folder=tmp_path / "run")
+    assert again.replace == plan.replace
+
+
+def test_the_same_search_with_another_folder_joins_by_storage(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    settings = Bayes(trials=6, startup=4, storage=url)
+    first = diagnose(model, documents(), 3, selector=settings, folder=tmp_path / "here")
+    monkeypatch.setattr("radistill.diagnosis.shared_study.WORKER", "elsewhere:1:00000000")
+    trials = Trials(model, documents(), ACCEPTANCE, folder=tmp_path / "there")
+    trials.run = None  # type: ignore[assignment,method-assign]
+    problem = Problem(trials, model.anatomy.attention_layers, 3, 0, tmp_path / "there")
+    assert list(settings.select(problem).layers) == first.replace  # all of it was judged before
+    assert not (tmp_path / "here" / "study.db").exists()
+    # One process with a storage of its own searches as one with a folder does.
+    inside = diagnose(model, documents(), 3, selector=Bayes(trials=6, startup=4), folder=tmp_path / "inside")
+    assert [step.layers for step in inside.search] == [step.layers for step in first.search]
+    assert "storage" not in first.selector
+
+
+class Asked:
+    """Stands in for `Trials` and counts."""
+
+    forward_tokens = 0.0
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.known: dict[tuple[int, ...], float] = {}
+
+    def learn(self, layers: list[int], row: dict[str, float]) -> None:
+        self.known[tuple(layers)] = row["acceptance_rate"]
+
+    def judge(self, layers: list[int]) -> Judgement:
+        return Judgement(ComponentMask.attention(layers), self.value(layers), {}, 0.0)
+
+    def value(self, layers: list[int]) -> float:
+        if tuple(layers) not in self.known:
+            self.asked.append(layers)
+        return self.known.get(tuple(layers), 0.5)
+
+
+def shared(study: optuna.Study, trials: Asked) -> SharedStudy:
+    def propose(trial: optuna.Trial) -> list[int]:
+        return [trial.suggest_int("layer", 0, 1)]
+
+    return SharedStudy(study, trials, propose, lambda completed, alone: optuna.samplers.RandomSampler(completed))  # type: ignore[arg-type]
+
+
+def other_process(study: optuna.Study, layers: list[int] | None) -> optuna.Trial:
+    trial = study.ask()
+    if layers is not None:
+        trial.set_user_attr("worker", "elsewhere:1:00000000")
+        trial.set_user_attr("layers", layers)
+    return trial
+
+
+def test_a_set_that_another_judges_is_not_judged_too() -> None:
+    study = open_study(None, "s")
+    running = other_process(study, [0])
+    trials = Asked()
+
+    def finish() -> None:
+        time.sleep(1.0)
+        running.set_user_attr("judgement", {"acceptance_rate": 0.25})
+        study.tell(running, 0.25)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    shared(study, trials).judge(lambda found: len(found) >= 4)
+    thread.join()
+    assert all(layers == [1] for layers in trials.asked)  # 0 came from the other one
+    assert trials.known == {(0,): 0.25}
+    values = {trial.user_attrs["layers"][0]: trial.value for trial in study.trials if trial.value is not None}
+    assert values.get(0, 0.25) == 0.25
+
+
+@pytest.mark.parametrize("layers", [[0], None])
+def test_the_trials_of_a_dead_process_are_given_up(layers: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radistill.diagnosis.shared_study._SILENCE_SECONDS", 0.5)
+    study = open_study(None, "s")
+    other_process(study, layers)
+    trials = Asked()
+    search = shared(study, trials)
+    dead = (lambda: None) if layers is None else lambda: search.give_up(lambda t: "elsewhere" in t.user_attrs["worker"])
+    search.judge(lambda found: len(found) >= 3, look_after=dead)
+    assert [trial.state for trial in study.trials].count(TrialState.FAIL) == 1
+    assert len(search.complete()) == 3
+
+
+def test_a_heartbeat_that_stops_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radistill.diagnosis.shared_study._SILENCE_SECONDS", 2)
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    study = open_study(url, "s")
+    running = other_process(study, [0])
+    study._storage.record_heartbeat(running._trial_id)  # type: ignore[attr-defined]
+    search = shared(open_study(url, "s"), Asked())
+    search.judge(lambda found: len(found) >= 3)
+    search.judge(lambda found: [t.state for t in study.trials].count(TrialState.FAIL) == 1)
+    assert study.trials[0].state is TrialState.FAIL
+
+
+def test_a_process_that_was_given_up_goes_on() -> None:
+    study = open_study(None, "s")
+    trials = Asked()
+    search = shared(study, trials)
+    value = trials.value
+
+    def suspended(layers: list[int]) -> float:
+        if len(trials.asked) == 1:
+            study.tell(study.trials[-1].number, state=TrialState.FAIL)
+        return value(layers)
+
+    trials.value = suspended  # type: ignore[method-assign]
+    search.judge(lambda found: len(found) >= 3)
+    assert [trial.state for trial in study.trials].count(TrialState.FAIL) == 1
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    with pytest.raises(RadistillError, match="workers is 2, but the study is only in memory"):
+        diagnose(model, documents(), 2, selector=Bayes(trials=2, workers=2))
+    for url, message in [
+        ("nonsense", "nonsense: cannot be used as an Optuna study"),
+        (f"sqlite:///{tmp_path}/none/s.db", "cannot be used as an Optuna study"),
+        ("nobase://me:secret@host/db", r"nobase://me:\*\*\*@host/db: cannot be used"),
+    ]:
+        with pytest.raises(RadistillError, match=message):
+            diagnose(model, documents(), 2, selector=Bayes(trials=2, storage=url))
+    assert hide_password("postgresql://me:sec:ret@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert hide_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_worker_that_cannot_load_the_model_is_named_and_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallen = workers_module.Workers.fallen
+
+    def when_it_has_ended(self: workers_module.Workers) -> tuple[str, ...]:
+        for process, _ in self._processes:
+            process.wait(120)
+        return fallen(self)
+
+    monkeypatch.setattr(workers_module.Workers, "fallen", when_it_has_ended)
+    model = tiny.model("llama")  # in memory only
+    plan = diagnose(model, documents(), 2, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path)
+    assert isinstance(plan, Plan)
+    assert "search: a worker ended ('tiny llama': no such file" in " ".join(capsys.readouterr().err.split())
