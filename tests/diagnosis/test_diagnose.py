@@ -8,14 +8,18 @@ import torch
 
 import tiny
 from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
+from radistill.diagnosis.objectives import Figure
 from radistill.diagnosis.plan import Plan
-from radistill.diagnosis.selectors import Bayes
+from radistill.diagnosis.selectors import SELECTORS, Bayes
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.masks import ComponentMask, masked
+
+KL = Figure("kl", lambda draft: -draft.kl)
+ACCEPTANCE = Figure("acceptance", lambda draft: draft.acceptance_rate)
 
 
 def documents(count: int = 4, length: int = 12) -> list[Document]:
@@ -50,7 +54,7 @@ def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[l
 def test_a_trial_equals_the_naive_pass(family: str) -> None:
     model = tiny.model(family)
     docs = documents()
-    trials = Trials(model, docs, "acceptance", tokens_per_batch=30)
+    trials = Trials(model, docs, ACCEPTANCE, tokens_per_batch=30)
     for layers in ([model.anatomy.attention_layers[0]], list(model.anatomy.attention_layers)):
         draft = trials.run(layers)
         agreements, kl = naive(model, layers, docs)
@@ -59,14 +63,14 @@ def test_a_trial_equals_the_naive_pass(family: str) -> None:
 
 
 def test_a_draft_that_skips_nothing_is_always_accepted() -> None:
-    draft = Trials(tiny.model("llama"), documents(), "kl").run([])
+    draft = Trials(tiny.model("llama"), documents(), KL).run([])
     assert all(agreement.all() for agreement in draft.agreements)
     assert draft.kl == 0.0
 
 
 def test_a_set_seen_before_costs_nothing_also_in_another_process(tmp_path: Path) -> None:
     model = tiny.model("llama")
-    first = Trials(model, documents(), "kl", folder=tmp_path)
+    first = Trials(model, documents(), KL, folder=tmp_path)
     value = first.value([1, 0])
     spent = first.forward_tokens
     assert first.value([0, 1]) == value
@@ -74,24 +78,27 @@ def test_a_set_seen_before_costs_nothing_also_in_another_process(tmp_path: Path)
     (kept,) = tmp_path.glob("trials-*.jsonl")
     kept.write_text(kept.read_text() + '{"layers": [1], "val')  # torn by a kill
 
-    second = Trials(model, documents(), "kl", folder=tmp_path)
+    second = Trials(model, documents(), KL, folder=tmp_path)
     second.run = None  # type: ignore[assignment,method-assign]
     assert second.value([0, 1]) == value
-    assert second.forward_tokens == spent
+    assert second.forward_tokens == spent  # of the search, whichever process spent them
+
+    other = Trials(model, documents(), ACCEPTANCE, folder=tmp_path)
+    other.run = None  # type: ignore[assignment,method-assign]
+    assert other.value([0, 1]) == Trials(model, documents(), ACCEPTANCE).value([0, 1])
 
 
 def test_values_of_other_data_are_not_reused(tmp_path: Path) -> None:
     model = tiny.model("llama")
-    Trials(model, documents(), "kl", folder=tmp_path).value([0])
-    Trials(model, documents(length=14), "kl", folder=tmp_path).value([0])
-    Trials(model, documents(), "acceptance", folder=tmp_path).value([0])
-    assert len(list(tmp_path.glob("trials-*.jsonl"))) == 3
+    Trials(model, documents(), KL, folder=tmp_path).value([0])
+    Trials(model, documents(length=14), KL, folder=tmp_path).value([0])
+    assert len(list(tmp_path.glob("trials-*.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("selector", ["uniform", "bayes"])
+@pytest.mark.parametrize("selector", sorted(set(SELECTORS) - {"all"}))
 def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)
-    settings = Bayes(trials=5, startup=2) if selector == "bayes" else "uniform"
+    settings = Bayes(trials=5, startup=2) if selector == "bayes" else selector
     plan = diagnose(model, documents(), 2, selector=settings, seed=7, folder=tmp_path)
     agreements, kl = naive(model, plan.replace, documents())
     flat = [agree for agreement in agreements for agree in agreement]

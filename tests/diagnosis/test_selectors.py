@@ -1,24 +1,36 @@
 """Selectors on problems whose answer is known."""
 
+import itertools
+import math
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from pydantic import ValidationError
 
 from radistill.diagnosis.diagnose import make_selector
-from radistill.diagnosis.selectors import Bayes, Problem, Uniform
-from radistill.diagnosis.selectors.bayes import top_layers
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.selectors import SELECTORS, Bayes, Greedy, LeaveOneOut, Problem, Uniform
+from radistill.diagnosis.selectors.base import most_redundant
 from radistill.diagnosis.trials import Trial
 from radistill.errors import RadistillError
+from radistill.speculation.masks import ComponentMask
 
 
 class KnownTrials:
     """Stands in for `Trials`: a written-down value for every set, and a count of what was asked."""
 
-    objective = "acceptance"
     calibration_hash = "none"
+    calibration_tokens = 10
     forward_tokens = 0.0
+
+    class objective:
+        name = "acceptance"
+
+        @staticmethod
+        def to_json() -> dict[str, str]:
+            return {"name": "acceptance"}
 
     class model:
         fingerprint = "none"
@@ -26,6 +38,7 @@ class KnownTrials:
     def __init__(self, worth: dict[int, float], stop_after: int | None = None) -> None:
         self.worth = worth
         self.history: list[Trial] = []
+        self.near: list[tuple[int, ...]] = []
         self.stop_after = stop_after
 
     def value(self, layers) -> float:
@@ -35,6 +48,13 @@ class KnownTrials:
         value = sum(self.worth[layer] for layer in key) - 0.5 * (0 in key and 1 in key)
         self.history.append(Trial(key, value))
         return value
+
+    def judge(self, layers) -> Judgement:
+        key = tuple(sorted(layers))
+        return Judgement(ComponentMask.attention(key), 0.0, {}, -sum(self.worth[layer] for layer in key))
+
+    def stay_near(self, layers) -> None:
+        self.near.append(tuple(sorted(layers)))
 
 
 def problem(trials: KnownTrials, budget: int, folder: Path | None = None, seed: int = 0) -> Problem:
@@ -57,9 +77,10 @@ def test_uniform_is_evenly_spaced(candidates, budget: int, chosen: list[int]) ->
     assert trials.history == []
 
 
-def test_top_layers_breaks_ties_by_the_lower_layer() -> None:
-    assert top_layers({3: 0.5, 1: 0.5, 2: 0.9, 0: 0.1}, 2) == [1, 2]
-    assert top_layers(dict.fromkeys(range(5), 0.0), 3) == [0, 1, 2]
+def test_the_most_redundant_of_equals_are_the_lower_layers() -> None:
+    assert most_redundant({3: 0.5, 1: 0.5, 2: 0.9, 0: 0.1}, 2) == [1, 2]
+    assert most_redundant(dict.fromkeys(range(5), 0.0), 3) == [0, 1, 2]
+    assert most_redundant({0: math.nan, 1: -9.0, 2: -math.inf}, 2) == [1, 2]
 
 
 WORTH = {layer: (layer * 7 % 10) / 10 for layer in range(10)}
@@ -122,7 +143,81 @@ def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_selectors_and_settings_are_refused() -> None:
-    with pytest.raises(RadistillError, match=r"selector 'best' is unknown; choose one of bayes, uniform"):
+    with pytest.raises(
+        RadistillError, match=r"selector 'best' is unknown; choose one of all, bayes, block-influence, gates, greedy"
+    ):
         make_selector("best")
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         make_selector("bayes", trials=0)
+
+
+def test_leave_one_out_takes_the_smallest_effects_by_kl() -> None:
+    selection = LeaveOneOut().select(problem(KnownTrials(WORTH), 3))
+    assert selection.layers == [1, 4, 7]
+    assert selection.scores == pytest.approx(WORTH)
+
+
+class Interacting(KnownTrials):
+    """Pairs of layers interact at random, so that no set is best layer by layer."""
+
+    def __init__(self, seed: int, count: int = 9) -> None:
+        super().__init__(dict.fromkeys(range(count), 0.0))
+        random = torch.Generator().manual_seed(seed)
+        self.pairs = torch.randn((count, count), generator=random)
+
+    def value(self, layers) -> float:
+        key = tuple(sorted(layers))
+        value = sum(self.pairs[a, b].item() for a, b in itertools.combinations_with_replacement(key, 2))
+        self.history.append(Trial(key, value))
+        return value
+
+
+def forward_selection(trials: KnownTrials, budget: int) -> set[int]:
+    """Forward selection as anyone would write it."""
+    chosen: set[int] = set()
+    while len(chosen) < budget:
+        rest = [layer for layer in sorted(trials.worth) if layer not in chosen]
+        values = [trials.value(chosen | {layer}) for layer in rest]
+        chosen.add(rest[values.index(max(values))])
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_greedy_is_forward_selection_and_then_never_worse(seed: int) -> None:
+    count, budget = 9, 4
+    trials = Interacting(seed)
+    start = forward_selection(trials, budget)
+    forward = Greedy(width=count, swaps=0).select(problem(Interacting(seed), budget))
+    assert set(forward.layers) == start
+    swapped = Greedy(width=count, swap_width=budget).select(problem(Interacting(seed), budget))
+    best = trials.value(swapped.layers)
+    assert best >= trials.value(start)
+    # With the whole neighbourhood tried, the end is a local optimum: no swap of one layer for another is better.
+    chosen = set(swapped.layers)
+    for removed, added in itertools.product(chosen, set(range(count)) - chosen):
+        assert trials.value(chosen - {removed} | {added}) <= best
+
+
+def test_greedy_tries_few_candidates_and_stays_near_its_set() -> None:
+    trials = Interacting(0)
+    Greedy(width=2, swaps=0).select(problem(trials, 4))
+    tried = [len(trial.layers) for trial in trials.history]
+    # Every layer alone; the best four of them; then, at each place, the set so far (but for the first) and two more.
+    assert tried == [1] * 9 + [4] + [1, 1] + [1, 2, 2] + [2, 3, 3] + [3, 4, 4]
+    assert [len(near) for near in trials.near] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("budget", [1, 8])
+def test_greedy_at_the_ends_of_the_budget(budget: int) -> None:
+    selection = Greedy().select(problem(Interacting(1), budget))
+    assert len(selection.layers) == budget
+
+
+def test_ties_go_to_the_lower_layers() -> None:
+    equal = dict.fromkeys((2, 3, 5, 7), 0.25)
+    for selector in (LeaveOneOut(), Greedy()):
+        assert list(selector.select(problem(KnownTrials(equal), 2)).layers) == [2, 3]
+
+
+def test_every_selector_is_registered_under_its_kind() -> None:
+    assert {name: kind().kind for name, kind in SELECTORS.items()} == {name: name for name in SELECTORS}

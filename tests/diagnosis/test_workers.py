@@ -16,6 +16,8 @@ from optuna.trial import TrialState
 import tiny
 from radistill.diagnosis import workers as workers_module
 from radistill.diagnosis.diagnose import diagnose
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes, Problem
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
@@ -23,6 +25,9 @@ from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
 from radistill.models.sequences import Document
+from radistill.speculation.masks import ComponentMask
+
+ACCEPTANCE = objective_from({"name": "acceptance"})
 
 
 def documents(count: int = 4, length: int = 12) -> list[Document]:
@@ -78,7 +83,7 @@ def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch
     assert not [trial for trial in trials_of(url, "sets") if trial.state is TrialState.RUNNING]
 
     # Whoever judged it, each set is in the plan with the value that this process finds.
-    alone = Trials(model, documents(), "acceptance")
+    alone = Trials(model, documents(), ACCEPTANCE)
     assert len(plan.search) == 8 + 14
     for step in plan.search:
         assert step.value == pytest.approx(alone.value(step.layers))
@@ -120,7 +125,7 @@ def test_the_same_search_with_another_folder_joins_by_storage(
     settings = Bayes(trials=6, startup=4, storage=url)
     first = diagnose(model, documents(), 3, selector=settings, folder=tmp_path / "here")
     monkeypatch.setattr("radistill.diagnosis.shared_study.WORKER", "elsewhere:1:00000000")
-    trials = Trials(model, documents(), "acceptance", folder=tmp_path / "there")
+    trials = Trials(model, documents(), ACCEPTANCE, folder=tmp_path / "there")
     trials.run = None  # type: ignore[assignment,method-assign]
     problem = Problem(trials, model.anatomy.attention_layers, 3, 0, tmp_path / "there")
     assert list(settings.select(problem).layers) == first.replace  # all of it was judged before
@@ -140,8 +145,11 @@ class Asked:
         self.asked: list[list[int]] = []
         self.known: dict[tuple[int, ...], float] = {}
 
-    def learn(self, layers: list[int], value: float, forward_tokens: float) -> None:
-        self.known[tuple(layers)] = value
+    def learn(self, layers: list[int], row: dict[str, float]) -> None:
+        self.known[tuple(layers)] = row["acceptance_rate"]
+
+    def judge(self, layers: list[int]) -> Judgement:
+        return Judgement(ComponentMask.attention(layers), self.value(layers), {}, 0.0)
 
     def value(self, layers: list[int]) -> float:
         if tuple(layers) not in self.known:
@@ -171,7 +179,7 @@ def test_a_set_that_another_judges_is_not_judged_too() -> None:
 
     def finish() -> None:
         time.sleep(1.0)
-        running.set_user_attr("forward_tokens", 7.0)
+        running.set_user_attr("judgement", {"acceptance_rate": 0.25})
         study.tell(running, 0.25)
 
     thread = threading.Thread(target=finish)

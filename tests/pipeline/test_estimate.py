@@ -16,7 +16,7 @@ from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.known_configs import KNOWN_CONFIGS, known_config
 from radistill.pipeline import preflight
-from radistill.pipeline.estimate import Estimate, estimate, judged_sets, page
+from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate, page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
 from radistill.pipeline.recipe import Recipe, load_recipe
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
@@ -150,7 +150,7 @@ def test_llama_3b_in_figures(shipped: dict[str, Estimate]) -> None:
     assert found.memory["distill"]["Adam moments"] == 4 * 14 * block
     assert "align" not in found.memory
     assert (found.work.steps, found.work.step_tokens) == (5000, 8 * 4096)
-    assert found.work.judged_sets == 101
+    assert found.work.passes == 102
     printed = text(found)
     assert "3,212,749,824" in printed
     assert "112 KiB" in printed
@@ -256,9 +256,9 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {"teacher weights"}
     assert diagnose == {
         "base weights": 4 * base.total,
-        "cached activations": 4 * layers * 2 * document * width,
+        "cached activations": 4 * (layers + 1) * 2 * document * width,
         "cached logits": 4 * 2 * (document - 1) * vocabulary,
-        "logits of a step": (4 + 20) * 2 * (document - 1) * vocabulary,
+        "logits of a step": (4 + 8) * 2 * (document - 1) * vocabulary,
     }
     assert align["cached activations"] == 2 * 2 * 6 * document * width * 4
     assert (align["gradients"], align["Adam moments"]) == (4 * block, 8 * block)
@@ -279,7 +279,7 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert work.calibration_tokens == 2 * 64
     assert (work.align_tokens, work.align_passes) == (5 * 128, 1)
     assert (work.steps, work.step_tokens, work.distill_tokens) == (7, 384, 7 * 384)
-    assert work.judged_sets == 1
+    assert work.passes == 2
     assert found.warnings == []
 
 
@@ -342,15 +342,31 @@ def test_batches(tokens_per_batch: int, documents: int, batch: Batch) -> None:
     assert Lengths(64, 63, 63).batch(tokens_per_batch, documents) == batch
 
 
-def test_judged_sets(recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "searched"),
+    [
+        ({"selector": "uniform"}, 0),
+        ({"selector": {"kind": "bayes", "trials": 7}}, 7 + 4),
+        ({"selector": {"kind": "bayes", "trials": 7, "warm_start": False}}, 7),
+        ({"selector": {"kind": "bayes", "trials": 7}, "passes": 8.5}, 9),
+        ({"selector": "block-influence"}, 2),
+        ({"selector": "leave-one-out"}, 4),
+        ({"selector": {"kind": "gates", "steps": 6, "judge_every": 3}}, 2 * 6 + 2 + 1),
+        # Layers alone, their best pair, two places of two candidates; a swap: both taken back, one place refilled.
+        ({"selector": {"kind": "greedy", "width": 2, "swaps": 1, "swap_width": 1}}, 4 + 1 + 2 * 3 + 3 + 3),
+    ],
+)
+def test_passes_of_the_diagnosis(recipe: dict[str, Any], settings: dict[str, Any], searched: int) -> None:
+    recipe["diagnose"] |= settings
+    found = diagnosis_passes(Recipe.model_validate(recipe).diagnose, tiny.model("llama").anatomy)
+    assert found == 1 + searched + 1
+
+
+def test_a_comparison_of_all_selectors_costs_no_more_than_its_budget(recipe: dict[str, Any]) -> None:
+    recipe["diagnose"] |= {"selector": "all", "passes": 3}
     anatomy = tiny.model("llama").anatomy
-    for selector, sets in (
-        ({"kind": "uniform"}, 1),
-        ({"kind": "bayes", "trials": 7}, 7 + 4 + 1),
-        ({"kind": "bayes", "trials": 7, "warm_start": False}, 7 + 1),
-    ):
-        recipe["diagnose"]["selector"] = selector
-        assert judged_sets(Recipe.model_validate(recipe).diagnose.selector, anatomy) == sets
+    # uniform looks at no data, block influence makes two passes, four selectors spend all three; every result is judged
+    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == 1 + (0 + 2 + 4 * 3) + 6
 
 
 def test_align_says_when_its_activations_need_more_than_their_room(recipe: dict[str, Any]) -> None:

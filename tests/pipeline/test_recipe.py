@@ -8,6 +8,7 @@ import pytest
 import recipe_table
 import yaml
 
+from radistill.diagnosis.selectors import SELECTORS
 from radistill.errors import RadistillError
 from radistill.pipeline.recipe import Recipe, load_recipe
 
@@ -104,7 +105,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "section": (
         {"diagnose.budgte": 2},
-        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, objective, selector, tokens_per_batch",
+        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, objective, passes, "
+        "selector, tokens_per_batch",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
@@ -135,15 +137,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # Kinds and names.
     "selector": (
         {"diagnose.selector": "bays"},
-        "diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of bayes, uniform",
+        f"diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of {', '.join(sorted(SELECTORS))}",
     ),
     "selector in full": (
         {"diagnose.selector": {"kind": "bays"}},
-        "diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of bayes, uniform",
+        f"diagnose.selector: 'bays' is unknown; did you mean 'bayes'? choose one of {', '.join(sorted(SELECTORS))}",
     ),
     "selector without a kind": (
         {"diagnose.selector": {"trials": 2}},
-        "diagnose.selector.kind: is required; choose one of bayes, uniform",
+        f"diagnose.selector.kind: is required; choose one of {', '.join(sorted(SELECTORS))}",
     ),
     "source": (
         {"data.kind": "jsnol"},

@@ -95,13 +95,21 @@ def test_a_forward_that_starts_later_is_the_same_forward(family: str) -> None:
     batch = batch_of(9, 5, 2)
     cache = PrefixCache(model, batch)
     attention = model.anatomy.attention_layers
-    for layers in [[], [attention[0]], [attention[-1]], list(attention)]:
-        mask = ComponentMask.attention(layers)
-        with torch.no_grad(), masked(model, mask):
-            plain = response_logits(model.network, batch)
-        assert torch.equal(cache.run(mask).logits, plain.logits)
-    assert cache.tokens_per_run(ComponentMask.attention([])) == 0
-    assert cache.tokens_per_run(ComponentMask.attention([0])) == 16 if 0 in attention else True
+    masks = [ComponentMask.attention(a) for a in [[], [attention[0]], [attention[-1]], list(attention), attention[1:]]]
+
+    def check() -> None:
+        for mask in masks:
+            with torch.no_grad(), masked(model, mask):
+                plain = response_logits(model.network, batch)
+            assert torch.equal(cache.run(mask).logits, plain.logits)
+
+    check()  # nothing is remembered
+    for kept in masks:  # the full model first, then one masked model after another beside it
+        cache.run(kept, keep=True)
+        assert cache.keeps(kept)
+        assert cache.keeps(masks[0])
+        check()
+    assert [cache.keeps(mask) for mask in masks] == [True, False, False, False, True]
     assert all("forward" not in vars(module) for module in model.network.modules())
 
 

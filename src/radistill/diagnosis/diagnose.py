@@ -4,17 +4,21 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.plan import Plan, SearchStep
-from radistill.diagnosis.selectors import SELECTORS, Problem, Selection, Selector
+from radistill.diagnosis.compare import compare, print_ranking
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.objectives import Objective, make_objective
+from radistill.diagnosis.plan import Alternative, Plan, SearchStep
+from radistill.diagnosis.search import Found, search
+from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
-from radistill.speculation.acceptance import DRAFT_LENGTHS, acceptance_rate, mean_accepted_length
+from radistill.speculation.acceptance import DRAFT_LENGTHS
 
 
 class SearchInterrupted(KeyboardInterrupt):
@@ -46,7 +50,7 @@ def check_budget(budget: int, anatomy: Anatomy) -> None:
         )
 
 
-def make_selector(name: str, **settings: object) -> Selector:
+def make_selector(name: str, **settings: object) -> Selector | All:
     """A selector by its name.
 
     Raises:
@@ -62,8 +66,10 @@ def diagnose(
     documents: Sequence[Document],
     budget: int,
     *,
-    selector: Selector | str = "bayes",
-    objective: str = "acceptance",
+    selector: Selector | All | str = "bayes",
+    objective: Objective | str = "acceptance",
+    passes: float | None = None,
+    context_length: int = 1024,
     seed: int = 0,
     tokens_per_batch: int = 2048,
     folder: Path | None = None,
@@ -75,7 +81,10 @@ def diagnose(
         documents: calibration documents, best with responses written by the model itself.
         budget: how many attention layers are to be replaced.
         selector: a name in `SELECTORS` or a selector with its settings.
-        objective: a name in `OBJECTIVES`.
+        objective: a name in `OBJECTIVES`, or an objective.
+        passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
+            and gives each selector of `all` `EQUAL_PASSES`.
+        context_length: tokens in the cache where the objective `throughput-modelled` times the components.
         seed: of every random choice; the same seed gives the same plan.
         tokens_per_batch: padded tokens in one forward pass.
         folder: where the search keeps its state, so that it can be resumed.
@@ -88,43 +97,66 @@ def diagnose(
         selector = make_selector(selector)
     check_budget(budget, model.anatomy)
     started = time.perf_counter()
+    if isinstance(objective, str):
+        objective = make_objective(objective, model, context_length, folder)
     trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
-    interrupted = False
-    try:
-        selection = selector.select(Problem(trials, model.anatomy.attention_layers, budget, seed, folder))
-    except KeyboardInterrupt:
-        judged = [trial for trial in trials.history if len(trial.layers) == budget]
-        if not judged:
-            raise
-        interrupted, selection = True, Selection(max(judged, key=lambda trial: trial.value).layers)
-    replace = sorted(selection.layers)
-    draft = trials.run(replace)
+    if isinstance(selector, All):
+        passes = EQUAL_PASSES if passes is None else passes
+        best, *others = compare(selector.each(passes), trials, budget, seed=seed, passes=passes, folder=folder)
+        print_ranking([best, *others], trials)
+    else:
+        best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder), []
+    draft = best.judgement
     if not math.isfinite(draft.kl):
-        raise RadistillError(f"{model.source}: without layers {replace} its logits are NaN or infinite; replace fewer")
+        layers = list(best.selection.layers)
+        raise RadistillError(f"{model.source}: without layers {layers} its logits are NaN or infinite; replace fewer")
     plan = Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
         ssm_layers=list(model.anatomy.ssm_layers),
-        replace=replace,
-        scores=selection.scores,
-        score_kind=selection.score_kind,
-        objective={"name": objective, "value": OBJECTIVES[objective](draft)},
-        acceptance_rate=acceptance_rate(draft.agreements),
-        mean_accepted_length={length: mean_accepted_length(draft.agreements, length) for length in DRAFT_LENGTHS},
+        replace=list(best.selection.layers),
+        scores=best.selection.scores,
+        score_kind=best.selection.score_kind,
+        objective=objective.record(draft),
+        acceptance_rate=draft.acceptance_rate,
+        mean_accepted_length=_shown(draft),
         kl=draft.kl,
-        # A storage URL may hold a password, and says nothing about the plan.
-        selector=selector.model_dump(mode="json", exclude={"storage"}),
+        selector=_settings(best.selector),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
-            for number, trial in enumerate(trials.history)
+            for number, trial in enumerate(best.history)
         ],
+        alternatives=[_alternative(other) for other in others],
         seconds=round(time.perf_counter() - started, 3),
-        forward_tokens=round(trials.forward_tokens),
+        forward_tokens=round(best.forward_tokens),
         calibration_hash=trials.calibration_hash,
         seed=seed,
         versions=versions(),
     )
-    if interrupted:
+    if any(one.interrupted for one in (best, *others)):
         raise SearchInterrupted(plan)
     return plan
+
+
+def _alternative(found: Found) -> Alternative:
+    draft = found.judgement
+    return Alternative(
+        selector=_settings(found.selector),
+        replace=list(found.selection.layers),
+        value=found.value,
+        acceptance_rate=draft.acceptance_rate,
+        mean_accepted_length=_shown(draft),
+        kl=draft.kl,
+        forward_tokens=round(found.forward_tokens),
+        seconds=round(found.seconds, 3),
+    )
+
+
+def _settings(selector: Selector) -> dict[str, Any]:
+    # A storage URL may hold a password, and says nothing about the plan.
+    return selector.model_dump(mode="json", exclude={"storage"})
+
+
+def _shown(draft: Judgement) -> dict[int, float]:
+    return {length: draft.mean_accepted_length[length] for length in DRAFT_LENGTHS}

@@ -1,43 +1,134 @@
-"""What a search maximises: figures that one teacher-forced pass of a draft gives."""
+"""What a search maximises: a figure computed from one teacher-forced pass of a draft."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-from torch import Tensor
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.latency import Latencies, timed_once
+from radistill.errors import RadistillError
+from radistill.models.loading import Model
 
-from radistill.speculation.acceptance import acceptance_rate, mean_accepted_length
+WORST = -1e6
+"""The value of a draft whose logits overflow: as bad as can be, and comparable."""
+
+
+class Objective(Protocol):
+    """Turns a judgement into a number; larger is better."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `OBJECTIVES`."""
+        ...
+
+    def value(self, draft: Judgement) -> float:
+        """What the search maximises."""
+        ...
+
+    def record(self, draft: Judgement) -> dict[str, Any]:
+        """For the plan: name, value, and all that is needed to compute the value again."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What `objective_from` makes it of again, in another process."""
+        ...
 
 
 @dataclass(frozen=True)
-class DraftPass:
-    """What is known of a draft after one pass over the calibration responses.
+class Figure:
+    """An objective that is one of the draft's figures."""
 
-    Attributes:
-        agreements: one [tokens] bool tensor a response: would the target have accepted this token?
-        kl: KL(target || draft), mean over response tokens, in nats.
+    name: str
+    figure: Callable[[Judgement], float]
+
+    def value(self, draft: Judgement) -> float:
+        """The figure; a draft that has none is the worst."""
+        value = self.figure(draft)
+        return value if math.isfinite(value) else WORST
+
+    def record(self, draft: Judgement) -> dict[str, Any]:
+        """Name and value."""
+        return {"name": self.name, "value": self.value(draft)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The name."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class ThroughputModelled:
+    """Tokens a second of self-speculative decoding (the tau of RAD, arXiv 2505.22135), from timed components.
+
+    A round drafts n tokens, one decoding step each, and verifies them in one pass of the full model; it yields the
+    accepted tokens and one of the target's own (arXiv 2211.17192). n is chosen to be the best for each draft.
     """
 
-    agreements: Sequence[Tensor]
-    kl: float
+    latencies: Latencies
+    name: str = field(default="throughput-modelled", init=False)
+
+    def by_length(self, draft: Judgement) -> dict[int, float]:
+        """Tokens a second for each draft length."""
+        step = self.latencies.step(draft.mask)
+        return {
+            length: (accepted + 1) / (length * step + self.latencies.verify(length + 1))
+            for length, accepted in draft.mean_accepted_length.items()
+        }
+
+    def value(self, draft: Judgement) -> float:
+        """Tokens a second at the best draft length."""
+        return max(self.by_length(draft).values()) if math.isfinite(draft.kl) else WORST
+
+    def record(self, draft: Judgement) -> dict[str, Any]:
+        """Name, value, the chosen draft length, the gain over plain decoding, and the latencies."""
+        speeds = self.by_length(draft)
+        return {
+            **self.to_json(),
+            "value": self.value(draft),
+            "draft_length": max(speeds, key=speeds.__getitem__),
+            "speedup": self.value(draft) * self.latencies.verify(1),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and latencies."""
+        return {"name": self.name, "latencies": self.latencies.to_json()}
 
 
-def acceptance(draft: DraftPass) -> float:
-    """Share of tokens that the target accepts."""
-    return acceptance_rate(draft.agreements)
-
-
-def accepted_length(draft: DraftPass) -> float:
-    """Mean accepted tokens a round at draft length 4: the throughput tau of RAD for drafts of equal cost."""
-    return mean_accepted_length(draft.agreements, draft_length=4)
-
-
-def negative_kl(draft: DraftPass) -> float:
-    """Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens."""
-    return -draft.kl
-
-
-OBJECTIVES: dict[str, Callable[[DraftPass], float]] = {
-    "acceptance": acceptance,
-    "accepted-length": accepted_length,
-    "kl": negative_kl,
+_FIGURES = {
+    # Share of tokens that the target accepts.
+    "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
+    # Mean accepted tokens a round at draft length 4: RAD's tau for drafts of equal cost.
+    "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
+    # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.
+    "kl": Figure("kl", lambda draft: -draft.kl),
 }
+
+OBJECTIVES = (*_FIGURES, "throughput-modelled")
+"""Their names."""
+
+
+def make_objective(name: str, model: Model, context_length: int, folder: Path | None) -> Objective:
+    """An objective by its name.
+
+    Args:
+        name: one of `OBJECTIVES`.
+        model: the model to convert; `throughput-modelled` times its components.
+        context_length: tokens in the cache meanwhile.
+        folder: where the latencies are kept, so that a search that is resumed finds the same; None keeps them nowhere.
+
+    Raises:
+        RadistillError: listing the names that exist.
+    """
+    if name == "throughput-modelled":
+        return ThroughputModelled(timed_once(model, context_length, folder))
+    if name not in _FIGURES:
+        raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
+    return _FIGURES[name]
+
+
+def objective_from(data: dict[str, Any]) -> Objective:
+    """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
+    if data["name"] == "throughput-modelled":
+        return ThroughputModelled(Latencies.from_json(data["latencies"]))
+    return _FIGURES[data["name"]]

@@ -20,6 +20,21 @@ class SearchStep(BaseModel):
     value: float
 
 
+class Alternative(BaseModel):
+    """What another selector found in the same search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    selector: dict[str, Any]
+    replace: list[int]
+    value: float
+    acceptance_rate: float
+    mean_accepted_length: dict[int, float]
+    kl: float
+    forward_tokens: int
+    seconds: float
+
+
 class Plan(BaseModel):
     """Which attention layers of a model are replaced, and the evidence for it."""
 
@@ -33,7 +48,9 @@ class Plan(BaseModel):
     replace: list[int] = Field(description="layers whose attention is replaced, sorted")
     scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
     score_kind: str | None = Field(description="what a score measures, in words")
-    objective: dict[str, float | str] = Field(description="name and value of what was maximised")
+    objective: dict[str, int | float | str | dict[str, Any]] = Field(
+        description="name and value of what was maximised, and what it was computed from"
+    )
     acceptance_rate: float = Field(ge=0, le=1, description="share of tokens of the skip draft that are accepted")
     mean_accepted_length: dict[Annotated[int, Field(ge=1)], float] = Field(
         description="accepted tokens a round, by draft length"
@@ -41,6 +58,7 @@ class Plan(BaseModel):
     kl: float = Field(description="KL(model || skip draft) on the calibration responses, nats a token")
     selector: dict[str, Any] = Field(description="name and settings of the selector")
     search: list[SearchStep]
+    alternatives: list[Alternative] = Field(default=[], description="what other selectors found, the best first")
     seconds: float = Field(ge=0)
     forward_tokens: int = Field(ge=0, description="calibration tokens through the whole model that the search spent")
     calibration_hash: str
@@ -56,7 +74,7 @@ class Plan(BaseModel):
 
     @field_validator("objective")
     @classmethod
-    def _name_and_value(cls, objective: dict[str, float | str]) -> dict[str, float | str]:
+    def _name_and_value(cls, objective: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(objective.get("name"), str) or not isinstance(objective.get("value"), float | int):
             raise ValueError("must have a name, which is a text, and a value, which is a number")
         return objective

@@ -161,8 +161,7 @@ class SharedStudy:
     def _value_of(self, judged: FrozenTrial) -> float:
         layers, worker = judged.user_attrs["layers"], judged.user_attrs["worker"]
         if worker != WORKER:
-            assert judged.values is not None
-            self._trials.learn(layers, judged.values[0], judged.user_attrs["forward_tokens"])
+            self._trials.learn(layers, judged.user_attrs["judgement"])
         return self._trials.value(layers)
 
     def _judge_one(self, enough: Callable[[Sequence[FrozenTrial]], bool]) -> None:
@@ -178,6 +177,7 @@ class SharedStudy:
             value = self._trials.value(layers) if same is None else self._value_of(same)
             self._own.add(trial.number)
             judged = True
+            trial.set_user_attr("judgement", self._trials.judge(layers).to_row())
             trial.set_user_attr("forward_tokens", self._trials.forward_tokens - before if same is None else 0.0)
             return value
 

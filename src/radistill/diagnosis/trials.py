@@ -1,23 +1,36 @@
 """Judging sets of skipped layers, once each."""
 
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from radistill.diagnosis.objectives import OBJECTIVES, DraftPass
+from radistill.diagnosis.judgement import DraftPass, Judgement
+from radistill.diagnosis.objectives import Objective
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.divergence import forward_kl
+from radistill.models.divergence import kl_from
 from radistill.models.loading import Model
-from radistill.models.sequences import Document, batches, collate
-from radistill.speculation.acceptance import greedy_agreement
+from radistill.models.logits import response_logits
+from radistill.models.sequences import Batch, Document, batches, collate
+from radistill.speculation.acceptance import likeliest_is
 from radistill.speculation.masks import ComponentMask
 from radistill.speculation.prefix import PrefixCache
+
+_MOST_PADDING = 0.05
+_CHUNK_ON_CPU, _CHUNK_ON_GPU = 2**19, 2**26
+"""Logits compared at once. On a CPU, 2 MiB in float32: a chunk and what is made of it stay in the processor's cache."""
+
+_NOTHING = ComponentMask.attention(())
+
+
+class OutOfTokens(Exception):
+    """A search has spent the forward tokens that it was allowed."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +49,20 @@ class Trial:
 class Trials:
     """Judges sets of skipped attention layers on calibration documents.
 
-    A set seen before costs nothing, also in a later process: every judgement is appended to a file, so that a search
-    that was killed replays what it knows and goes on. What sets share is computed once (see `PrefixCache`).
+    A set seen before costs nothing, also in a later process and for another objective: every judgement is appended to a
+    file, so that a search that was killed replays what it knows and goes on. What sets share is computed once (see
+    `PrefixCache`).
+
+    `forward_tokens` counts what the search at hand would have cost in a process of its own: calibration tokens through
+    the whole model, where a pass over the upper half of the layers counts half. It is a function of the sets asked for
+    and of their order alone, so that a search that stops by it stops at the same place when it is resumed.
     """
 
     def __init__(
         self,
         model: Model,
         documents: Sequence[Document],
-        objective: str,
+        objective: Objective,
         *,
         tokens_per_batch: int = 2048,
         folder: Path | None = None,
@@ -54,17 +72,13 @@ class Trials:
         Args:
             model: the target model.
             documents: calibration documents, best with responses written by the model itself.
-            objective: a name in `OBJECTIVES`.
+            objective: what `value` is.
             tokens_per_batch: padded tokens in one forward pass.
             folder: where judgements are kept; None keeps them in memory only.
 
         Raises:
-            RadistillError: for an unknown objective, no documents, or a model whose logits are not numbers.
+            RadistillError: for no documents, or a model whose logits are not numbers.
         """
-        if objective not in OBJECTIVES:
-            raise RadistillError(
-                f"diagnose.objective is {objective!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}"
-            )
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
         self.model = model
@@ -72,72 +86,182 @@ class Trials:
         self.documents = documents
         self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
-        self.history: list[Trial] = []
-        self.forward_tokens = 0.0
-        self._known: dict[tuple[int, ...], tuple[float, float]] = {}
+        self.calibration_tokens = sum(len(document.tokens) for document in documents)
+        self._known: dict[tuple[int, ...], Judgement] = {}
         self._file = self._open(folder)
-        self._prefixes = []
-        for group in batches(documents, tokens_per_batch):
-            batch = collate(group, model.pad_token_id, model.network.device)
-            self._prefixes.append(PrefixCache(model, batch))
-            self.forward_tokens += float(batch.attention_mask.sum())
-        if any(not torch.isfinite(prefix.full.logits).all() for prefix in self._prefixes):
-            raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
+        pad = model.pad_token_id
+        groups = batches(documents, tokens_per_batch, _MOST_PADDING)
+        self._targets = [_Target(model, collate(group, pad, model.network.device)) for group in groups]
+        self.start()
+
+    def start(self, limit: float | None = None) -> None:
+        """Begin a search: nothing is asked for or spent yet, apart from the pass of the full model.
+
+        Args:
+            limit: forward tokens after which `judge` raises `OutOfTokens`; None is no limit.
+        """
+        self.history: list[Trial] = []
+        self.forward_tokens = float(self.calibration_tokens)
+        self.limit = limit
+        self._seen: set[tuple[int, ...]] = set()
+        self._near = _NOTHING
+
+    @property
+    def left(self) -> float:
+        """Forward tokens that the search may still spend; infinite without a limit."""
+        return float("inf") if self.limit is None else self.limit - self.forward_tokens
 
     def run(self, layers: Iterable[int]) -> DraftPass:
-        """One pass of the draft that skips the attention of `layers`, without looking it up."""
+        """One pass of the draft that skips the attention of `layers`, without looking it up or counting it."""
         mask = ComponentMask.attention(layers)
-        agreements: list[torch.Tensor] = []
+        agreements: list[Tensor] = []
         total, tokens = 0.0, 0
-        for prefix in self._prefixes:
-            draft = prefix.run(mask)
-            agree = greedy_agreement(draft.logits, prefix.full.logits)
-            agreements.extend(agree[draft.rows == row] for row in draft.rows.unique())
-            total += forward_kl(prefix.full.logits, draft.logits).double().sum().item()
-            tokens += len(agree)
-            self.forward_tokens += prefix.tokens_per_run(mask)
+        for target in self._targets:
+            agree, kl = target.compare(mask, self._near)
+            agreements.extend(agree)
+            total += kl
+            tokens += sum(map(len, agree))
         return DraftPass(agreements, total / tokens)
 
-    def value(self, layers: Iterable[int]) -> float:
-        """The objective for the draft that skips the attention of `layers`; minus infinity becomes a large negative."""
+    def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
+        """The figures of the draft that skips the attention of `layers`.
+
+        Raises:
+            OutOfTokens: if the set is new to this search, its forward tokens are spent, and `limited`.
+        """
         key = tuple(sorted(layers))
-        if key not in self._known:
-            before = self.forward_tokens
-            value = OBJECTIVES[self.objective](self.run(key))
-            # A draft whose logits overflow is as bad as can be, and a search must be able to compare it.
-            value = value if math.isfinite(value) else -1e6
-            self._remember(key, value, self.forward_tokens - before)
-        elif all(trial.layers != key for trial in self.history):
-            self.forward_tokens += self._known[key][1]  # an earlier process spent them on this search
-        value = self._known[key][0]
-        self.history.append(Trial(key, value))
+        if key not in self._seen:
+            if limited:
+                self.spend(0.0)
+            if key not in self._known:
+                mask = ComponentMask.attention(key)
+                self._remember(key, Judgement.of(mask, self.run(key)))
+            self.forward_tokens += self._cost(ComponentMask.attention(key))
+            self._seen.add(key)
+        return self._known[key]
+
+    def value(self, layers: Iterable[int]) -> float:
+        """The objective for the draft that skips the attention of `layers`; the search's history lists it.
+
+        Raises:
+            OutOfTokens: as `judge`.
+        """
+        judgement = self.judge(layers)
+        value = self.objective.value(judgement)
+        self.history.append(Trial(tuple(sorted(layers)), value))
         return value
 
-    def learn(self, layers: Iterable[int], value: float, forward_tokens: float) -> None:
-        """Take over a judgement that another process made, so that `value` need not repeat it."""
-        self._known.setdefault(tuple(sorted(layers)), (value, forward_tokens))
+    def spend(self, tokens: float) -> None:
+        """Count work that a selector does by itself, before it does it.
+
+        Raises:
+            OutOfTokens: if nothing is left.
+        """
+        if self.left <= 0:
+            raise OutOfTokens
+        self.forward_tokens += tokens
+
+    def stay_near(self, layers: Iterable[int]) -> None:
+        """Announce that the next sets are variations of this one: they will start where they differ from it."""
+        mask = ComponentMask.attention(layers)
+        self.spend(self._cost(mask))
+        self._near = mask
+
+    def best(self, size: int) -> tuple[int, ...] | None:
+        """The best set of `size` layers that this search has judged; of equals, the one with the lower layers."""
+        complete = [trial for trial in self.history if len(trial.layers) == size]
+        return min(complete, key=lambda trial: (-trial.value, trial.layers)).layers if complete else None
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The calibration documents as they are run."""
+        return [target.batch for target in self._targets]
+
+    def differentiate(self) -> float:
+        """Add the gradient of the mean KL(target || model as it is now) to whatever in it requires one.
+
+        Returns:
+            The KL in nats, mean over response tokens.
+        """
+        tokens = sum(target.tokens for target in self._targets)
+        total = 0.0
+        for target in self._targets:
+            loss = target.divergence() / tokens
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _cost(self, mask: ComponentMask) -> float:
+        first = max(mask.first_difference(other, self.model.anatomy.num_layers) for other in (_NOTHING, self._near))
+        return self.calibration_tokens * (1 - first / self.model.anatomy.num_layers)
+
+    def learn(self, layers: Sequence[int], row: dict[str, Any]) -> None:
+        """Take over a judgement that another process made (`Judgement.to_row`), so that it need not be repeated."""
+        self._known.setdefault(tuple(sorted(layers)), Judgement.from_row(ComponentMask.attention(layers), row))
 
     def _open(self, folder: Path | None) -> Path | None:
         if folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        key = hash_json([self.model.fingerprint, self.calibration_hash, self.objective])
+        key = hash_json([self.model.fingerprint, self.calibration_hash])
         path = folder / f"trials-{key[:12]}.jsonl"
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:
+                    layers = tuple(row["layers"])
+                    self._known[layers] = Judgement.from_row(ComponentMask.attention(layers), row)
+                except (ValueError, TypeError, KeyError):
                     continue  # the line that was being written when an earlier run was killed
-                self._known[tuple(row["layers"])] = (row["value"], row["forward_tokens"])
         return path
 
-    def _remember(self, layers: tuple[int, ...], value: float, forward_tokens: float) -> None:
-        self._known[layers] = (value, forward_tokens)
+    def _remember(self, layers: tuple[int, ...], judgement: Judgement) -> None:
+        self._known[layers] = judgement
         if self._file is None:
             return
-        row = json.dumps({"layers": layers, "value": value, "forward_tokens": forward_tokens})
+        row = json.dumps({"layers": layers, **judgement.to_row()})
         with self._file.open("a", encoding="utf-8") as handle:
             handle.write(row + "\n")
             handle.flush()
             os.fsync(handle.fileno())
+
+
+class _Target:
+    """What the full model says of one batch, computed once, and drafts compared with it."""
+
+    def __init__(self, model: Model, batch: Batch) -> None:
+        self.batch = batch
+        self._network = model.network
+        self._prefixes = PrefixCache(model, batch)
+        full = self._prefixes.run(_NOTHING, keep=True)
+        if not torch.isfinite(full.logits).all():
+            raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
+        self.tokens = len(full.rows)
+        self._rows = full.rows.cpu()
+        self._best = full.logits.argmax(dim=-1)
+        self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
+
+    def compare(self, mask: ComponentMask, near: ComponentMask) -> tuple[list[Tensor], float]:
+        """For each response, which tokens of the draft are accepted; and the sum of KL(target || draft), in nats."""
+        if near != _NOTHING and not self._prefixes.keeps(near):
+            self._prefixes.run(near, keep=True)
+        logits = self._prefixes.run(mask).logits
+        agreements, kl = [], []
+        with torch.inference_mode():
+            for draft, best, target in self._chunks(logits):
+                agreements.append(likeliest_is(draft, best))
+                kl.append(kl_from(target, draft))
+        agree = torch.cat(agreements).cpu()
+        return [agree[self._rows == row] for row in self._rows.unique()], torch.cat(kl).double().sum().item()
+
+    def divergence(self) -> Tensor:
+        """KL(target || model as it is now), summed over response tokens, with its gradient."""
+        with torch.enable_grad():
+            logits = response_logits(self._network, self.batch).logits
+            return torch.stack([kl_from(target, draft).sum() for draft, _, target in self._chunks(logits)]).sum()
+
+    def _chunks(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A few tokens of the draft's logits at a time, with the target's best tokens and log-probabilities."""
+        numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
+        chunk = max(1, numbers // logits.shape[-1])
+        return zip(logits.split(chunk), self._best.split(chunk), self._log_probabilities.split(chunk), strict=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from radistill.diagnosis.diagnose import make_selector
-from radistill.diagnosis.selectors import Problem
+from radistill.diagnosis.objectives import objective_from
+from radistill.diagnosis.selectors import Bayes, Problem
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.loading import load
@@ -29,11 +29,10 @@ def work(job: dict[str, Any]) -> None:
         raise RadistillError(f"{model.source}: is not the model that is searched; save that one and load it from there")
     documents = [Document(name, tuple(tokens), start) for name, tokens, start in job["documents"]]
     folder = None if job["folder"] is None else Path(job["folder"])
-    trials = Trials(model, documents, job["objective"], tokens_per_batch=job["tokens_per_batch"], folder=folder)
+    objective = objective_from(job["objective"])
+    trials = Trials(model, documents, objective, tokens_per_batch=job["tokens_per_batch"], folder=folder)
     problem = Problem(trials, job["candidates"], job["budget"], job["seed"], folder)
-    make_selector(**{("name" if key == "kind" else key): value for key, value in job["selector"].items()}).select(
-        problem
-    )
+    Bayes.model_validate(job["selector"]).select(problem)
 
 
 def _end_with_parent() -> None:

@@ -103,7 +103,7 @@ def _job(problem: "Problem", selector: dict[str, Any], threads: int) -> dict[str
         },
         "fingerprint": trials.model.fingerprint,
         "documents": [[document.id, document.tokens, document.response_start] for document in trials.documents],
-        "objective": trials.objective,
+        "objective": trials.objective.to_json(),
         "tokens_per_batch": trials.tokens_per_batch,
         "selector": selector,
         "candidates": list(problem.candidates),

@@ -22,8 +22,21 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
     """
     vocabulary = min(teacher_logits.shape[-1], student_logits.shape[-1])
     teacher = torch.log_softmax(teacher_logits[:, :vocabulary].float() / temperature, dim=-1)
-    student = torch.log_softmax(student_logits[:, :vocabulary].float() / temperature, dim=-1)
-    probability = teacher.exp()
+    return temperature**2 * kl_from(teacher, student_logits[:, :vocabulary].float() / temperature)
+
+
+def kl_from(teacher_log_probabilities: Tensor, student_logits: Tensor) -> Tensor:
+    """`forward_kl` at temperature 1 for a teacher whose log-probabilities are at hand.
+
+    Args:
+        teacher_log_probabilities: [tokens, vocab], float32.
+        student_logits: [tokens, vocab], of the same vocabulary.
+
+    Returns:
+        [tokens], float32, in nats.
+    """
+    student = torch.log_softmax(student_logits.float(), dim=-1)
+    probability = teacher_log_probabilities.exp()
     # 0 * log 0 is 0 here, but NaN in floating point.
-    difference = (teacher - student).masked_fill(probability == 0, 0.0)
-    return temperature**2 * (probability * difference).sum(dim=-1)
+    difference = (teacher_log_probabilities - student).masked_fill(probability == 0, 0.0)
+    return (probability * difference).sum(dim=-1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from radistill.conversion.targets import TargetSettings
-from radistill.diagnosis.selectors import Selector
+from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.prepare import DataSplits
 from radistill.distillation.distill_settings import DistillSettings
@@ -34,7 +34,7 @@ class Arm:
 
     name: str
     folder: Path
-    selector: Selector
+    selector: SelectorSettings
     target: TargetSettings
     init: str
     align: AlignSettings | None

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from radistill.diagnosis.selectors import Bayes, Selector
+from radistill.diagnosis.selectors import EQUAL_PASSES, All
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
 from radistill.models.loading import DTYPES
@@ -25,7 +25,7 @@ from radistill.pipeline.memory import (
     trained_parameters,
 )
 from radistill.pipeline.preflight import check
-from radistill.pipeline.recipe import Recipe
+from radistill.pipeline.recipe import DiagnoseSettings, Recipe
 from radistill.pipeline.shapes import count_parameters, hybrid_shape
 
 WIDTH = 100
@@ -71,8 +71,8 @@ class Work:
         documents: by split; calibration documents that are training documents too are not counted twice.
         document_tokens: longest document.
         generated_tokens: that the teacher writes, if it answers every prompt; 0 if the data brings the responses.
-        judged_sets: sets of layers that the search judges, the plan's own included.
-        calibration_tokens: in one pass of the diagnosis, of which there is one for each set and one more.
+        passes: forward passes of the diagnosis, of those that start at the first layer.
+        calibration_tokens: in one of them.
         align_tokens: through each block that is fitted; 0 without alignment.
         align_passes: passes of the base over the training documents, for recording.
         steps: of end-to-end training.
@@ -82,7 +82,7 @@ class Work:
     documents: dict[str, int]
     document_tokens: int
     generated_tokens: int
-    judged_sets: int
+    passes: int
     calibration_tokens: int
     align_tokens: int
     align_passes: int
@@ -168,11 +168,12 @@ def estimate(recipe: Recipe) -> Estimate:
     return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
 
 
-def judged_sets(selector: Selector, anatomy: Anatomy) -> int:
-    """Sets of skipped layers that a selector has judged, at most, and the plan's own."""
-    if isinstance(selector, Bayes):
-        return selector.trials + (len(anatomy.attention_layers) if selector.warm_start else 0) + 1
-    return 1
+def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
+    """Passes over the calibration data, at most: the full model's, those of the search, and of each result."""
+    limit = settings.passes or (EQUAL_PASSES if isinstance(settings.selector, All) else math.inf)
+    selectors = settings.selector.each(limit) if isinstance(settings.selector, All) else [settings.selector]
+    needed = [selector.most_passes(len(anatomy.attention_layers), settings.budget) for selector in selectors]
+    return 1 + sum(1 + math.ceil(min(passes, limit)) for passes in needed)
 
 
 def _model(role: str, source: str, anatomy: Anatomy, parameters: dict[str, int]) -> ModelEstimate:
@@ -210,7 +211,7 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
         documents=documents,
         document_tokens=bounds.document,
         generated_tokens=sum(documents.values()) * data.responses.max_new_tokens if writes else 0,
-        judged_sets=judged_sets(recipe.diagnose.selector, base),
+        passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=data.calibration * bounds.document,
         align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
         align_passes=math.ceil(recipe.diagnose.budget / layers_at_once(recipe, base, bounds)) if align else 0,
@@ -309,8 +310,7 @@ def _work_page(work: Work) -> RenderableType:
         table.add_row("", f"the teacher writes at most {written} tokens")
     table.add_row(
         "diagnose",
-        f"{_count(work.judged_sets, 'judged set')} of layers: {work.judged_sets + 1} forward passes over "
-        f"{human_count(work.calibration_tokens)} calibration tokens",
+        f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens",
     )
     if work.align_tokens:
         table.add_row(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from radistill.diagnosis.selectors import All, Greedy
 from radistill.models.anatomy import Anatomy
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.shapes import Batch, HybridShape
@@ -27,13 +28,13 @@ FORMULAS = (
     "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. KV cache: while answers "
     "are generated. Cached activations: tokens x width x layers, in and out for align. Activations of a step: what "
     "autograd keeps, counted in a forward pass on tensors without data, with transformers' own torch code; kernels for "
-    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose 6 times, in distill 4, in evaluate 2. "
-    "Temporary buffers come on top."
+    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose once and in float32 twice, in distill 4, in "
+    "evaluate 2. Temporary buffers come on top."
 )
 """How the terms are counted."""
 
-# Draft logits and, in float32, both log-probabilities, the probability, their difference and its product.
-_FLOAT32_COPIES_OF_LOGITS = 5
+# Of the full model's, in float32: the logits and the log-probabilities. A draft's are compared a few tokens at a time.
+_FLOAT32_COPIES_OF_LOGITS = 2
 # The teacher's and the student's logits, and the student's gradient before and after the choice of response tokens.
 _LOGITS_OF_A_STEP = 4
 # The base's and the student's.
@@ -149,9 +150,11 @@ def _diagnose(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
     documents = recipe.data.calibration
     response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
+    # The full model's, and those of the set that a search stays near.
+    kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All) else 1
     return {
-        "cached activations": base.num_layers * documents * bounds.document * base.hidden_size * number,
-        "cached logits": documents * bounds.response * base.vocab_size * number,
+        "cached activations": kept * (base.num_layers + 1) * documents * bounds.document * base.hidden_size * number,
+        "cached logits": documents * bounds.response * base.vocab_size * 4,
         "logits of a step": response_tokens * base.vocab_size * copies,
     }
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from radistill.conversion.initialisation import INITIALISATIONS
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.selectors import Bayes, SelectorSettings, Uniform
+from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
@@ -49,6 +49,15 @@ class DiagnoseSettings(BaseModel):
     selector: Selector = Field(default_factory=Bayes, description="how they are chosen")
     objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(
         default="acceptance", description="what the search maximises"
+    )
+    passes: float | None = Field(
+        default=None,
+        gt=0,
+        description="what a search may spend, in passes of the whole model over the calibration data; "
+        f"null lets it end by itself, and gives each selector of `all` {EQUAL_PASSES}",
+    )
+    context_length: int = Field(
+        default=1024, ge=1, description="tokens in the cache where `throughput-modelled` times the components"
     )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
 

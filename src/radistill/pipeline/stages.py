@@ -51,6 +51,8 @@ def run_diagnose(context: Context) -> None:
                     settings.budget,
                     selector=arm.selector,
                     objective=settings.objective,
+                    passes=settings.passes,
+                    context_length=settings.context_length,
                     seed=context.recipe.seed,
                     tokens_per_batch=settings.tokens_per_batch,
                     folder=arm.folder / "search",

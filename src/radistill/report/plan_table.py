@@ -55,7 +55,11 @@ def _position(label: str) -> int:
 def _rows(plan: Plan) -> dict[str, str]:
     settings = [f"{key} {value}" for key, value in plan.selector.items() if key != "kind"]
     value = plan.objective["value"]
-    further = [f"{key} {extra}" for key, extra in plan.objective.items() if key not in ("name", "value")]
+    further = [
+        f"{key} {extra if isinstance(extra, str) else significant(extra)}"
+        for key, extra in plan.objective.items()
+        if key not in ("name", "value") and not isinstance(extra, dict)
+    ]
     return {
         "model": plan.model,
         "fingerprint": plan.model_fingerprint[:_HASH_LETTERS],

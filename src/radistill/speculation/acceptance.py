@@ -24,8 +24,21 @@ def greedy_agreement(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
     Returns:
         [tokens], bool. A position where either side has a NaN does not agree.
     """
-    agree = draft_logits.argmax(dim=-1) == target_logits.argmax(dim=-1)
-    return agree & ~draft_logits.isnan().any(dim=-1) & ~target_logits.isnan().any(dim=-1)
+    return likeliest_is(draft_logits, target_logits.argmax(dim=-1)) & ~target_logits.isnan().any(dim=-1)
+
+
+def likeliest_is(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Where the most likely token is the given one; of equally likely ones, the first.
+
+    Args:
+        logits: [tokens, vocab].
+        tokens: [tokens], long.
+
+    Returns:
+        [tokens], bool; False where there is a NaN.
+    """
+    top = logits.max(dim=-1)  # NaN if any of them is
+    return (top.indices == tokens) & ~top.values.isnan()
 
 
 def rounds_of(agreement: Sequence[bool], draft_length: int, unsure: Sequence[bool] | None = None) -> list[int]:

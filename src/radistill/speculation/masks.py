@@ -34,6 +34,11 @@ class ComponentMask:
         """The lowest layer that is touched, or None for an empty mask."""
         return min((layer for layer, _ in self.skipped), default=None)
 
+    def first_difference(self, other: "ComponentMask", num_layers: int) -> int:
+        """The lowest layer at which two masks differ; `num_layers` where they are the same."""
+        first = ComponentMask(self.skipped ^ other.skipped).first_layer
+        return num_layers if first is None else first
+
 
 @contextmanager
 def masked(model: Model, mask: ComponentMask) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Forward passes that start at a later layer.
 
-A mask leaves every layer below its first skipped one as it is, so those layers compute the same for many masks. They
-are run once, and a trial starts where it differs.
+A mask leaves every layer below its first skipped one as it is, so those layers compute the same for many masks; two
+masks that differ only from some layer on have everything below it in common. Such prefixes are run once, and a trial
+starts where it differs.
 """
 
 from collections.abc import Iterator
@@ -16,63 +17,63 @@ from radistill.models.logits import ResponseLogits, response_logits
 from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked, restore_forward, shadow_forward
 
+_NOTHING = ComponentMask(frozenset())
+
 
 class PrefixCache:
-    """The full model's input to every layer, for one batch.
+    """What the full model, and one masked model beside it, hand from layer to layer, for one batch.
 
-    Holds layers x batch x time x hidden numbers in the model's dtype, on the model's device.
+    Holds at most 2 x (layers + 1) x batch x time x hidden numbers in the model's dtype, on the model's device.
     """
 
     def __init__(self, model: Model, batch: Batch) -> None:
-        """Run the full model once over `batch` and keep what it computed on the way."""
+        """Nothing is run yet: the first to run and keep is the full model, which every other can start from."""
         self._model = model
         self._batch = batch
-        self._inputs: list[Tensor] = []
+        # By mask, the input of every layer, and last the output of the last layer.
+        self._kept: dict[ComponentMask, list[Tensor]] = {}
         self._in_tuples = False
-        layers = model.anatomy.layers(model.network)
-        handles = [layer.register_forward_pre_hook(self._record, with_kwargs=True) for layer in layers]
-        handles.append(layers[0].register_forward_hook(self._look))
-        try:
-            with torch.inference_mode():
-                self.full: ResponseLogits = response_logits(model.network, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inputs.append(args[0] if args else kwargs["hidden_states"])
+    def run(self, mask: ComponentMask, *, keep: bool = False) -> ResponseLogits:
+        """Logits of the masked model on the batch: the same, to the last bit, as a masked forward from the start.
 
-    def _look(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Some architectures' layers return a tuple that starts with the hidden states.
-        self._in_tuples = isinstance(output, tuple)
+        Args:
+            mask: what to skip.
+            keep: remember what the layers hand on, so that later runs start where they differ from this one. It takes
+                the place of the masked model that was remembered before; the full model always stays.
+        """
+        base, first = self._start(mask)
+        with torch.inference_mode(), masked(self._model, mask), self._starting_at(base, first):
+            if not keep:
+                return response_logits(self._model.network, self._batch)
+            with self._recording(first) as recorded:
+                logits = response_logits(self._model.network, self._batch)
+        full = {_NOTHING: self._kept[_NOTHING]} if _NOTHING in self._kept else {}
+        self._kept = {**full, mask: [*(self._kept[base][:first] if first else []), *recorded]}
+        return logits
 
-    def run(self, mask: ComponentMask) -> ResponseLogits:
-        """Logits of the masked model on the batch: the same, to the last bit, as a masked forward from the start."""
-        first = mask.first_layer
-        if first is None:
-            return self.full
-        with torch.inference_mode(), masked(self._model, mask), self._starting_at(first):
-            return response_logits(self._model.network, self._batch)
+    def keeps(self, mask: ComponentMask) -> bool:
+        """Whether what the layers hand on under `mask` is remembered."""
+        return mask in self._kept
 
-    def tokens_per_run(self, mask: ComponentMask) -> float:
-        """Cost of `run(mask)` in tokens through the whole model: a pass over half of the layers counts half."""
-        first = mask.first_layer
-        if first is None:
-            return 0.0
-        share = (self._model.anatomy.num_layers - first) / self._model.anatomy.num_layers
-        return float(self._batch.attention_mask.sum()) * share
+    def _start(self, mask: ComponentMask) -> tuple[ComponentMask, int]:
+        """The remembered mask with the most layers in common, and the first layer at which they differ."""
+        layers = self._model.anatomy.num_layers
+        common = {kept: mask.first_difference(kept, layers) for kept in self._kept}
+        best = max(common, key=common.__getitem__, default=_NOTHING)
+        return best, common.get(best, 0)
 
     @contextmanager
-    def _starting_at(self, first: int) -> Iterator[None]:
+    def _starting_at(self, base: ComponentMask, first: int) -> Iterator[None]:
         layers = self._model.anatomy.layers(self._model.network)
-        recorded = self._inputs[first]
 
         def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
             return (hidden_states, None) if self._in_tuples else hidden_states
 
         def enter(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-            return pass_through(recorded)
+            return pass_through(self._kept[base][first])
 
+        # Masks shadow modules inside the layers; here whole layers are, so the two do not meet.
         shadowed = list(layers[:first])
         try:
             for layer in shadowed[:-1]:
@@ -83,3 +84,25 @@ class PrefixCache:
         finally:
             for layer in shadowed:
                 restore_forward(layer)
+
+    @contextmanager
+    def _recording(self, first: int) -> Iterator[list[Tensor]]:
+        """Record the inputs of the layers from `first` on, and the output of the last."""
+        layers = self._model.anatomy.layers(self._model.network)
+        recorded: list[Tensor] = []
+
+        def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorded.append(args[0] if args else kwargs["hidden_states"])
+
+        def record_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # Some architectures' layers return a tuple that starts with the hidden states.
+            self._in_tuples = isinstance(output, tuple)
+            recorded.append(output[0] if isinstance(output, tuple) else output)
+
+        handles = [layer.register_forward_pre_hook(record_input, with_kwargs=True) for layer in layers[first:]]
+        handles.append(layers[-1].register_forward_hook(record_output))
+        try:
+            yield recorded
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -4,12 +4,43 @@ from typing import Annotated
 
 from pydantic import Field
 
+from radistill.diagnosis.selectors.all import EQUAL_PASSES, All
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector
 from radistill.diagnosis.selectors.bayes import Bayes
+from radistill.diagnosis.selectors.block_influence import BlockInfluence
+from radistill.diagnosis.selectors.gates import Gates
+from radistill.diagnosis.selectors.greedy import Greedy
+from radistill.diagnosis.selectors.leave_one_out import LeaveOneOut
 from radistill.diagnosis.selectors.uniform import Uniform
 
-SELECTORS: dict[str, type[Bayes] | type[Uniform]] = {"bayes": Bayes, "uniform": Uniform}
+SELECTORS: dict[
+    str, type[All] | type[Bayes] | type[BlockInfluence] | type[Gates] | type[Greedy] | type[LeaveOneOut] | type[Uniform]
+] = {
+    "all": All,
+    "bayes": Bayes,
+    "block-influence": BlockInfluence,
+    "gates": Gates,
+    "greedy": Greedy,
+    "leave-one-out": LeaveOneOut,
+    "uniform": Uniform,
+}
 
-SelectorSettings = Annotated[Bayes | Uniform, Field(discriminator="kind")]
+SelectorSettings = Annotated[
+    All | Bayes | BlockInfluence | Gates | Greedy | LeaveOneOut | Uniform, Field(discriminator="kind")
+]
 
-__all__ = ["SELECTORS", "Bayes", "Problem", "Selection", "Selector", "SelectorSettings", "Uniform"]
+__all__ = [
+    "EQUAL_PASSES",
+    "SELECTORS",
+    "All",
+    "Bayes",
+    "BlockInfluence",
+    "Gates",
+    "Greedy",
+    "LeaveOneOut",
+    "Problem",
+    "Selection",
+    "Selector",
+    "SelectorSettings",
+    "Uniform",
+]

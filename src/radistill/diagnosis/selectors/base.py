@@ -1,10 +1,12 @@
 """What every selector looks like."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from radistill.console import progress
 from radistill.diagnosis.trials import Trials
 
 
@@ -13,7 +15,8 @@ class Problem:
     """A question for a selector: which `budget` of the `candidates` should go?
 
     Attributes:
-        trials: judges a set of skipped layers; larger is better.
+        trials: judges a set of skipped layers; larger is better. It ends the search by an exception when its tokens
+            are spent; the best set judged by then is the answer (`radistill.diagnosis.search`).
         candidates: the layers that have attention.
         budget: how many of them are to be chosen.
         seed: of every random choice.
@@ -54,6 +57,26 @@ class Selector(Protocol):
         """Choose exactly `problem.budget` of `problem.candidates`."""
         ...
 
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """Passes over the calibration documents that it needs at most, each counted as a whole one."""
+        ...
+
     def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
         """The settings, for the plan; those that a selector does not have may be excluded all the same."""
         ...
+
+
+def each_alone(problem: Problem) -> dict[int, float]:
+    """Judge every candidate by itself; the values, by layer."""
+    scores = {}
+    with progress("each layer alone", len(problem.candidates), "layers") as advance:
+        for layer in problem.candidates:
+            scores[layer] = problem.trials.value([layer])
+            advance(1, f"layer {layer}: {scores[layer]:.4f}")
+    return scores
+
+
+def most_redundant(scores: dict[int, float], count: int) -> list[int]:
+    """The `count` layers with the largest scores, sorted; of equals the lower layer. A NaN is the smallest."""
+    ranked = sorted(scores, key=lambda layer: (math.isnan(scores[layer]), -scores[layer], layer))
+    return sorted(ranked[:count])

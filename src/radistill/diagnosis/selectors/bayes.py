@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.selectors.base import Problem, Selection
+from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.workers import working
 from radistill.errors import RadistillError
@@ -41,6 +41,10 @@ class Bayes(BaseModel):
         description="Optuna storage URL; the same search on other machines that name it joins in. "
         "Null keeps the study in the run folder",
     )
+
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """One for each judged set."""
+        return self.trials + (candidates if self.warm_start else 0)
 
     def select(self, problem: Problem) -> Selection:
         """Maximise the objective over sets of `problem.budget` layers.
@@ -82,7 +86,7 @@ class Bayes(BaseModel):
         best = sets.study.best_trial.user_attrs["layers"]
         if scores is None:
             return Selection(best, *self._marginal(problem, sets.complete()))
-        return Selection(best, scores, f"{problem.trials.objective} with only this layer's attention skipped")
+        return Selection(best, scores, f"{problem.trials.objective.name} with only this layer's attention skipped")
 
     def _single_layers(
         self, problem: Problem, singles: SharedStudy, look_after: Callable[[], None]
@@ -107,7 +111,7 @@ class Bayes(BaseModel):
                 scores[layer] = sum(skipped) / len(skipped) - sum(kept) / len(kept)
         return (
             scores,
-            f"mean {problem.trials.objective} of the judged sets that skip the layer, less that of the others",
+            f"mean {problem.trials.objective.name} of the judged sets that skip the layer, less that of the others",
         )
 
     def _url(self, problem: Problem) -> str | None:
@@ -120,7 +124,7 @@ class Bayes(BaseModel):
 
     def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
         trials, budget = problem.trials, problem.budget
-        judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective]
+        judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective.to_json()]
         key = [judged, list(problem.candidates), problem.seed]
         if kind == "sets":
             key += [budget, self.startup, self.warm_start]
@@ -132,7 +136,9 @@ class Bayes(BaseModel):
             return [trial.suggest_categorical("layer", list(problem.candidates))]
 
         def layers(trial: optuna.Trial) -> list[int]:
-            return top_layers({each: trial.suggest_float(str(each), 0.0, 1.0) for each in problem.candidates}, budget)
+            return most_redundant(
+                {each: trial.suggest_float(str(each), 0.0, 1.0) for each in problem.candidates}, budget
+            )
 
         def sampler(completed: int, alone: bool) -> optuna.samplers.BaseSampler:
             seed = _seed(problem.seed, completed, alone)
@@ -157,14 +163,6 @@ def _relaxed(scores: dict[int, float]) -> dict[str, float]:
     low, high = min(scores.values()), max(scores.values())
     scale = high - low or 1.0
     return {str(layer): (score - low) / scale for layer, score in scores.items()}
-
-
-def top_layers(relaxed: dict[int, float], budget: int) -> list[int]:
-    """Turn a point of [0, 1]^layers into a set: the `budget` layers with the largest entries, sorted.
-
-    Equal entries are broken by the lower layer, so that the result is a function of the point.
-    """
-    return sorted(sorted(relaxed, key=lambda layer: (-relaxed[layer], layer))[:budget])
 
 
 def _seed(seed: int, completed: int, alone: bool) -> int:

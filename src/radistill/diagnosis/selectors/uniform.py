@@ -14,6 +14,10 @@ class Uniform(BaseModel):
 
     kind: Literal["uniform"] = "uniform"
 
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """It looks at no data."""
+        return 0
+
     def select(self, problem: Problem) -> Selection:
         """Choose evenly spaced candidates."""
         count = len(problem.candidates)

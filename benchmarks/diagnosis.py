@@ -1,0 +1,184 @@
+"""Diagnosis, measured: every selector at equal forward tokens, its set judged on held-out documents.
+
+    python benchmarks/diagnosis.py [--model smollm2-135m] [--budget 10] [--passes 60] [--objective kl]
+
+Calibration and held-out documents are generated problems with the model's own greedy responses. What was judged is kept
+in runs/benchmark-diagnosis, so a run that was stopped goes on. The result is written to
+benchmarks/results/diagnosis.json, the figure to docs/figures/diagnosis.svg.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from radistill import load, load_data
+from radistill.diagnosis.compare import compare, print_ranking
+from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.objectives import make_objective
+from radistill.diagnosis.selectors import EQUAL_PASSES, All
+from radistill.diagnosis.trials import Trials
+from radistill.files import write_json, write_text
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.provenance import machine, seed_everything, versions
+from radistill.report.svg import Scale, line, tag, text
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all parts of the benchmark share."""
+
+    model: Model
+    calibration: list[Document]
+    heldout: list[Document]
+    budget: int
+    passes: float
+    objective: str
+    seed: int
+    folder: Path
+
+
+def selectors(case: Case) -> dict[str, Any]:
+    """Every selector with the same forward tokens to spend; the best on held-out KL first.
+
+    There are no seconds in it, because a set that one selector has judged is looked up by the next.
+    """
+    objective = make_objective(case.objective, case.model, 1024, case.folder)
+    trials = Trials(case.model, case.calibration, objective, folder=case.folder)
+    heldout = Trials(case.model, case.heldout, objective, folder=case.folder)
+    found = compare(
+        All().each(case.passes), trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder
+    )
+    print_ranking(found, trials)
+    rows = [
+        {
+            "selector": one.selector.kind,
+            "settings": one.selector.model_dump(mode="json", exclude={"kind", "storage"}),
+            "replace": list(one.selection.layers),
+            "heldout": _figures(heldout.judge(one.selection.layers)),
+            "calibration": _figures(one.judgement),
+            "passes": round(one.forward_tokens / trials.calibration_tokens, 2),
+            "forward_tokens": round(one.forward_tokens),
+        }
+        for one in found
+    ]
+    return {"selectors": sorted(rows, key=lambda row: row["heldout"]["kl"])}
+
+
+def _figures(draft: Judgement) -> dict[str, float]:
+    return {
+        "kl": draft.kl,
+        "acceptance_rate": draft.acceptance_rate,
+        "mean_accepted_length_4": draft.mean_accepted_length[4],
+    }
+
+
+# One function a part; each adds its keys to the result.
+PARTS: list[Callable[[Case], dict[str, Any]]] = [selectors]
+
+
+def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
+    """Held-out KL and accepted tokens a round of every selector, as an SVG file of its own."""
+    top, step, names, width, gap = 74, 30, 130, 330, 60
+    height = top + step * len(rows) + 16
+    panels = (
+        ("KL(model ‖ draft), nats a token: lower is better", "kl", names),
+        ("accepted tokens a round, of 4: higher is better", "mean_accepted_length_4", names + width + gap),
+    )
+    elements = [
+        tag("style", Markup(_STYLE)),
+        tag("title", title),
+        tag("desc", "; ".join(_described(row) for row in rows)),
+        text(8, 24, title, "head"),
+    ]
+    for heading, key, left in panels:
+        values = [row["heldout"][key] for row in rows]
+        x = Scale(0, max(values) * 1.18, left, left + width)
+        best = min(values) if key == "kl" else max(values)
+        elements += [text(left, top - 18, heading, "label"), line(left, top - 6, left, height - 16, "axis")]
+        for number, value in enumerate(values):
+            y = top + step * number
+            shape = "bar best" if value == best else "bar"
+            elements.append(tag("rect", x=left, y=y, width=max(1.0, x(value) - left), height=step - 12, class_=shape))
+            elements.append(text(x(value) + 6, y + 13, f"{value:.3f}", "value"))
+    for number, row in enumerate(rows):
+        elements.append(text(names - 10, top + step * number + 13, row["selector"], "label", "end"))
+    total = names + 2 * width + gap + 10
+    return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {total} {height}", role="img")
+
+
+_STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#1f2328}.head{font-weight:600;font-size:15px}.value{font-size:12px}"
+    ".axis{stroke:#8c959f}.bar{fill:#9db7d5}.best{fill:#1f5fa8}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.bar{fill:#3d5a80}.best{fill:#79b8ff}}"
+)
+
+
+def _described(row: dict[str, Any]) -> str:
+    figures = row["heldout"]
+    return f"{row['selector']}: KL {figures['kl']:.3f}, {figures['mean_accepted_length_4']:.3f} tokens a round"
+
+
+def main() -> None:
+    """Measure every part, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--budget", type=int, default=10)
+    parser.add_argument("--passes", type=float, default=EQUAL_PASSES)
+    parser.add_argument("--objective", default="kl")
+    parser.add_argument("--calibration", type=int, default=8, help="documents")
+    parser.add_argument("--heldout", type=int, default=24, help="documents")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    seed_everything(given.seed, given.threads)
+    model = load(given.model)
+    documents = load_data(
+        "reasoning-gym:gsm_symbolic", model, given.calibration + given.heldout, seed=given.seed, max_new_tokens=96
+    )
+    case = Case(
+        model,
+        documents[: given.calibration],
+        documents[given.calibration :],
+        given.budget,
+        given.passes,
+        given.objective,
+        given.seed,
+        ROOT / "runs" / "benchmark-diagnosis",
+    )
+    result: dict[str, Any] = {
+        "model": given.model,
+        "model_fingerprint": model.fingerprint,
+        "budget": given.budget,
+        "passes": given.passes,
+        "objective": given.objective,
+        "calibration": _size(case.calibration),
+        "heldout": _size(case.heldout),
+    }
+    for part in PARTS:
+        result |= part(case)
+    result |= {"seed": given.seed, "versions": versions(), "machine": machine()}
+    write_json(ROOT / "benchmarks" / "results" / "diagnosis.json", result)
+    layers = model.anatomy.num_layers
+    title = f"{given.budget} of {layers} attention layers skipped, chosen within {given.passes:g} passes"
+    write_text(ROOT / "docs" / "figures" / "diagnosis.svg", str(drawing(result["selectors"], title)) + "\n")
+    for row in result["selectors"]:
+        print(_described(row))
+
+
+def _size(documents: list[Document]) -> dict[str, int]:
+    return {
+        "documents": len(documents),
+        "tokens": sum(len(document.tokens) for document in documents),
+        "response_tokens": sum(len(document.tokens) - document.response_start for document in documents),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What one teacher-forced pass says of a draft, and how it is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from radistill.speculation.acceptance import acceptance_rate, mean_accepted_length
+from radistill.speculation.masks import ComponentMask
+
+JUDGED_LENGTHS = tuple(range(1, 17))
+"""Draft lengths whose accepted tokens are read off: all that a search may choose from."""
+
+
+@dataclass(frozen=True)
+class DraftPass:
+    """A draft's pass over the calibration responses.
+
+    Attributes:
+        agreements: one [tokens] bool tensor a response: would the target have accepted this token?
+        kl: KL(target || draft), mean over response tokens, in nats.
+    """
+
+    agreements: Sequence[Tensor]
+    kl: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The figures of a draft that any objective can be computed from.
+
+    Attributes:
+        mask: what the draft skips.
+        acceptance_rate: share of response tokens that the target accepts.
+        mean_accepted_length: accepted tokens a round, for each of `JUDGED_LENGTHS`.
+        kl: KL(target || draft), mean over response tokens, in nats; may be NaN or infinite for a broken draft.
+    """
+
+    mask: ComponentMask
+    acceptance_rate: float
+    mean_accepted_length: dict[int, float]
+    kl: float
+
+    @classmethod
+    def of(cls, mask: ComponentMask, draft: DraftPass) -> "Judgement":
+        """Summarise a pass."""
+        lengths = {length: mean_accepted_length(draft.agreements, length) for length in JUDGED_LENGTHS}
+        return cls(mask, acceptance_rate(draft.agreements), lengths, draft.kl)
+
+    def to_row(self) -> dict[str, Any]:
+        """The figures as JSON; a KL that is not finite becomes None. The mask is the caller's to write."""
+        return {
+            "acceptance_rate": self.acceptance_rate,
+            "mean_accepted_length": list(self.mean_accepted_length.values()),
+            "kl": self.kl if abs(self.kl) < float("inf") else None,
+        }
+
+    @classmethod
+    def from_row(cls, mask: ComponentMask, row: dict[str, Any]) -> "Judgement":
+        """The inverse of `to_row`."""
+        lengths = dict(zip(JUDGED_LENGTHS, row["mean_accepted_length"], strict=True))
+        return cls(mask, row["acceptance_rate"], lengths, float("nan") if row["kl"] is None else row["kl"])

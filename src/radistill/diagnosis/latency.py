@@ -1,0 +1,182 @@
+"""How long the components of a decoder take in one decoding step on this machine, timed once."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from radistill.console import note
+from radistill.errors import RadistillError
+from radistill.files import hash_json, read_json, write_json
+from radistill.models.anatomy import Component
+from radistill.models.loading import Model
+from radistill.provenance import machine
+from radistill.speculation.masks import ComponentMask
+
+_VERIFIED = (1, 2, 3, 5, 9, 17)
+_REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds of a decoding step of one sequence, part by part.
+
+    Attributes:
+        context: tokens in the cache.
+        components: by layer and component, seconds for one token.
+        head: of the output embedding.
+        rest: of what no mask can skip: embedding, norms, residual sums, the bookkeeping around them.
+        passes: seconds of a pass of the full model over so many new tokens, as a verification is.
+    """
+
+    context: int
+    components: dict[tuple[int, Component], float]
+    head: float
+    rest: float
+    passes: dict[int, float]
+
+    def step(self, mask: ComponentMask) -> float:
+        """Seconds of one decoding step of the draft that skips `mask`."""
+        return self.rest + self.head + sum(s for part, s in self.components.items() if part not in mask.skipped)
+
+    def verify(self, tokens: int) -> float:
+        """Seconds of the full model over `tokens` new tokens; between the timed counts, on a straight line."""
+        if tokens in self.passes:
+            return self.passes[tokens]
+        below = max((count for count in self.passes if count < tokens), default=None)
+        above = min((count for count in self.passes if count > tokens), default=None)
+        if below is None or above is None:
+            raise ValueError(f"a pass over {tokens} tokens lies outside of those that were timed: {list(self.passes)}")
+        share = (tokens - below) / (above - below)
+        return (1 - share) * self.passes[below] + share * self.passes[above]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, for the plan and for a file."""
+        layers: dict[str, dict[str, float]] = {}
+        for (layer, component), seconds in self.components.items():
+            layers.setdefault(str(layer), {})[str(component)] = seconds
+        passes = {str(tokens): seconds for tokens, seconds in self.passes.items()}
+        return {"context": self.context, "layers": layers, "head": self.head, "rest": self.rest, "passes": passes}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Latencies":
+        """The inverse of `to_json`."""
+        components = {
+            (int(layer), Component(component)): seconds
+            for layer, parts in data["layers"].items()
+            for component, seconds in parts.items()
+        }
+        passes = {int(tokens): seconds for tokens, seconds in data["passes"].items()}
+        return cls(data["context"], components, data["head"], data["rest"], passes)
+
+
+def timed_once(model: Model, context: int, folder: Path | None) -> Latencies:
+    """The latencies that lie in `folder` from an earlier start of the same search, or new ones that are left there.
+
+    A search that is resumed must not find its objective changed by another timing.
+    """
+    path = None
+    if folder is not None:
+        path = folder / f"latencies-{hash_json([model.fingerprint, context, machine()])[:12]}.json"
+        if path.exists():
+            return Latencies.from_json(read_json(path))
+    latencies = time_components(model, context)
+    step = latencies.verify(1)
+    note(f"timed with {context} tokens in the cache: {1000 * step:.1f} ms a decoding step of the full model")
+    if path is not None:
+        write_json(path, latencies.to_json())
+    return latencies
+
+
+def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Latencies:
+    """Time a decoding step of each component, with `context` tokens in the cache, batch size 1.
+
+    Every figure is the median of `repeats` steps after one to warm up. The cache grows a little meanwhile, by at most
+    a few hundred tokens.
+
+    Raises:
+        RadistillError: if the model cannot hold that many tokens.
+    """
+    network, anatomy = model.network, model.anatomy
+    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if context < 1 or (longest is not None and context > longest):
+        raise RadistillError(f"diagnose.context_length is {context}, but this model takes from 1 to {longest} tokens")
+    parts: dict[Any, list[nn.Module]] = {
+        (layer, component): modules
+        for layer in range(anatomy.num_layers)
+        for component in Component
+        if (modules := anatomy.modules(network, layer, component))
+    }
+    parts["head"] = [network.get_output_embeddings()]
+    ids = torch.arange(context + 1, device=network.device).remainder(anatomy.vocab_size)[None]
+    with torch.inference_mode():
+        cache = network(input_ids=ids[:, :context], use_cache=True, logits_to_keep=1).past_key_values
+
+        def step(tokens: int) -> float:
+            new = ids[:, -1:].expand(1, tokens)
+            return _seconds(lambda: network(input_ids=new, past_key_values=cache, use_cache=True), network.device)
+
+        passes = {}
+        for tokens in _VERIFIED:
+            step(tokens)
+            passes[tokens] = statistics.median(step(tokens) for _ in range(repeats))
+        with _timed(parts, network.device) as times:
+            for _ in range(repeats):
+                step(1)
+    medians = {part: statistics.median(_sums(seconds, len(parts[part]))) for part, seconds in times.items()}
+    head = medians.pop("head")
+    # Clocks around every component slow a step down a little; what is left of an undisturbed step is the rest.
+    rest = max(0.0, passes[1] - head - sum(medians.values()))
+    return Latencies(context, medians, head, rest, passes)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    _finish(device)
+    started = time.perf_counter()
+    run()
+    _finish(device)
+    return time.perf_counter() - started
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _timed(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator[dict[Any, list[float]]]:
+    """Collect the seconds of every call of every part's modules, in the order of the calls."""
+    times: dict[Any, list[float]] = {part: [] for part in parts}
+    started: dict[nn.Module, float] = {}
+    handles = []
+
+    def start(module: nn.Module, args: Any) -> None:
+        _finish(device)
+        started[module] = time.perf_counter()
+
+    def stop_for(part: Any) -> Callable[..., None]:
+        def stop(module: nn.Module, args: Any, output: Any) -> None:
+            _finish(device)
+            times[part].append(time.perf_counter() - started[module])
+
+        return stop
+
+    for part, modules in parts.items():
+        for module in modules:
+            handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop_for(part))]
+    try:
+        yield times
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _sums(seconds: list[float], modules: int) -> list[float]:
+    """Seconds of each step, where a part has several modules and so several calls a step."""
+    return [sum(seconds[start : start + modules]) for start in range(0, len(seconds), modules)]

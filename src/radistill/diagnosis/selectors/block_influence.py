@@ -1,0 +1,85 @@
+"""Block influence: how far attention turns the residual stream, read off one forward pass.
+
+ShortGPT (arXiv 2403.03853) measures a layer by 1 - cos(its input, its output). Here the attention alone is measured, as
+in arXiv 2406.15786: 1 - cos(x, x + what attention adds to x), averaged over tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
+from radistill.models.anatomy import Component
+from radistill.models.loading import Model
+from radistill.models.sequences import Batch
+from radistill.speculation.masks import ComponentMask, masked
+
+
+class BlockInfluence(BaseModel):
+    """The layers whose attention changes the direction of the residual stream least."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["block-influence"] = "block-influence"
+
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """See `select`."""
+        return 2
+
+    def select(self, problem: Problem) -> Selection:
+        """Choose the layers with the smallest block influence."""
+        trials = problem.trials
+        # The attention of every layer is computed twice, once with its layer and once for what it adds: at most 2.
+        trials.spend(2 * trials.calibration_tokens)
+        sums = torch.zeros(len(problem.candidates), dtype=torch.float64)
+        tokens = 0
+        for batch in trials.batches:
+            sums += similarities(trials.model, batch, problem.candidates)
+            tokens += int(batch.attention_mask.sum())
+        scores = dict(zip(problem.candidates, (sums / tokens).tolist(), strict=True))
+        return Selection(
+            most_redundant(scores, problem.budget), scores, "cosine of the residual stream before and after attention"
+        )
+
+
+def similarities(model: Model, batch: Batch, layers: Sequence[int]) -> Tensor:
+    """Cosine similarity of the residual stream before and after each layer's attention, summed over tokens.
+
+    What attention adds is what its layer adds when the MLP is silent; so norms after attention and multipliers on the
+    residual are accounted for, whatever the architecture calls them.
+
+    Returns:
+        [layers], float64. A token whose residual stream is zero on one side counts as 0.
+    """
+    blocks = model.anatomy.layers(model.network)
+    found: dict[int, Tensor] = {}
+
+    def measure(layer: int) -> Any:
+        has_mlp = model.anatomy.modules(model.network, layer, Component.MLP)
+        silent = ComponentMask(frozenset({(layer, Component.MLP)} if has_mlp else ()))
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            with masked(model, silent):
+                output = module.forward(*args, **kwargs)
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            found[layer] = (cosine * batch.attention_mask).double().sum().cpu()
+
+        return blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = []
+    try:
+        for layer in layers:
+            handles.append(measure(layer))
+        with torch.inference_mode():
+            model.network(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([found[layer] for layer in layers])

@@ -1,0 +1,90 @@
+"""Forward selection, then a local search by swaps."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from radistill.console import progress
+from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant
+from radistill.diagnosis.trials import Trials
+
+
+class Greedy(BaseModel):
+    """Skips one more layer at a time, the one that costs least beside those already skipped; then swaps pairs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["greedy"] = "greedy"
+    width: int = Field(
+        default=5, ge=1, description="candidates tried for a place, those that cost least when last tried"
+    )
+    swaps: int = Field(default=20, ge=0, description="swaps of a skipped layer for another, at most")
+    swap_width: int = Field(default=3, ge=1, description="skipped layers that a swap tries to take back")
+
+    def most_passes(self, candidates: int, budget: int) -> int:
+        """Each layer alone, and for each place and each swap the tried candidates and the set that they start from."""
+        swap = budget + 1 + self.swap_width * (self.width + 1)
+        return candidates + 1 + budget * (self.width + 1) + self.swaps * swap
+
+    def select(self, problem: Problem) -> Selection:
+        """Maximise the objective over sets of `problem.budget` layers.
+
+        What a layer costs is remembered from the last time that it was tried, as in lazy greedy (Minoux, 1978); layers
+        interact, so the remembered cost only decides which candidates are tried again. All sets of a round differ from
+        the round's own set in one layer, and start at that layer.
+        """
+        trials = problem.trials
+        scores = each_alone(problem)
+        trials.value(most_redundant(scores, problem.budget))  # something to return if the tokens are spent early
+        costs = _Costs(trials, scores)
+        chosen: set[int] = set()
+        with progress(f"one after another to {problem.budget}", problem.budget, "layers") as advance:
+            while len(chosen) < problem.budget:
+                layer, value = costs.cheapest(chosen, problem.candidates, self.width)
+                chosen.add(layer)
+                advance(1, f"layer {layer}: {value:.4f}")
+        with progress("swaps", self.swaps, "swaps") as advance:
+            for _ in range(self.swaps):
+                better = self._swap(problem, costs, chosen)
+                if better is None:
+                    break
+                chosen, value = better
+                advance(1, f"best {value:.4f}")
+        return Selection(sorted(chosen), scores, f"{trials.objective.name} with only this layer's attention skipped")
+
+    def _swap(self, problem: Problem, costs: "_Costs", chosen: set[int]) -> tuple[set[int], float] | None:
+        """A better set that differs in one layer, or None where none was found."""
+        trials = problem.trials
+        current = trials.value(chosen)
+        if len(chosen) == 1:
+            return None  # every single layer has been judged
+        trials.stay_near(chosen)
+        without = {layer: trials.value(chosen - {layer}) for layer in sorted(chosen)}
+        # Layers whose return helps most, and so whose place is best given to another.
+        for removed in sorted(without, key=lambda layer: (-without[layer], layer))[: self.swap_width]:
+            rest = chosen - {removed}
+            layer, value = costs.cheapest(rest, [c for c in problem.candidates if c != removed], self.width)
+            if value > current:
+                return rest | {layer}, value
+        return None
+
+
+class _Costs:
+    """What it changed to skip each layer, when that was last tried."""
+
+    def __init__(self, trials: Trials, alone: dict[int, float]) -> None:
+        self._trials = trials
+        self._last = dict(alone)
+
+    def cheapest(self, chosen: set[int], candidates: Iterable[int], width: int) -> tuple[int, float]:
+        """The best layer to skip beside `chosen`, and the value of both, among the `width` most promising."""
+        trials = self._trials
+        promising = sorted(set(candidates) - chosen, key=lambda layer: (-self._last[layer], layer))[:width]
+        if chosen:
+            trials.stay_near(chosen)
+        base = trials.value(chosen) if chosen else 0.0
+        values = {layer: trials.value(chosen | {layer}) for layer in promising}
+        self._last |= {layer: value - base for layer, value in values.items()}
+        best = min(values, key=lambda layer: (-values[layer], layer))
+        return best, values[best]
