@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@echo "Report: $(DEMO)/report.html"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
