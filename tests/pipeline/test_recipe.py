@@ -105,8 +105,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "section": (
         {"diagnose.budgte": 2},
-        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, objective, passes, "
-        "selector, tokens_per_batch",
+        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, draft_length, objective, "
+        "passes, selector, tokens_per_batch",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
@@ -163,7 +163,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "objective": (
         {"diagnose.objective": "speed"},
-        "diagnose.objective: must be one of acceptance, accepted-length, kl, throughput-modelled, not 'speed'",
+        "diagnose.objective: must be one of acceptance, accepted-length, kl, throughput-measured, throughput-modelled, "
+        "not 'speed'",
     ),
     "loss": ({"distill": {"loss": {"kind": "mse"}}}, "distill.loss.kind: must be 'forward-kl', not 'mse'"),
     "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),

@@ -70,6 +70,7 @@ def diagnose(
     objective: Objective | str = "acceptance",
     passes: float | None = None,
     context_length: int = 1024,
+    draft_length: int = 4,
     seed: int = 0,
     tokens_per_batch: int = 2048,
     folder: Path | None = None,
@@ -85,7 +86,8 @@ def diagnose(
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
         context_length: tokens in the cache where the objective `throughput-modelled` times the components.
-        seed: of every random choice; the same seed gives the same plan.
+        draft_length: tokens drafted in a round where the objective `throughput-measured` decodes.
+        seed: of every random choice; the same seed gives the same plan, unless its objective is a time.
         tokens_per_batch: padded tokens in one forward pass.
         folder: where the search keeps its state, so that it can be resumed.
 
@@ -98,7 +100,7 @@ def diagnose(
     check_budget(budget, model.anatomy)
     started = time.perf_counter()
     if isinstance(objective, str):
-        objective = make_objective(objective, model, context_length, folder)
+        objective = make_objective(objective, model, context_length, folder, draft_length)
     trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
     if isinstance(selector, All):
         passes = EQUAL_PASSES if passes is None else passes

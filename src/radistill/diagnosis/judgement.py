@@ -1,13 +1,14 @@
 """What one teacher-forced pass says of a draft, and how it is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from radistill.speculation.acceptance import acceptance_rate, mean_accepted_length
 from radistill.speculation.masks import ComponentMask
+from radistill.speculation.throughput import Throughput
 
 JUDGED_LENGTHS = tuple(range(1, 17))
 """Draft lengths whose accepted tokens are read off: all that a search may choose from."""
@@ -35,12 +36,14 @@ class Judgement:
         acceptance_rate: share of response tokens that the target accepts.
         mean_accepted_length: accepted tokens a round, for each of `JUDGED_LENGTHS`.
         kl: KL(target || draft), mean over response tokens, in nats; may be NaN or infinite for a broken draft.
+        decoded: what real decoding took, by draft length, where it was asked for.
     """
 
     mask: ComponentMask
     acceptance_rate: float
     mean_accepted_length: dict[int, float]
     kl: float
+    decoded: dict[int, Throughput] = field(default_factory=dict)
 
     @classmethod
     def of(cls, mask: ComponentMask, draft: DraftPass) -> "Judgement":
@@ -50,14 +53,18 @@ class Judgement:
 
     def to_row(self) -> dict[str, Any]:
         """The figures as JSON; a KL that is not finite becomes None. The mask is the caller's to write."""
-        return {
+        row: dict[str, Any] = {
             "acceptance_rate": self.acceptance_rate,
             "mean_accepted_length": list(self.mean_accepted_length.values()),
             "kl": self.kl if abs(self.kl) < float("inf") else None,
         }
+        if self.decoded:
+            row["decoded"] = {str(length): asdict(throughput) for length, throughput in self.decoded.items()}
+        return row
 
     @classmethod
     def from_row(cls, mask: ComponentMask, row: dict[str, Any]) -> "Judgement":
         """The inverse of `to_row`."""
         lengths = dict(zip(JUDGED_LENGTHS, row["mean_accepted_length"], strict=True))
-        return cls(mask, row["acceptance_rate"], lengths, float("nan") if row["kl"] is None else row["kl"])
+        decoded = {int(length): Throughput(**figures) for length, figures in row.get("decoded", {}).items()}
+        return cls(mask, row["acceptance_rate"], lengths, float("nan") if row["kl"] is None else row["kl"], decoded)

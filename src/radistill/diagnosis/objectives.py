@@ -1,4 +1,4 @@
-"""What a search maximises: a figure computed from one teacher-forced pass of a draft."""
+"""What a search maximises: a figure computed from one teacher-forced pass of a draft, or from decoding with it."""
 
 import math
 from collections.abc import Callable
@@ -23,6 +23,11 @@ class Objective(Protocol):
         """Its key in `OBJECTIVES`."""
         ...
 
+    @property
+    def decoded_length(self) -> int | None:
+        """The draft length at which a set must be decoded to be judged; None where a forward pass tells enough."""
+        ...
+
     def value(self, draft: Judgement) -> float:
         """What the search maximises."""
         ...
@@ -42,6 +47,7 @@ class Figure:
 
     name: str
     figure: Callable[[Judgement], float]
+    decoded_length: None = field(default=None, init=False)
 
     def value(self, draft: Judgement) -> float:
         """The figure; a draft that has none is the worst."""
@@ -67,6 +73,7 @@ class ThroughputModelled:
 
     latencies: Latencies
     name: str = field(default="throughput-modelled", init=False)
+    decoded_length: None = field(default=None, init=False)
 
     def by_length(self, draft: Judgement) -> dict[int, float]:
         """Tokens a second for each draft length."""
@@ -95,6 +102,30 @@ class ThroughputModelled:
         return {"name": self.name, "latencies": self.latencies.to_json()}
 
 
+@dataclass(frozen=True)
+class ThroughputMeasured:
+    """Tokens a second of real self-speculative decoding on the calibration prompts: RAD's tau as published.
+
+    A trial takes some dozens of times as long as a forward pass, and two timings of a set are never the same; those
+    that were taken are kept with the judgements, so that a search that is resumed finds them again.
+    """
+
+    decoded_length: int = 4
+    name: str = field(default="throughput-measured", init=False)
+
+    def value(self, draft: Judgement) -> float:
+        """Tokens a second."""
+        return draft.decoded[self.decoded_length].tokens_per_second if math.isfinite(draft.kl) else WORST
+
+    def record(self, draft: Judgement) -> dict[str, Any]:
+        """Name, value and draft length."""
+        return {**self.to_json(), "value": self.value(draft)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and draft length."""
+        return {"name": self.name, "draft_length": self.decoded_length}
+
+
 _FIGURES = {
     # Share of tokens that the target accepts.
     "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
@@ -104,11 +135,13 @@ _FIGURES = {
     "kl": Figure("kl", lambda draft: -draft.kl),
 }
 
-OBJECTIVES = (*_FIGURES, "throughput-modelled")
+OBJECTIVES = (*_FIGURES, "throughput-modelled", "throughput-measured")
 """Their names."""
 
 
-def make_objective(name: str, model: Model, context_length: int, folder: Path | None) -> Objective:
+def make_objective(
+    name: str, model: Model, context_length: int, folder: Path | None, draft_length: int = 4
+) -> Objective:
     """An objective by its name.
 
     Args:
@@ -116,12 +149,15 @@ def make_objective(name: str, model: Model, context_length: int, folder: Path | 
         model: the model to convert; `throughput-modelled` times its components.
         context_length: tokens in the cache meanwhile.
         folder: where the latencies are kept, so that a search that is resumed finds the same; None keeps them nowhere.
+        draft_length: tokens that `throughput-measured` drafts in a round.
 
     Raises:
         RadistillError: listing the names that exist.
     """
     if name == "throughput-modelled":
         return ThroughputModelled(timed_once(model, context_length, folder))
+    if name == "throughput-measured":
+        return ThroughputMeasured(draft_length)
     if name not in _FIGURES:
         raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
     return _FIGURES[name]
@@ -131,4 +167,6 @@ def objective_from(data: dict[str, Any]) -> Objective:
     """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
     if data["name"] == "throughput-modelled":
         return ThroughputModelled(Latencies.from_json(data["latencies"]))
+    if data["name"] == "throughput-measured":
+        return ThroughputMeasured(data["draft_length"])
     return _FIGURES[data["name"]]

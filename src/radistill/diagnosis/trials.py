@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from radistill.models.sequences import Batch, Document, batches, collate
 from radistill.speculation.acceptance import likeliest_is
 from radistill.speculation.masks import ComponentMask
 from radistill.speculation.prefix import PrefixCache
+from radistill.speculation.throughput import measure_throughput
 
 _MOST_PADDING = 0.05
 _CHUNK_ON_CPU, _CHUNK_ON_GPU = 2**19, 2**26
@@ -133,10 +134,8 @@ class Trials:
         if key not in self._seen:
             if limited:
                 self.spend(0.0)
-            if key not in self._known:
-                mask = ComponentMask.attention(key)
-                self._remember(key, Judgement.of(mask, self.run(key)))
-            self.forward_tokens += self._cost(ComponentMask.attention(key))
+            self._find_out(key)
+            self.forward_tokens += self._cost(ComponentMask.attention(key)) + self._tokens_decoded(key)
             self._seen.add(key)
         return self._known[key]
 
@@ -191,13 +190,30 @@ class Trials:
             total += loss.item()
         return total
 
+    def _find_out(self, layers: tuple[int, ...]) -> None:
+        """Whatever the objective needs to know of a set, and is not known."""
+        mask, length = ComponentMask.attention(layers), self.objective.decoded_length
+        if layers not in self._known:
+            self._remember(layers, Judgement.of(mask, self.run(layers)))
+        known = self._known[layers]
+        if length is not None and length not in known.decoded:
+            throughput = measure_throughput(self.model, self.documents, mask, length)
+            self._remember(layers, replace(known, decoded={**known.decoded, length: throughput}))
+
+    def _tokens_decoded(self, layers: tuple[int, ...]) -> int:
+        length = self.objective.decoded_length
+        return 0 if length is None else self._known[layers].decoded[length].tokens_read
+
     def _cost(self, mask: ComponentMask) -> float:
         first = max(mask.first_difference(other, self.model.anatomy.num_layers) for other in (_NOTHING, self._near))
         return self.calibration_tokens * (1 - first / self.model.anatomy.num_layers)
 
     def learn(self, layers: Sequence[int], row: dict[str, Any]) -> None:
         """Take over a judgement that another process made (`Judgement.to_row`), so that it need not be repeated."""
-        self._known.setdefault(tuple(sorted(layers)), Judgement.from_row(ComponentMask.attention(layers), row))
+        key, learned = tuple(sorted(layers)), Judgement.from_row(ComponentMask.attention(layers), row)
+        known = self._known.get(key)
+        if known is None or known.decoded.keys() < learned.decoded.keys():
+            self._known[key] = learned
 
     def _open(self, folder: Path | None) -> Path | None:
         if folder is None:

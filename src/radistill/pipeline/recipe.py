@@ -59,6 +59,9 @@ class DiagnoseSettings(BaseModel):
     context_length: int = Field(
         default=1024, ge=1, description="tokens in the cache where `throughput-modelled` times the components"
     )
+    draft_length: int = Field(
+        default=4, ge=1, description="tokens drafted in a round where `throughput-measured` decodes"
+    )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
 
 

@@ -53,6 +53,7 @@ def run_diagnose(context: Context) -> None:
                     objective=settings.objective,
                     passes=settings.passes,
                     context_length=settings.context_length,
+                    draft_length=settings.draft_length,
                     seed=context.recipe.seed,
                     tokens_per_batch=settings.tokens_per_batch,
                     folder=arm.folder / "search",
