@@ -105,8 +105,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "section": (
         {"diagnose.budgte": 2},
-        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, draft_length, objective, "
-        "passes, selector, tokens_per_batch",
+        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, draft_length, "
+        "objective, passes, selector, tokens_per_batch",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
