@@ -76,6 +76,14 @@ def diagnose(
     recipe: RecipePath = None,
     out: Out = Path("runs/latest"),
     set_: Set = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="redundancy|replaceability",
+            help="Judge drafts that skip attention, or ones with a fitted block in its place.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -98,8 +106,9 @@ def diagnose(
     from radistill.pipeline.run import run as run_pipeline
 
     given = {"workers": workers, "storage": storage}
+    chosen = [] if by is None else [f"diagnose.by={by}"]
     overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
-    run_pipeline(load_recipe(_recipe_of(recipe, out), [*(set_ or []), *overrides]), out, ["diagnose"])
+    run_pipeline(load_recipe(_recipe_of(recipe, out), [*(set_ or []), *chosen, *overrides]), out, ["diagnose"])
 
 
 STAGE_COMMANDS = {

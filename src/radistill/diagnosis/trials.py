@@ -21,6 +21,7 @@ from radistill.models.sequences import Batch, Document, batches, collate
 from radistill.speculation.acceptance import likeliest_is
 from radistill.speculation.masks import ComponentMask
 from radistill.speculation.prefix import PrefixCache
+from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
 
 _MOST_PADDING = 0.05
@@ -48,7 +49,7 @@ class Trial:
 
 
 class Trials:
-    """Judges sets of skipped attention layers on calibration documents.
+    """Judges sets of attention layers, skipped or replaced by other blocks, on calibration documents.
 
     A set seen before costs nothing, also in a later process and for another objective: every judgement is appended to a
     file, so that a search that was killed replays what it knows and goes on. What sets share is computed once (see
@@ -67,6 +68,7 @@ class Trials:
         *,
         tokens_per_batch: int = 2048,
         folder: Path | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
         """Run the full model over the documents.
 
@@ -76,15 +78,23 @@ class Trials:
             objective: what `value` is.
             tokens_per_batch: padded tokens in one forward pass.
             folder: where judgements are kept; None keeps them in memory only.
+            substitutes: what runs in place of each attention of a set; None skips it.
 
         Raises:
-            RadistillError: for no documents, or a model whose logits are not numbers.
+            RadistillError: for no documents, a model whose logits are not numbers, or an objective that only decoding
+                can tell where there are substitutes, because decoding skips.
         """
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
+        if substitutes is not None and objective.skips_only:
+            raise RadistillError(
+                f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
+                "replaceability, choose acceptance, accepted-length or kl"
+            )
         self.model = model
         self.objective = objective
         self.documents = documents
+        self.substitutes = substitutes
         self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
         self.calibration_tokens = sum(len(document.tokens) for document in documents)
@@ -92,7 +102,7 @@ class Trials:
         self._file = self._open(folder)
         pad = model.pad_token_id
         groups = batches(documents, tokens_per_batch, _MOST_PADDING)
-        self._targets = [_Target(model, collate(group, pad, model.network.device)) for group in groups]
+        self._targets = [_Target(model, collate(group, pad, model.network.device), substitutes) for group in groups]
         self.start()
 
     def start(self, limit: float | None = None) -> None:
@@ -166,9 +176,9 @@ class Trials:
         self.spend(self._cost(mask))
         self._near = mask
 
-    def best(self, size: int) -> tuple[int, ...] | None:
-        """The best set of `size` layers that this search has judged; of equals, the one with the lower layers."""
-        complete = [trial for trial in self.history if len(trial.layers) == size]
+    def best(self, sizes: range) -> tuple[int, ...] | None:
+        """The best set of a permitted size that this search has judged; of equals, the one with the lower layers."""
+        complete = [trial for trial in self.history if len(trial.layers) in sizes]
         return min(complete, key=lambda trial: (-trial.value, trial.layers)).layers if complete else None
 
     @property
@@ -219,7 +229,10 @@ class Trials:
         if folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        key = hash_json([self.model.fingerprint, self.calibration_hash])
+        judged = [self.model.fingerprint, self.calibration_hash]
+        if self.substitutes is not None:
+            judged.append(self.substitutes.fingerprint)
+        key = hash_json(judged)
         path = folder / f"trials-{key[:12]}.jsonl"
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -245,10 +258,10 @@ class Trials:
 class _Target:
     """What the full model says of one batch, computed once, and drafts compared with it."""
 
-    def __init__(self, model: Model, batch: Batch) -> None:
+    def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None) -> None:
         self.batch = batch
         self._network = model.network
-        self._prefixes = PrefixCache(model, batch)
+        self._prefixes = PrefixCache(model, batch, substitutes)
         full = self._prefixes.run(_NOTHING, keep=True)
         if not torch.isfinite(full.logits).all():
             raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")

@@ -110,13 +110,14 @@ def _search_facts(plan: dict[str, Any]) -> Facts:
     facts = [
         ("Selector", f"{kind} ({settings})" if selector else kind),
         ("Budget", f"{len(plan['replace'])} of {plan['num_layers']} layers"),
+        ("Chosen by", _words(plan.get("by", "redundancy"))),
         ("Sets judged", whole(len(trials)) if trials else "none"),
     ]
     if number(objective.get("value")) is not None:
         facts.append(("Objective of the plan", f"{_words(objective.get('name'))} {significant(objective['value'])}"))
     for key, name, form in (
-        ("acceptance_rate", "Tokens of the skip draft accepted", percent),
-        ("kl", "KL of the skip draft, calibration", lambda value: f"{significant(value)} nats/token"),
+        ("acceptance_rate", "Tokens of the draft accepted", percent),
+        ("kl", "KL of the draft, calibration", lambda value: f"{significant(value)} nats/token"),
         ("seconds", "Time", duration),
         ("forward_tokens", "Tokens through the model", whole),
     ):
