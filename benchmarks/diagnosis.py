@@ -203,14 +203,14 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=8, help="documents")
     parser.add_argument("--heldout", type=int, default=24, help="documents")
     parser.add_argument("--decoded-documents", type=int, default=4, help="of the calibration documents, for `speedup`")
-    parser.add_argument("--decoded-trials", type=int, default=12, help="of each search, for `speedup`")
+    parser.add_argument("--decoded-trials", type=int, default=8, help="of each search, for `speedup`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     seed_everything(given.seed, given.threads)
     model = load(given.model)
     documents = load_data(
-        "reasoning-gym:gsm_symbolic", model, given.calibration + given.heldout, seed=given.seed, max_new_tokens=96
+        "reasoning-gym:gsm_symbolic", model, given.calibration + given.heldout, seed=given.seed, max_new_tokens=128
     )
     case = Case(
         model,

@@ -163,8 +163,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "objective": (
         {"diagnose.objective": "speed"},
-        "diagnose.objective: must be one of acceptance, accepted-length, kl, throughput-measured, throughput-modelled, "
-        "not 'speed'",
+        "diagnose.objective: must be one of acceptance, acceptance-sampled, accepted-length, kl, "
+        "throughput-measured, throughput-modelled, not 'speed'",
     ),
     "loss": ({"distill": {"loss": {"kind": "mse"}}}, "distill.loss.kind: must be 'forward-kl', not 'mse'"),
     "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),

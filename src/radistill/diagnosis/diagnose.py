@@ -136,6 +136,7 @@ def diagnose(
         score_kind=best.selection.score_kind,
         objective=objective.record(draft),
         acceptance_rate=draft.acceptance_rate,
+        sampled_acceptance=min(1.0, draft.sampled_acceptance),
         mean_accepted_length=_shown(draft),
         kl=draft.kl,
         selector=_settings(best.selector),

@@ -175,6 +175,8 @@ class Penalised:
 _FIGURES = {
     # Share of tokens that the target accepts.
     "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
+    # The same where both sample at temperature 1 (arXiv 2211.17192).
+    "acceptance-sampled": Figure("acceptance-sampled", lambda draft: draft.sampled_acceptance),
     # Mean accepted tokens a round at draft length 4: RAD's tau for drafts of equal cost.
     "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
     # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.

@@ -59,6 +59,9 @@ class Plan(BaseModel):
         description="name and value of what was maximised, and what it was computed from"
     )
     acceptance_rate: float = Field(ge=0, le=1, description="share of the draft's tokens that are accepted")
+    sampled_acceptance: float | None = Field(
+        default=None, ge=0, le=1, description="expected acceptance where both sample at temperature 1"
+    )
     mean_accepted_length: dict[Annotated[int, Field(ge=1)], float] = Field(
         description="accepted tokens a round, by draft length"
     )

@@ -14,11 +14,11 @@ from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.divergence import kl_from
+from radistill.models.divergence import kl_between, kl_from
 from radistill.models.loading import Model
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Batch, Document, batches, collate
-from radistill.speculation.acceptance import likeliest_is
+from radistill.speculation.acceptance import expected_acceptance, likeliest_is
 from radistill.speculation.masks import ComponentMask
 from radistill.speculation.prefix import PrefixCache
 from radistill.speculation.substitutes import Substitutes
@@ -126,13 +126,14 @@ class Trials:
         """One pass of the draft that skips the attention of `layers`, without looking it up or counting it."""
         mask = ComponentMask.attention(layers)
         agreements: list[Tensor] = []
-        total, tokens = 0.0, 0
+        kl, accepted, tokens = 0.0, 0.0, 0
         for target in self._targets:
-            agree, kl = target.compare(mask, self._near)
-            agreements.extend(agree)
-            total += kl
-            tokens += sum(map(len, agree))
-        return DraftPass(agreements, total / tokens)
+            found = target.compare(mask, self._near)
+            agreements.extend(found.agreements)
+            kl += found.kl
+            accepted += found.sampled_acceptance
+            tokens += target.tokens
+        return DraftPass(agreements, kl / tokens, accepted / tokens)
 
     def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
         """The figures of the draft that skips the attention of `layers`.
@@ -270,18 +271,21 @@ class _Target:
         self._best = full.logits.argmax(dim=-1)
         self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
 
-    def compare(self, mask: ComponentMask, near: ComponentMask) -> tuple[list[Tensor], float]:
-        """For each response, which tokens of the draft are accepted; and the sum of KL(target || draft), in nats."""
+    def compare(self, mask: ComponentMask, near: ComponentMask) -> DraftPass:
+        """A draft's pass over this batch, with KL and acceptance as sums over its response tokens."""
         if near != _NOTHING and not self._prefixes.keeps(near):
             self._prefixes.run(near, keep=True)
         logits = self._prefixes.run(mask).logits
-        agreements, kl = [], []
+        agreements, kl, accepted = [], [], []
         with torch.inference_mode():
             for draft, best, target in self._chunks(logits):
                 agreements.append(likeliest_is(draft, best))
-                kl.append(kl_from(target, draft))
+                log_probabilities = torch.log_softmax(draft.float(), dim=-1)
+                kl.append(kl_between(target, log_probabilities))
+                accepted.append(expected_acceptance(target, log_probabilities))
         agree = torch.cat(agreements).cpu()
-        return [agree[self._rows == row] for row in self._rows.unique()], torch.cat(kl).double().sum().item()
+        sums = [torch.cat(parts).double().sum().item() for parts in (kl, accepted)]
+        return DraftPass([agree[self._rows == row] for row in self._rows.unique()], *sums)
 
     def divergence(self) -> Tensor:
         """KL(target || model as it is now), summed over response tokens, with its gradient."""

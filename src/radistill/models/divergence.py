@@ -35,8 +35,12 @@ def kl_from(teacher_log_probabilities: Tensor, student_logits: Tensor) -> Tensor
     Returns:
         [tokens], float32, in nats.
     """
-    student = torch.log_softmax(student_logits.float(), dim=-1)
+    return kl_between(teacher_log_probabilities, torch.log_softmax(student_logits.float(), dim=-1))
+
+
+def kl_between(teacher_log_probabilities: Tensor, student_log_probabilities: Tensor) -> Tensor:
+    """`kl_from` where the student's log-probabilities are at hand too; [tokens, vocab] of each to [tokens]."""
     probability = teacher_log_probabilities.exp()
     # 0 * log 0 is 0 here, but NaN in floating point.
-    difference = (teacher_log_probabilities - student).masked_fill(probability == 0, 0.0)
+    difference = (teacher_log_probabilities - student_log_probabilities).masked_fill(probability == 0, 0.0)
     return (probability * difference).sum(dim=-1)

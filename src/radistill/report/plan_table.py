@@ -68,6 +68,7 @@ def _rows(plan: Plan) -> dict[str, str]:
         "chosen by": plan.by,
         "objective": ", ".join([f"{plan.objective['name']} {significant(value, 4)}", *further]),
         "acceptance": percent(plan.acceptance_rate),
+        **({} if plan.sampled_acceptance is None else {"acceptance, sampled": percent(plan.sampled_acceptance)}),
         **{f"accepted of {length}": significant(mean) for length, mean in sorted(plan.mean_accepted_length.items())},
         "KL, nats": significant(plan.kl),
         "selector": ", ".join([str(plan.selector.get("kind", EN_DASH)), *settings]),
