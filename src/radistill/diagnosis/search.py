@@ -7,6 +7,7 @@ from pathlib import Path
 
 from radistill.console import note
 from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.live_study import LiveStudy
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector
 from radistill.diagnosis.trials import OutOfTokens, Trial, Trials
 from radistill.errors import RadistillError
@@ -69,6 +70,9 @@ def search(
     trials.start(None if passes is None else passes * trials.calibration_tokens)
     interrupted = False
     problem = Problem(trials, trials.model.anatomy.attention_layers, budget, seed, folder, free)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        trials.listener = LiveStudy(folder, selector, problem).add
     try:
         selection = selector.select(problem)
     except OutOfTokens:

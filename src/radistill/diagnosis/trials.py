@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class Trials:
         self.history: list[Trial] = []
         self.forward_tokens = float(self.calibration_tokens)
         self.limit = limit
+        self.listener: Callable[[Trial], None] | None = None
         self._seen: set[tuple[int, ...]] = set()
         self._near = _NOTHING
 
@@ -153,12 +154,17 @@ class Trials:
     def value(self, layers: Iterable[int]) -> float:
         """The objective for the draft that skips the attention of `layers`; the search's history lists it.
 
+        `listener`, where it is set, is told of it.
+
         Raises:
             OutOfTokens: as `judge`.
         """
         judgement = self.judge(layers)
         value = self.objective.value(judgement)
-        self.history.append(Trial(tuple(sorted(layers)), value))
+        trial = Trial(tuple(sorted(layers)), value)
+        self.history.append(trial)
+        if self.listener is not None:
+            self.listener(trial)
         return value
 
     def spend(self, tokens: float) -> None:

@@ -58,6 +58,7 @@ class Bayes(BaseModel):
         Raises:
             RadistillError: if the storage cannot be used, several workers have none, or there are fitted blocks.
         """
+        problem.trials.listener = None  # each set is a trial of this search's own study
         url = self._url(problem)
         if self.workers > 1 and url is None:
             raise RadistillError(
