@@ -143,7 +143,8 @@ def speedup(case: Case) -> dict[str, Any]:
                 "decoding_in_one_batch": at_once.seconds,
             },
             "replace": {name: list(layers) for name, layers in both.items()},
-            "heldout": {name: _figures(Judgement.of(ComponentMask.attention(layers), heldout.run(layers)))
+            "heldout": {
+                name: _figures(Judgement.of(ComponentMask.attention(layers), heldout.run(layers)))
                 for name, layers in both.items()
             },
         },
