@@ -148,6 +148,13 @@ def test_nan_logits_and_missing_documents_are_refused() -> None:
         diagnose(model, documents(), 1)
 
 
+def test_documents_beyond_the_context_are_named() -> None:
+    model = tiny.model("llama", max_position_embeddings=16)
+    assert Trials(model, [Document("fits", tuple(range(5, 21)), 4)], KL).calibration_tokens == 16
+    with pytest.raises(RadistillError, match=r"document long has 17 tokens, but the model's context is 16"):
+        Trials(model, [Document("long", tuple(range(5, 22)), 4)], KL)
+
+
 def test_plans_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)
     plan = diagnose(model, documents(), 2, selector="uniform")

@@ -81,8 +81,8 @@ class Trials:
             substitutes: what runs in place of each attention of a set; None skips it.
 
         Raises:
-            RadistillError: for no documents, a model whose logits are not numbers, or an objective that only decoding
-                can tell where there are substitutes, because decoding skips.
+            RadistillError: for no documents or one beyond the model's context, for a model whose logits are not
+                numbers, or an objective that is about skips where there are substitutes.
         """
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
@@ -91,6 +91,13 @@ class Trials:
                 f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
                 "replaceability, choose acceptance, accepted-length or kl"
             )
+        context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+        for document in documents:
+            if context is not None and len(document.tokens) > context:
+                raise RadistillError(
+                    f"calibration document {document.id} has {len(document.tokens)} tokens, but the model's context is "
+                    f"{context}; shorten it, or set data.max_length"
+                )
         self.model = model
         self.objective = objective
         self.documents = documents
