@@ -1,10 +1,13 @@
 """Diagnosis, measured: every selector at equal forward tokens, its set judged on held-out documents.
 
-    python benchmarks/diagnosis.py [--parts selectors speedup] [--model smollm2-135m] [--budget 10] [--passes 60]
+    python benchmarks/diagnosis.py [--parts selectors replaceability speedup] [--model smollm2-135m] [--budget 10] [--passes 60]
 
 Calibration and held-out documents are generated problems with the model's own greedy responses. What was judged is kept
 in runs/benchmark-diagnosis, so a run that was stopped goes on. The result is written to
 benchmarks/results/diagnosis.json, the figure to docs/figures/diagnosis.svg.
+
+The part `replaceability` fits a block to every attention and searches over swaps: what a hybrid of these blocks, not yet
+trained end to end, is worth with the layers that each way of choosing finds.
 
 The part `speedup` times RAD's search as published twice, with as many trials: once each trial is a forward pass, once
 it decodes. Run it on an idle machine.
@@ -25,8 +28,20 @@ from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
 from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import EQUAL_PASSES, All, Bayes
+from radistill.diagnosis.selectors import (
+    EQUAL_PASSES,
+    All,
+    Bayes,
+    Gates,
+    Greedy,
+    KLGuided,
+    LeaveOneOut,
+    Selector,
+    Uniform,
+)
 from radistill.diagnosis.trials import Trials
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
 from radistill.files import read_json, write_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -45,6 +60,7 @@ class Case:
     model: Model
     calibration: list[Document]
     heldout: list[Document]
+    fit: list[Document]
     budget: int
     passes: float
     objective: str
@@ -79,6 +95,53 @@ def selectors(case: Case) -> dict[str, Any]:
         for one in found
     ]
     return {"selectors": sorted(rows, key=lambda row: row["heldout"]["kl"])}
+
+
+def replaceability(case: Case) -> dict[str, Any]:
+    """Plans by redundancy and by replaceability, each judged with the attention of its layers skipped and swapped."""
+    started = time.perf_counter()
+    blocks = fit_blocks(
+        case.model,
+        case.fit,
+        AlignSettings(steps=60, tokens_per_batch=1024),
+        init="random",
+        folder=case.folder / "blocks",
+    )
+    seconds = time.perf_counter() - started
+    objective = make_objective(case.objective, case.model, 1024, case.folder)
+    skips = Trials(case.model, case.calibration, objective, folder=case.folder)
+    swaps = Trials(case.model, case.calibration, objective, folder=case.folder, substitutes=blocks)
+    heldout = {
+        "skipped": Trials(case.model, case.heldout, objective, folder=case.folder),
+        "swapped": Trials(case.model, case.heldout, objective, folder=case.folder, substitutes=blocks),
+    }
+    ways: dict[str, tuple[Selector, Trials]] = {
+        "uniform": (Uniform(), skips),
+        "greedy by redundancy": (Greedy(), skips),
+        "greedy by replaceability": (Greedy(), swaps),
+        "gates by replaceability": (Gates(steps=int(case.passes / 2.5)), swaps),
+        "leave-one-out by replaceability": (LeaveOneOut(), swaps),
+        "kl-guided": (KLGuided(), swaps),
+    }
+    rows = []
+    for name, (selector, trials) in ways.items():
+        found = search(selector, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
+        rows.append(
+            {
+                "way": name,
+                "replace": list(found.selection.layers),
+                "heldout": {
+                    how: _figures(judged.judge(found.selection.layers, limited=False))
+                    for how, judged in heldout.items()
+                },
+                "passes": round(found.forward_tokens / trials.calibration_tokens, 2),
+            }
+        )
+        print(
+            f"{name}: KL {rows[-1]['heldout']['skipped']['kl']:.3f} skipped, {rows[-1]['heldout']['swapped']['kl']:.3f} swapped"
+        )
+    fitted = {"documents": _size(case.fit), "steps": 60, "tokens_per_batch": 1024, "seconds": seconds}
+    return {"replaceability": {"fit": fitted, "plans": rows}}
 
 
 def _figures(draft: Judgement) -> dict[str, float]:
@@ -156,7 +219,11 @@ def _sets(found: Found) -> list[tuple[int, ...]]:
 
 
 # Each adds its keys to the result.
-PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {"selectors": selectors, "speedup": speedup}
+PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {
+    "selectors": selectors,
+    "replaceability": replaceability,
+    "speedup": speedup,
+}
 
 
 def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
@@ -213,6 +280,7 @@ def main() -> None:
     parser.add_argument("--objective", default="kl")
     parser.add_argument("--calibration", type=int, default=8, help="documents")
     parser.add_argument("--heldout", type=int, default=24, help="documents")
+    parser.add_argument("--fit", type=int, default=32, help="documents that blocks are fitted on, for `replaceability`")
     parser.add_argument("--decoded-documents", type=int, default=4, help="of the calibration documents, for `speedup`")
     parser.add_argument("--decoded-trials", type=int, default=8, help="of each search, for `speedup`")
     parser.add_argument("--threads", type=int, default=2)
@@ -221,12 +289,17 @@ def main() -> None:
     seed_everything(given.seed, given.threads)
     model = load(given.model)
     documents = load_data(
-        "reasoning-gym:gsm_symbolic", model, given.calibration + given.heldout, seed=given.seed, max_new_tokens=128
+        "reasoning-gym:gsm_symbolic",
+        model,
+        given.calibration + given.heldout + given.fit,
+        seed=given.seed,
+        max_new_tokens=128,
     )
     case = Case(
         model,
         documents[: given.calibration],
-        documents[given.calibration :],
+        documents[given.calibration : given.calibration + given.heldout],
+        documents[given.calibration + given.heldout :],
         given.budget,
         given.passes,
         given.objective,
