@@ -1,13 +1,13 @@
 """Diagnosis, measured: every selector at equal forward tokens, its set judged on held-out documents.
 
-    python benchmarks/diagnosis.py [--parts selectors replaceability speedup] [--model smollm2-135m] [--budget 10] [--passes 60]
+    python benchmarks/diagnosis.py [--parts selectors replaceability speedup] [--budget 10] [--passes 60]
 
 Calibration and held-out documents are generated problems with the model's own greedy responses. What was judged is kept
 in runs/benchmark-diagnosis, so a run that was stopped goes on. The result is written to
 benchmarks/results/diagnosis.json, the figure to docs/figures/diagnosis.svg.
 
-The part `replaceability` fits a block to every attention and searches over swaps: what a hybrid of these blocks, not yet
-trained end to end, is worth with the layers that each way of choosing finds.
+The part `replaceability` fits a block to every attention and searches over swaps: what a hybrid of these blocks, not
+yet trained end to end, is worth with the layers that each way of choosing finds.
 
 The part `speedup` times RAD's search as published twice, with as many trials: once each trial is a forward pass, once
 it decodes. Run it on an idle machine.
@@ -100,13 +100,8 @@ def selectors(case: Case) -> dict[str, Any]:
 def replaceability(case: Case) -> dict[str, Any]:
     """Plans by redundancy and by replaceability, each judged with the attention of its layers skipped and swapped."""
     started = time.perf_counter()
-    blocks = fit_blocks(
-        case.model,
-        case.fit,
-        AlignSettings(steps=60, tokens_per_batch=1024),
-        init="random",
-        folder=case.folder / "blocks",
-    )
+    settings = AlignSettings(steps=60, tokens_per_batch=1024)
+    blocks = fit_blocks(case.model, case.fit, settings, init="random", folder=case.folder / "blocks")
     seconds = time.perf_counter() - started
     objective = make_objective(case.objective, case.model, 1024, case.folder)
     skips = Trials(case.model, case.calibration, objective, folder=case.folder)
@@ -126,21 +121,12 @@ def replaceability(case: Case) -> dict[str, Any]:
     rows = []
     for name, (selector, trials) in ways.items():
         found = search(selector, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
-        rows.append(
-            {
-                "way": name,
-                "replace": list(found.selection.layers),
-                "heldout": {
-                    how: _figures(judged.judge(found.selection.layers, limited=False))
-                    for how, judged in heldout.items()
-                },
-                "passes": round(found.forward_tokens / trials.calibration_tokens, 2),
-            }
-        )
-        print(
-            f"{name}: KL {rows[-1]['heldout']['skipped']['kl']:.3f} skipped, {rows[-1]['heldout']['swapped']['kl']:.3f} swapped"
-        )
-    fitted = {"documents": _size(case.fit), "steps": 60, "tokens_per_batch": 1024, "seconds": seconds}
+        layers = found.selection.layers
+        judged = {how: _figures(on.judge(layers, limited=False)) for how, on in heldout.items()}
+        passes = round(found.forward_tokens / trials.calibration_tokens, 2)
+        rows.append({"way": name, "replace": list(layers), "heldout": judged, "passes": passes})
+        print(f"{name}: KL {judged['skipped']['kl']:.3f} skipped, {judged['swapped']['kl']:.3f} swapped")
+    fitted = {"documents": _size(case.fit), **settings.model_dump(mode="json"), "seconds": seconds}
     return {"replaceability": {"fit": fitted, "plans": rows}}
 
 
