@@ -2,31 +2,25 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
+from radistill.diagnosis.target import Target
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.divergence import kl_between, kl_from
 from radistill.models.loading import Model
-from radistill.models.logits import response_logits
 from radistill.models.sequences import Batch, Document, batches, collate
-from radistill.speculation.acceptance import expected_acceptance, likeliest_is
 from radistill.speculation.masks import ComponentMask
-from radistill.speculation.prefix import PrefixCache
 from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
 
 _MOST_PADDING = 0.05
-_CHUNK_ON_CPU, _CHUNK_ON_GPU = 2**19, 2**26
-"""Logits compared at once. On a CPU, 2 MiB in float32: a chunk and what is made of it stay in the processor's cache."""
 
 _NOTHING = ComponentMask.attention(())
 
@@ -109,7 +103,7 @@ class Trials:
         self._file = self._open(folder)
         pad = model.pad_token_id
         groups = batches(documents, tokens_per_batch, _MOST_PADDING)
-        self._targets = [_Target(model, collate(group, pad, model.network.device), substitutes) for group in groups]
+        self._targets = [Target(model, collate(group, pad, model.network.device), substitutes) for group in groups]
         self.start()
 
     def start(self, limit: float | None = None) -> None:
@@ -267,47 +261,3 @@ class Trials:
             handle.write(row + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-
-
-class _Target:
-    """What the full model says of one batch, computed once, and drafts compared with it."""
-
-    def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None) -> None:
-        self.batch = batch
-        self._network = model.network
-        self._prefixes = PrefixCache(model, batch, substitutes)
-        full = self._prefixes.run(_NOTHING, keep=True)
-        if not torch.isfinite(full.logits).all():
-            raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
-        self.tokens = len(full.rows)
-        self._rows = full.rows.cpu()
-        self._best = full.logits.argmax(dim=-1)
-        self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
-
-    def compare(self, mask: ComponentMask, near: ComponentMask) -> DraftPass:
-        """A draft's pass over this batch, with KL and acceptance as sums over its response tokens."""
-        if near != _NOTHING and not self._prefixes.keeps(near):
-            self._prefixes.run(near, keep=True)
-        logits = self._prefixes.run(mask).logits
-        agreements, kl, accepted = [], [], []
-        with torch.inference_mode():
-            for draft, best, target in self._chunks(logits):
-                agreements.append(likeliest_is(draft, best))
-                log_probabilities = torch.log_softmax(draft.float(), dim=-1)
-                kl.append(kl_between(target, log_probabilities))
-                accepted.append(expected_acceptance(target, log_probabilities))
-        agree = torch.cat(agreements).cpu()
-        sums = [torch.cat(parts).double().sum().item() for parts in (kl, accepted)]
-        return DraftPass([agree[self._rows == row] for row in self._rows.unique()], *sums)
-
-    def divergence(self) -> Tensor:
-        """KL(target || model as it is now), summed over response tokens, with its gradient."""
-        with torch.enable_grad():
-            logits = response_logits(self._network, self.batch).logits
-            return torch.stack([kl_from(target, draft).sum() for draft, _, target in self._chunks(logits)]).sum()
-
-    def _chunks(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A few tokens of the draft's logits at a time, with the target's best tokens and log-probabilities."""
-        numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
-        chunk = max(1, numbers // logits.shape[-1])
-        return zip(logits.split(chunk), self._best.split(chunk), self._log_probabilities.split(chunk), strict=True)
