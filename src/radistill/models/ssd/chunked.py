@@ -90,24 +90,26 @@ class _ChunkedScan(torch.autograd.Function):
         decay = steps.decay()
         inside = torch.bmm(_weighted(decay, scores, D, sizes), x_h)
 
-        added = torch.bmm(sizes.by_group(x_h, steps.to_end).mT, b_g)
-        states, last = _carried(sizes.as_states(added), steps.through, initial_state)
-        outside = torch.bmm(c_g, sizes.as_wide(states).mT)
+        # Buffers that have served are used again, here and below: touching fresh memory costs more than a product.
+        weighted = sizes.by_group(x_h, steps.to_end)
+        states = sizes.as_states(torch.bmm(weighted.mT, b_g))
+        last = _carry(states, steps.through, initial_state)
+        outside = torch.bmm(c_g, sizes.as_wide(states).mT, out=weighted)
         y = sizes.joined(inside, outside, steps.from_start)
 
-        ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, decay, scores, states, outside)
+        ctx.save_for_backward(x_h, dt, A, b_g, c_g, D, dt_bias, decay, scores, states, outside)
         ctx.dt_limit, ctx.sizes, ctx.has_initial_state = dt_limit, sizes, initial_state is not None
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C, D, dt_bias, decay, scores, states, outside = ctx.saved_tensors
+        x_h, dt, A, b_g, c_g, D, dt_bias, decay, scores, states, outside = ctx.saved_tensors
         sizes: _Sizes = ctx.sizes
         steps = _Steps(dt, A, dt_bias, ctx.dt_limit, sizes)
-        x_h, b_g, c_g, dy_h = sizes.by_head(x), sizes.by_head(B), sizes.by_head(C), sizes.by_head(dy)
+        dy_h = sizes.by_head(dy)
 
-        # Inside the chunks. Buffers that have served are used again: fresh memory costs more than a product.
+        # Inside the chunks.
         matrix = _weighted(decay, scores, D, sizes)
         dinside = torch.bmm(matrix.mT, dy_h)
         dmatrix = torch.bmm(dy_h, x_h.mT, out=matrix).view_as(decay)
@@ -115,24 +117,27 @@ class _ChunkedScan(torch.autograd.Function):
         dscored = dmatrix.mul_(decay)
         dscores = dscored.sum(2).view_as(scores)
         dexponent = dscored.mul_(sizes.for_heads(scores))
+        dC, dB = torch.bmm(dscores, b_g), torch.bmm(dscores.mT, c_g)
 
         # Between the chunks: what is read from a state, the state itself, what is added to it.
         dread = sizes.by_group(dy_h, steps.from_start)
+        dC.baddbmm_(dread, sizes.as_wide(states))
         dstates = sizes.as_states(torch.bmm(dread.mT, c_g))
-        dadded, dinitial = _carried_back(dstates, steps.through, dlast)
+        read = sizes.sum_of_heads(dread.mul_(outside))
+        dinitial = _carry_back(dstates, steps.through, dlast)
         weighted = sizes.by_group(x_h, steps.to_end)
-        dweighted = torch.bmm(b_g, sizes.as_wide(dadded).mT)
-
-        dC = torch.bmm(dscores, b_g).baddbmm_(dread, sizes.as_wide(states))
-        dB = torch.bmm(dscores.mT, c_g).baddbmm_(weighted, sizes.as_wide(dadded))
+        dB.baddbmm_(weighted, sizes.as_wide(dstates))
+        dweighted = torch.bmm(b_g, sizes.as_wide(dstates).mT, out=dread)
         dx = sizes.joined(dinside, dweighted, steps.to_end)
+        added = sizes.sum_of_heads(weighted.mul_(dweighted))
 
         # Exponents: the gradient of a log-decay sums all that was carried across its token, from earlier to later ones.
-        read = sizes.sum_of_heads(dread.mul_(outside))
-        added = sizes.sum_of_heads(weighted.mul_(dweighted))
-        whole = (states * dadded).sum((-2, -1), keepdim=True).mul_(steps.through).view(*read.shape[:-1], 1)
-        dlog_decay = _crossing(dexponent) + _sum_from(read) + _sum_before(added) + whole
-        ddt, dA = steps.backward(dexponent.sum(-2) + added, dlog_decay)
+        whole = (
+            torch.linalg.vecdot(states.flatten(-2), dstates.flatten(-2)).view(steps.through.shape).mul_(steps.through)
+        )
+        dlog_step = dexponent.sum(-2).add_(added)
+        dlog_decay = _crossing(dexponent).add_(_sum_from(read)).add_(_sum_before(added))
+        ddt, dA = steps.backward(dlog_step, dlog_decay.add_(whole.view(*read.shape[:-1], 1)))
         return (
             dx,
             ddt,
@@ -271,35 +276,40 @@ def _weighted(decay: Tensor, scores: Tensor, D: Tensor, sizes: _Sizes) -> Tensor
     return matrix.view(-1, sizes.l, sizes.l)
 
 
-def _carried(added: Tensor, through: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state at the start of each chunk, and the last, from what each chunk adds; [b, c, h, p, n] and without c."""
-    states, state = torch.empty_like(added), torch.empty_like(added[:, 0])
-    states[:, 0] = 0 if initial is None else initial
-    for number in range(added.shape[1]):
-        following = states[:, number + 1] if number + 1 < added.shape[1] else state
-        torch.addcmul(added[:, number], through[:, number], states[:, number], out=following)
-    return states, state
+def _carry(states: Tensor, through: Tensor, initial: Tensor | None) -> Tensor:
+    """Turn what each chunk adds to the state, [b, c, h, p, n], into the state at its start, in place.
+
+    Returns the last state, [b, h, p, n].
+    """
+    state = torch.zeros_like(states[:, 0]) if initial is None else initial.clone()
+    for number in range(states.shape[1]):
+        following = torch.addcmul(states[:, number], through[:, number], state)
+        states[:, number] = state
+        state = following
+    return state
 
 
-def _carried_back(dstates: Tensor, through: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of what each chunk adds, and of the initial state, from those of the states that its tokens read."""
-    dadded, dinitial = torch.empty_like(dstates), torch.empty_like(dstates[:, 0])
-    dadded[:, -1] = dlast
+def _carry_back(dstates: Tensor, through: Tensor, dlast: Tensor) -> Tensor:
+    """Turn the gradients of the states that chunks read, [b, c, h, p, n], into those of what they add, in place.
+
+    Returns the gradient of the initial state, [b, h, p, n].
+    """
+    dstate = dlast
     for number in reversed(range(dstates.shape[1])):
-        earlier = dadded[:, number - 1] if number else dinitial
-        torch.addcmul(dstates[:, number], through[:, number], dadded[:, number], out=earlier)
-    return dadded, dinitial
+        earlier = torch.addcmul(dstates[:, number], through[:, number], dstate)
+        dstates[:, number] = dstate
+        dstate = earlier
+    return dstate
 
 
 def _crossing(pairs: Tensor) -> Tensor:
-    """Sum of `pairs[i, j]` over j < t <= i, for each t; [..., l, l] to [..., l].
+    """Sum of `pairs[i, j]` over j < t <= i, for each t; [..., l, l], which is overwritten, to [..., l].
 
     The difference of two sums over all tokens would do, but where the decay is strong the small result would drown in
     their rounding.
     """
-    size = pairs.shape[-1]
-    earlier = torch.ones(size, size, dtype=pairs.dtype).triu_(1)
-    return (pairs @ earlier).tril_().sum(-2)
+    up_to = pairs.cumsum_(-1).tril_(-1).sum(-2)
+    return F.pad(up_to[..., :-1], (1, 0))
 
 
 def _sum_from(values: Tensor) -> Tensor:

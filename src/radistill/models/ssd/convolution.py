@@ -40,23 +40,20 @@ class _CausalConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight, bias = ctx.saved_tensors
-        # Cheaper computed again than kept: the input is in memory anyway, as a part of the projection's output.
-        inner = torch.ops.aten.silu_backward(grad, _convolve(x, weight, bias))
         time, taps = x.shape[1], weight.shape[1]
         filters = weight.t().contiguous()
-        dx = inner * filters[-1]
-        dweight = torch.empty_like(filters)
-        product = torch.empty_like(inner)
-        for tap in range(taps):
-            shift = taps - 1 - tap
-            if shift >= time:
-                dweight[tap] = 0
-                continue
-            late, early = inner[:, shift:], x[:, : time - shift]
-            if shift:
-                dx[:, : time - shift].addcmul_(late, filters[tap])
-            part = torch.mul(late, early, out=product[:, : time - shift])
-            dweight[tap] = part.sum((0, 1))
+        # Cheaper computed again than kept: the input is in memory anyway, as a part of the projection's output.
+        inner = _convolve(x, weight, bias)
+        torch.ops.aten.silu_backward.grad_input(grad, inner, grad_input=inner)
+        dx = torch.empty_like(inner)
+        dweight = torch.zeros_like(filters)
+        for shift in range(min(taps, time)):
+            # The buffer of dx serves for the products first: touching fresh memory costs more than a pass.
+            product = torch.mul(inner[:, shift:], x[:, : time - shift], out=dx[:, : time - shift])
+            dweight[taps - 1 - shift] = product.sum((0, 1))
+        torch.mul(inner, filters[-1], out=dx)
+        for shift in range(1, min(taps, time)):
+            dx[:, : time - shift].addcmul_(inner[:, shift:], filters[taps - 1 - shift])
         return dx, dweight.t(), None if bias is None else inner.sum((0, 1))
 
 

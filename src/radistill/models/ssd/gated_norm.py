@@ -49,5 +49,6 @@ class _GatedNorm(torch.autograd.Function):
         dgated = torch.mul(grad, weight, out=product)
         groups = dgated.unflatten(-1, group_shape)
         groups.addcmul_(normed.unflatten(-1, group_shape), mean, value=-1).mul_(scale)
-        dgate = torch.ops.aten.silu_backward(torch.mul(dgated, x, out=normed), gate)
+        dopened = torch.mul(dgated, x, out=normed)
+        dgate = torch.ops.aten.silu_backward.grad_input(dopened, gate, grad_input=dopened)
         return dgated.mul_(opened), dgate, dweight, None, None
