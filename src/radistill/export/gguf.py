@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 
 from radistill.console import progress
 from radistill.errors import RadistillError
-from radistill.export.gguf_metadata import obstacles, write_settings
-from radistill.export.gguf_tensors import TYPES, encode, storage_type, stored_bytes, translate
+from radistill.export.gguf_metadata import obstacles, rotary_scaling, write_settings
+from radistill.export.gguf_tensors import ROTARY_DIVISORS, TYPES, encode, storage_type, stored_bytes, translate
 from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
 
@@ -74,6 +74,9 @@ def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrai
     """Announce every tensor by its shape, then write them in the same order."""
     if config.tie_word_embeddings:
         weights = {name: path for name, path in weights.items() if name != "lm_head.weight"}
+    divisors, _ = rotary_scaling(config)
+    if divisors is not None:
+        writer.add_tensor_info(ROTARY_DIVISORS, list(divisors.shape), np.dtype(np.float32), divisors.nbytes)
     for name, path in weights.items():
         for target, shape in translate(name, _shape(name, path), config).items():
             kind = storage_type(target, shape, TYPES[dtype])
@@ -81,6 +84,8 @@ def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrai
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors.numpy())
     with progress("writing GGUF", total=len(weights), unit="weights") as advance:
         for name, path in weights.items():
             for target, tensor in translate(name, _read(name, path), config).items():

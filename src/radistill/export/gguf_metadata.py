@@ -3,13 +3,17 @@
 import math
 from typing import Any
 
-from gguf import GGUFWriter, RopeScalingType
+import torch
+from gguf import GGUFWriter
+from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from radistill.export.gguf_tensors import EXPAND, padding
 
 MODEL_TYPE = "granitemoehybrid"
-_ROPE_TYPES = ("default", "linear")
+# Rotary scalings whose frequencies do not depend on the length of the text.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def is_attention(kind: str) -> bool:
@@ -25,6 +29,8 @@ def obstacles(config: PreTrainedConfig) -> list[str]:
     rope = _rope(config)
     if config.position_embedding_type == "rope" and rope["rope_type"] not in _ROPE_TYPES:
         found.append(f"rotary scaling of type {rope['rope_type']} (only {', '.join(_ROPE_TYPES)})")
+    if all(is_attention(kind) for kind in config.layer_types or ()):
+        found.append("no SSM layer (llama.cpp needs one; a GGUF of the source model is what you want)")
     if config.hidden_act != "silu":
         found.append(f"activation {config.hidden_act} (hidden_act; only silu)")
     if config.mamba_expand not in (1, EXPAND):
@@ -39,6 +45,21 @@ def obstacles(config: PreTrainedConfig) -> list[str]:
     return found
 
 
+def rotary_scaling(config: PreTrainedConfig) -> tuple[Tensor | None, float]:
+    """By what each rotary frequency is divided (None: by nothing), and the factor of rotated queries and keys.
+
+    llama.cpp takes any such divisors as a tensor of the file, so a scaling needs no name there. The factor, which only
+    YaRN has, goes into the scale of the scores.
+    """
+    rope = _rope(config)
+    if config.position_embedding_type != "rope" or rope["rope_type"] == "default":
+        return None, 1.0
+    scaled, stretch = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    size = config.hidden_size // config.num_attention_heads
+    plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return (plain / scaled.double()).float(), float(stretch)
+
+
 def write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
     writer.add_block_count(config.num_hidden_layers)
@@ -51,7 +72,8 @@ def write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     # llama.cpp takes a layer without key and value heads for a recurrent one.
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv([config.num_key_value_heads * is_attention(kind) for kind in config.layer_types or ()])
-    writer.add_attention_scale(config.attention_multiplier)
+    _, stretch = rotary_scaling(config)
+    writer.add_attention_scale(config.attention_multiplier * stretch**2)
     writer.add_embedding_scale(config.embedding_multiplier)
     writer.add_residual_scale(config.residual_multiplier)
     writer.add_logit_scale(config.logits_scaling)
@@ -83,11 +105,7 @@ def _write_positions(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     if not rotary:
         return
-    rope = _rope(config)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_freq_base(_rope(config)["rope_theta"])
 
 
 def _rope(config: PreTrainedConfig) -> dict[str, Any]:

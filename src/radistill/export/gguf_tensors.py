@@ -20,6 +20,8 @@ TYPES = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 
+ROTARY_DIVISORS = f"{gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
+
 _MODEL = {
     "model.embed_tokens": MODEL_TENSOR.TOKEN_EMBD,
     "model.norm": MODEL_TENSOR.OUTPUT_NORM,
