@@ -28,7 +28,9 @@ _FILE_TYPES = {
 }
 
 
-def write_gguf(folder: Path, path: Path, dtype: str | None = None, about: Mapping[str, str | list[int]] | None = None) -> None:
+def write_gguf(
+    folder: Path, path: Path, dtype: str | None = None, about: Mapping[str, str | list[int]] | None = None
+) -> None:
     """Write the model in `folder` to the GGUF file `path`, in one step: there is no half-written file.
 
     Weights are read one by one, so that the memory needed is that of the largest.

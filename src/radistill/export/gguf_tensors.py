@@ -123,8 +123,8 @@ def rotary_pairs(tensor: Tensor, heads: int) -> Tensor:
 def padding(config: PreTrainedConfig) -> int:
     """By what factor the SSM heads and groups are multiplied, the new ones being zero.
 
-    llama.cpp aborts unless the inner width is twice the model's. Heads of zeros, in groups of their own, widen a block of
-    `mamba_expand` 1 without changing what it computes: the gated norm works group by group.
+    llama.cpp aborts unless the inner width is twice the model's. Heads of zeros, in groups of their own, widen a block
+    of `mamba_expand` 1 without changing what it computes: the gated norm works group by group.
     """
     return EXPAND // config.mamba_expand
 

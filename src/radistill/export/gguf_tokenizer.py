@@ -99,8 +99,8 @@ def _pre_tokenizer_name(definition: dict[str, Any]) -> str:
     if found is None:
         known = ", ".join(_PRE_TOKENIZERS.values())
         raise RadistillError(
-            f"the tokenizer cuts words by {' then '.join(steps) or 'no rule'}, for which no name of llama.cpp's is known "
-            f"here (known are {known})"
+            f"the tokenizer cuts words by {' then '.join(steps) or 'no rule'}, for which no name of llama.cpp's is "
+            f"known here (known are {known})"
         )
     return found
 
@@ -130,7 +130,8 @@ def _rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], lis
             "resize the embedding or take the tokenizer that belongs to the model"
         )
     added = tokenizer.added_tokens_decoder
-    tokens, types = [], []
+    tokens: list[str] = []
+    types: list[int] = []
     for row in range(rows):
         tokens.append(by_id.get(row, f"[unused{row}]"))
         if row not in by_id:
@@ -150,13 +151,14 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
     add_eos = len(full) > len(bare) + add_bos and full[-1] == tokenizer.eos_token_id
     expected = [tokenizer.bos_token_id] * add_bos + bare + [tokenizer.eos_token_id] * add_eos
     if full != expected:
-        raise RadistillError(f"the tokenizer encodes 'a' as {full}; a GGUF can only add a begin and an end token to {bare}")
+        raise RadistillError(
+            f"the tokenizer encodes 'a' as {full}; a GGUF can only add a begin and an end token to {bare}"
+        )
     return add_bos, add_eos
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> dict[str, int]:
-    roles = {"bos": "bos", "eos": "eos", "unk": "unk", "pad": "pad"}
-    found = {role: getattr(tokenizer, f"{name}_token_id", None) for role, name in roles.items()}
+    found = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "pad")}
     special = {role: int(token) for role, token in found.items() if token is not None}
     further = [token for token in eos_ids if token != special.get("eos")]
     if further:

@@ -1,0 +1,66 @@
+"""A student as a Hugging Face folder: weights, config and tokenizer as they are, with a model card."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from radistill.console import progress
+from radistill.errors import RadistillError
+from radistill.export.card import model_card
+from radistill.export.source import Source
+from radistill.files import atomic_folder, write_text
+from radistill.models.checkpoint import check_tokenizer, check_weights
+from radistill.models.loading import DTYPES, load
+
+# What a model folder may hold that readers of a hub look for; everything else of a run stays behind.
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+
+def write_folder(source: Source, out: Path, dtype: str | None = None) -> None:
+    """Write the model, its card and the plan to the folder `out`, all of it or nothing.
+
+    Args:
+        source: what to export.
+        out: an existing folder is replaced.
+        dtype: of the weights; None copies them bit for bit.
+
+    Raises:
+        RadistillError: if a weight is missing, NaN or infinite, or the tokenizer is missing.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise RadistillError(f"dtype is {dtype!r}; for a Hugging Face folder it can be {', '.join(DTYPES)}")
+    check_tokenizer(source.folder)
+    with atomic_folder(out) as temporary:
+        if dtype is None:
+            _copy(source, temporary)
+        else:
+            load(source.folder, dtype=dtype).save(temporary)
+        write_text(temporary / "README.md", model_card(source))
+        if source.run is not None:
+            plan = source.run.path / ("plan.json" if source.arm == "rad" else "baseline/plan.json")
+            if plan.is_file():
+                shutil.copyfile(plan, temporary / "radistill_plan.json")
+        for lineage, name in ((source.base, "LICENSE.base"), (source.teacher, "LICENSE.teacher")):
+            if lineage is not None and lineage.terms:
+                write_text(temporary / name, lineage.terms)
+
+
+def _copy(source: Source, target: Path) -> None:
+    _check_finite(check_weights(source.folder))
+    for pattern in _FILES:
+        for file in sorted(source.folder.glob(pattern)):
+            shutil.copyfile(file, target / file.name)
+
+
+def _check_finite(files: list[Path]) -> None:
+    for path in files:
+        with (
+            safe_open(path, framework="pt") as handle,
+            progress(f"checking {path.name}", len(handle.keys())) as advance,
+        ):
+            for name in handle.keys():  # noqa: SIM118
+                if not torch.isfinite(handle.get_tensor(name)).all():
+                    raise RadistillError(f"{path}: {name} holds NaN or infinite numbers, so this model is not exported")
+                advance()
