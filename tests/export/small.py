@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import tiny
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model
 

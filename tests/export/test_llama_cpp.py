@@ -10,8 +10,8 @@ from llama_cpp import LlamaCpp
 from students import PROMPTS, REPLACED
 
 import tiny
-from radistill.export import write_gguf
 from radistill.export import gguf as gguf_module
+from radistill.export import write_gguf
 from radistill.models.loading import Model
 
 COUNT = 64

@@ -10,17 +10,15 @@ from radistill.export.source import Source
 from radistill.models.anatomy import anatomy_of
 from radistill.provenance import versions
 from radistill.report.numbers import layer_list, number, percent, significant, whole
+from radistill.report.page import outdated
 from radistill.report.results import footnotes, rows_of
 from radistill.report.run_folder import mapping
-
-# Figures of a plan that a reader of the card can judge it by.
-_BASELINE = "baseline/plan.json"
 
 
 def model_card(source: Source) -> str:
     """The card in Markdown, with the front matter that the Hugging Face hub reads."""
     run, anatomy = source.run, anatomy_of(source.config)
-    plan = {} if run is None else run.plan if source.arm == "rad" else run[_BASELINE]
+    plan = {} if run is None else run.plan if source.arm == "rad" else run["baseline/plan.json"]
     return (
         _template()
         .render(
@@ -36,6 +34,7 @@ def model_card(source: Source) -> str:
             attention_layers=layer_list(list(anatomy.attention_layers)),
             rows=[] if run is None else rows_of(run),
             footnotes=[] if run is None or not run.evaluation else footnotes(run),
+            outdated=run is not None and outdated(run),
             recipe="" if run is None else _public_recipe(run.recipe),
             versions=versions() if run is None else mapping(run["run.json"].get("versions")),
             seed=None if run is None else run["run.json"].get("seed"),

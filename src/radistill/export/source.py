@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from radistill.errors import RadistillError
 from radistill.export.lineage import Lineage, lineage_of
+from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import check_weights, read_config
 from radistill.report.run_folder import RunFolder, read_run_folder
 
@@ -82,4 +83,16 @@ def find_source(path: Path, arm: str = "rad") -> Source:
     else:
         raise RadistillError(f"{path}: neither a run folder ({', '.join(_RUN_FILES)}) nor a model (config.json)")
     check_weights(source.folder)
+    _check_plan(source)
     return source
+
+
+def _check_plan(source: Source) -> None:
+    """A plan that was found anew after the student was trained would tell of another model."""
+    without_attention = set(anatomy_of(source.config).ssm_layers)
+    missing = sorted(set(source.replaced or ()) - without_attention)
+    if missing:
+        raise RadistillError(
+            f"{source.folder}: layer {missing[0]} has attention, but the run's plan replaces it; the student is older "
+            "than the plan, so finish the run first"
+        )
