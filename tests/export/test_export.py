@@ -132,7 +132,7 @@ def test_the_gguf_of_a_run_names_its_lineage(run: Path, tmp_path: Path) -> None:
         "radistill.replaced_layers": [0, 2],
         "radistill.plan.model_fingerprint": "c0ffee",
     }
-    assert {key: reader.get_field(key).contents() for key in expected} == expected  # type: ignore[union-attr]
+    assert {key: reader.get_field(key).contents() for key in expected} == expected
 
 
 def test_licences(source: Path, tmp_path: Path) -> None:
