@@ -135,10 +135,14 @@ def test_the_gguf_of_a_run_names_its_lineage(run: Path, tmp_path: Path) -> None:
     assert {key: reader.get_field(key).contents() for key in expected} == expected
 
 
-def test_licences(source: Path, tmp_path: Path) -> None:
+@pytest.mark.real
+def test_the_licence_of_an_alias_is_in_its_file() -> None:
     alias = lineage_of("smollm2-135m")
     assert (alias.hub, alias.licence) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
     assert "general.license" in alias.stated_in
+
+
+def test_licences(source: Path, tmp_path: Path) -> None:
     (source / "README.md").unlink()
     assert lineage_of(str(source)).licence == "unknown"
     (source / "LICENSE").write_text("You may.")

@@ -181,7 +181,7 @@ def test_tokenizers_that_llama_cpp_does_not_know_are_named(tmp_path: Path) -> No
     small.save(tmp_path / "cut")
     path = tmp_path / "cut" / "tokenizer.json"
     path.write_text(path.read_text().replace('"individual_digits": true', '"individual_digits": false'))
-    with pytest.raises(RadistillError, match=r"cuts words by .*Digits.* known are gpt-2, smollm"):
+    with pytest.raises(RadistillError, match=r"cuts words by .*Digits.*\(known are gpt-2, smollm"):
         write_gguf(tmp_path / "cut", tmp_path / "m.gguf")
 
 
@@ -195,6 +195,20 @@ def test_a_weight_that_is_no_number_stops_the_export_and_leaves_nothing(tmp_path
     with pytest.raises(RadistillError, match=r"layers.3.self_attn.v_proj.weight: holds NaN"):
         write_gguf(tmp_path / "model", tmp_path / "out" / "m.gguf")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_weight_that_is_missing_or_of_another_shape_is_named(tmp_path: Path) -> None:
+    small.save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    norm = weights.pop("model.layers.2.mamba.norm.weight")
+    for changed, message in (
+        ({}, "norm.weight is missing"),
+        ({"model.layers.2.mamba.norm.weight": norm[:8]}, r"\[8\]"),
+    ):
+        save_file(weights | changed, path, metadata={"format": "pt"})
+        with pytest.raises(RadistillError, match=message):
+            write_gguf(tmp_path / "model", tmp_path / "m.gguf")
 
 
 def test_numbers_beyond_float16_are_refused_in_float16(tmp_path: Path) -> None:

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGUFWriter, LlamaFileType
-from safetensors import safe_open
-from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.console import progress
@@ -18,7 +15,8 @@ from radistill.errors import RadistillError
 from radistill.export.gguf_metadata import obstacles, rotary_scaling, write_settings
 from radistill.export.gguf_tensors import ROTARY_DIVISORS, TYPES, encode, storage_type, stored_bytes, translate
 from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
-from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
+from radistill.export.weights import find_weights, read_weight, shape_of
+from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
 
 _FILE_TYPES = {
     "float32": LlamaFileType.ALL_F32,
@@ -50,7 +48,7 @@ def write_gguf(
     dtype = dtype or _own_dtype(config)
     if dtype not in TYPES:
         raise RadistillError(f"dtype is {dtype!r}; for a GGUF it can be {', '.join(TYPES)}")
-    weights = _where(check_weights(folder))
+    weights = find_weights(folder, config)
     tokenizer = _tokenizer(folder)
     try:
         vocabulary = read_vocabulary(tokenizer, config.vocab_size, _eos_ids(folder, config))
@@ -59,17 +57,20 @@ def write_gguf(
 
     with _replacing(path) as temporary:
         writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GRANITE_HYBRID])
-        writer.add_type("model")
-        writer.add_file_type(_FILE_TYPES[dtype])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for key, value in (about or {}).items():
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            else:
-                writer.add_array(key, value)
-        write_settings(writer, config)
-        write_vocabulary(writer, vocabulary, _chat_template(tokenizer))
-        _write_weights(writer, weights, config, dtype)
+        try:
+            writer.add_type("model")
+            writer.add_file_type(_FILE_TYPES[dtype])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            for key, value in (about or {}).items():
+                if isinstance(value, str):
+                    writer.add_string(key, value)
+                else:
+                    writer.add_array(key, value)
+            write_settings(writer, config)
+            write_vocabulary(writer, vocabulary, _chat_template(tokenizer))
+            _write_weights(writer, weights, config, dtype)
+        finally:
+            writer.close()
 
 
 def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, dtype: str) -> None:
@@ -80,7 +81,7 @@ def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrai
     if divisors is not None:
         writer.add_tensor_info(ROTARY_DIVISORS, list(divisors.shape), np.dtype(np.float32), divisors.nbytes)
     for name, path in weights.items():
-        for target, shape in translate(name, _shape(name, path), config).items():
+        for target, shape in translate(name, shape_of(name, path), config).items():
             kind = storage_type(target, shape, TYPES[dtype])
             writer.add_tensor_info(target, list(shape.shape), np.dtype(np.float32), stored_bytes(shape, kind), kind)
     writer.write_header_to_file()
@@ -90,10 +91,9 @@ def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrai
         writer.write_tensor_data(divisors.numpy())
     with progress("writing GGUF", total=len(weights), unit="weights") as advance:
         for name, path in weights.items():
-            for target, tensor in translate(name, _read(name, path), config).items():
+            for target, tensor in translate(name, read_weight(name, path), config).items():
                 writer.write_tensor_data(encode(name, tensor, storage_type(target, tensor, TYPES[dtype])))
             advance()
-    writer.close()
 
 
 @contextmanager
@@ -106,26 +106,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _where(files: list[Path]) -> dict[str, Path]:
-    """The file that holds each weight."""
-    found: dict[str, Path] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as handle:
-            found |= dict.fromkeys(handle.keys(), path)
-    return dict(sorted(found.items()))
-
-
-def _shape(name: str, path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as handle:
-        return torch.empty(handle.get_slice(name).get_shape(), device="meta")
-
-
-def _read(name: str, path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as handle:
-        tensor: Tensor = handle.get_tensor(name)
-    return tensor
 
 
 def _own_dtype(config: PreTrainedConfig) -> str:

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from radistill.export.gguf_tensors import EXPAND, padding
+from radistill.export.weights import STUDENT
 
-MODEL_TYPE = "granitemoehybrid"
 # Rotary scalings whose frequencies do not depend on the length of the text.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -23,8 +23,8 @@ def is_attention(kind: str) -> bool:
 
 def obstacles(config: PreTrainedConfig) -> list[str]:
     """Features of a model that llama.cpp's `granitehybrid` cannot compute, by name; empty if it can hold it."""
-    if config.model_type != MODEL_TYPE:
-        return [f"architecture {config.model_type} (a GGUF is written for {MODEL_TYPE} only, which every student is)"]
+    if config.model_type != STUDENT:
+        return [f"architecture {config.model_type} (a GGUF is written for {STUDENT} only, which every student is)"]
     found = []
     rope = _rope(config)
     if config.position_embedding_type == "rope" and rope["rope_type"] not in _ROPE_TYPES:

@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from radistill.console import progress
 from radistill.errors import RadistillError
 from radistill.export.card import model_card
 from radistill.export.source import Source
+from radistill.export.weights import find_weights, read_weight
 from radistill.files import atomic_folder, write_text
-from radistill.models.checkpoint import check_tokenizer, check_weights
+from radistill.models.checkpoint import check_tokenizer
 from radistill.models.loading import DTYPES, load
 
 # What a model folder may hold that readers of a hub look for; everything else of a run stays behind.
@@ -48,19 +48,12 @@ def write_folder(source: Source, out: Path, dtype: str | None = None) -> None:
 
 
 def _copy(source: Source, target: Path) -> None:
-    _check_finite(check_weights(source.folder))
+    weights = find_weights(source.folder, source.config)
+    with progress("checking", total=len(weights), unit="weights") as advance:
+        for name, path in weights.items():
+            if not torch.isfinite(read_weight(name, path)).all():
+                raise RadistillError(f"{path}: {name} holds NaN or infinite numbers, so this model is not exported")
+            advance()
     for pattern in _FILES:
         for file in sorted(source.folder.glob(pattern)):
             shutil.copyfile(file, target / file.name)
-
-
-def _check_finite(files: list[Path]) -> None:
-    for path in files:
-        with (
-            safe_open(path, framework="pt") as handle,
-            progress(f"checking {path.name}", len(handle.keys())) as advance,
-        ):
-            for name in handle.keys():  # noqa: SIM118
-                if not torch.isfinite(handle.get_tensor(name)).all():
-                    raise RadistillError(f"{path}: {name} holds NaN or infinite numbers, so this model is not exported")
-                advance()
