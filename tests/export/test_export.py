@@ -56,6 +56,7 @@ def run(tmp_path: Path, source: Path) -> Path:
         "model": str(source),
         "teacher": None,
         "diagnose": {"budget": 2},
+        "align": {"steps": 3},
         "baseline": {"selector": {"kind": "uniform"}, "init": "transfer"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -75,7 +76,7 @@ def test_a_folder_that_transformers_loads_with_a_card(run: Path, tmp_path: Path)
     original = AutoModelForCausalLM.from_pretrained(run / "student")
     with torch.no_grad():
         assert torch.equal(loaded(prompt).logits, original(prompt).logits)
-    assert read_json(out / "radistill_plan.json") == read_json(run / "plan.json")
+    assert read_json(out / "radistill_plan.json") == {**read_json(run / "plan.json"), "model": "my-base"}
 
     card = (out / "README.md").read_text()
     assert front_matter(card) == {
@@ -94,9 +95,23 @@ def test_a_folder_that_transformers_loads_with_a_card(run: Path, tmp_path: Path)
         "budget: 2",
         "radistill 0.1.0, torch 2.13.0, seed 7",
         "Base model: my-base. Licence: **cc-by-4.0**, by its model card.",
+        "and the result was distilled from the model itself",
     ):
         assert said in card
-    assert str(tmp_path) not in card
+    for file in out.glob("*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+def test_a_card_keeps_passwords_and_paths_to_itself_and_says_what_was_not_done(run: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe |= {"align": None, "distill": None, "storage": "mysql://me:secret@host/db", "data": ["/home/me/data.jsonl"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    assert "secret" not in card
+    assert "/home" not in card
+    assert "storage: mysql://…" in card
+    assert "- data.jsonl" in card
+    assert "**not trained**" in card
 
 
 def test_the_baseline_says_what_it_is(run: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.export.gguf import write_gguf
 from radistill.export.hf import write_folder
+from radistill.export.lineage import UNKNOWN
 from radistill.export.source import Source, find_source
 
 
@@ -75,7 +76,9 @@ def _about(source: Source) -> dict[str, str | list[int]]:
     about: dict[str, str | list[int]] = {"general.name": source.name}
     base = source.base
     if base is not None:
-        about |= {"general.license": base.licence, "general.base_model.0.name": base.name}
+        about["general.base_model.0.name"] = base.name
+        if base.licence != UNKNOWN:
+            about["general.license"] = base.licence
         if base.url is not None:
             about["general.base_model.0.repo_url"] = base.url
     if source.replaced:

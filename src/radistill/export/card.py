@@ -18,7 +18,6 @@ from radistill.report.run_folder import mapping
 def model_card(source: Source) -> str:
     """The card in Markdown, with the front matter that the Hugging Face hub reads."""
     run, anatomy = source.run, anatomy_of(source.config)
-    plan = {} if run is None else run.plan if source.arm == "rad" else run["baseline/plan.json"]
     return (
         _template()
         .render(
@@ -28,12 +27,13 @@ def model_card(source: Source) -> str:
             teacher=source.teacher,
             arm=source.arm,
             run=run,
-            plan=_plan_facts(plan),
+            plan=_plan_facts(source.plan),
             layers=anatomy.num_layers,
             ssm_layers=layer_list(list(anatomy.ssm_layers)),
             attention_layers=layer_list(list(anatomy.attention_layers)),
             rows=[] if run is None else rows_of(run),
             footnotes=[] if run is None or not run.evaluation else footnotes(run),
+            trained=run is None or any(run.recipe.get(stage) is not None for stage in ("align", "distill")),
             outdated=run is not None and outdated(run),
             recipe="" if run is None else _public_recipe(run.recipe),
             versions=versions() if run is None else mapping(run["run.json"].get("versions")),
@@ -77,13 +77,15 @@ def _plan_facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _public_recipe(recipe: dict[str, Any]) -> str:
-    """The recipe as YAML. Paths on the machine of the run say nothing to others: only their last part is kept."""
+    """The recipe as YAML. Paths and storage URLs of the machine of the run are not for others: they are cut short."""
 
     def shorten(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: shorten(item) for key, item in value.items()}
         if isinstance(value, list):
             return [shorten(item) for item in value]
+        if isinstance(value, str) and "://" in value:  # may hold a password
+            return f"{value.partition('://')[0]}://…"
         if isinstance(value, str) and value.startswith(("/", "~")):
             return value.rstrip("/").rpartition("/")[2]
         return value

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -47,11 +48,16 @@ class Source:
         return lineage_of(str(named)) if named else None
 
     @property
-    def replaced(self) -> list[int] | None:
-        """Layers whose attention was replaced; None where no plan says so."""
+    def plan(self) -> dict[str, Any]:
+        """The plan that this model follows; empty where there is none."""
         if self.run is None:
-            return None
-        return self.run.replaced if self.arm == "rad" else self.run.baseline_replaced
+            return {}
+        return self.run.plan if self.arm == "rad" else self.run["baseline/plan.json"]
+
+    @property
+    def replaced(self) -> list[int]:
+        """Layers whose attention was replaced, as far as a plan says so."""
+        return sorted(self.plan.get("replace", []))
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ def find_source(path: Path, arm: str = "rad") -> Source:
 def _check_plan(source: Source) -> None:
     """A plan that was found anew after the student was trained would tell of another model."""
     without_attention = set(anatomy_of(source.config).ssm_layers)
-    missing = sorted(set(source.replaced or ()) - without_attention)
+    missing = sorted(set(source.replaced) - without_attention)
     if missing:
         raise RadistillError(
             f"{source.folder}: layer {missing[0]} has attention, but the run's plan replaces it; the student is older "
