@@ -7,9 +7,10 @@ import pytest
 import small
 import torch
 from llama_cpp import LlamaCpp
-from students import PROMPTS, REPLACED
+from students import PROMPTS, REPLACED, wake
 
 import tiny
+from radistill.conversion import convert
 from radistill.export import gguf as gguf_module
 from radistill.export import write_gguf
 from radistill.models.loading import Model
@@ -99,6 +100,17 @@ def test_small_models_give_the_same_tokens(tmp_path: Path, settings: dict[str, A
     model = small.save(tmp_path / "model", **settings)
     write_gguf(tmp_path / "model", tmp_path / "m.gguf")
     unexcused, ties = differences(model, LlamaCpp(tmp_path / "m.gguf"), random_prompts(small.TOKENS), count=32)
+    assert unexcused == 0
+    assert ties <= 2
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "granite"])
+def test_converted_models_give_the_same_tokens(tmp_path: Path, family: str) -> None:
+    student = convert(small.model(family), [0, 2], init="random")
+    wake(student, [0, 2], scale=1)
+    student.save(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    unexcused, ties = differences(student, LlamaCpp(tmp_path / "m.gguf"), random_prompts(small.TOKENS), count=32)
     assert unexcused == 0
     assert ties <= 2
 
