@@ -53,7 +53,7 @@ def render(folder: RunFolder) -> str:
         rows=rows_of(folder),
         footnotes=footnotes(folder),
         baseline_name=arm_name(folder.baseline_key, folder.baseline_init),
-        outdated=_outdated(folder),
+        outdated=outdated(folder),
         layers_figure=layers_figure(folder),
         search_figure=search_figure(folder),
         search_facts=_search_facts(folder.plan),
@@ -91,7 +91,7 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _outdated(folder: RunFolder) -> bool:
+def outdated(folder: RunFolder) -> bool:
     """Whether the hybrid has changed, or is being changed, since it was evaluated."""
     stages = mapping(folder["run.json"].get("stages"))
     if not folder.evaluation or not stages:
