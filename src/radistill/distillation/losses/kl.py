@@ -9,7 +9,7 @@ from radistill.models.divergence import forward_kl
 
 
 class ForwardKL(Divergence):
-    """KL(teacher || student): the student must give weight to everything that the teacher says."""
+    """KL from teacher to student: the student must give weight to everything that the teacher says."""
 
     kind: Literal["forward-kl"] = "forward-kl"
 

@@ -25,7 +25,7 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
 
 
 class ReverseKL(Divergence):
-    """KL(student || teacher): the student must not say what the teacher would not, and may leave things out."""
+    """KL from student to teacher: the student must not say what the teacher would not, and may leave things out."""
 
     kind: Literal["reverse-kl"] = "reverse-kl"
 
