@@ -1,28 +1,88 @@
 """Losses against loops in Python's own floats."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.losses import LOSSES, ForwardKL, chunked_sum, forward_kl
+from radistill.distillation.losses import (
+    LossSettings,
+    cross_entropy_mix,
+    forward_kl,
+    generalised_jsd,
+    hidden_cosine,
+    hidden_mse,
+    reverse_kl,
+    skewed_kl,
+    total_variation,
+)
+
+Logs = list[float]
+
+# ---- the definitions, on the log-probabilities of one token ----
+
+
+def kl(log_p: Logs, log_q: Logs) -> float:
+    return sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True) if math.exp(p) > 0)
+
+
+def mixture(log_p: Logs, log_q: Logs, share: float) -> Logs:
+    mixed = [share * math.exp(p) + (1 - share) * math.exp(q) for p, q in zip(log_p, log_q, strict=True)]
+    return [math.log(value) if value > 0 else -math.inf for value in mixed]
+
+
+def jsd(log_p: Logs, log_q: Logs, beta: float) -> float:
+    if beta in (0, 1):
+        return kl(log_q, log_p) if beta else kl(log_p, log_q)
+    middle = mixture(log_p, log_q, beta)
+    return beta * kl(log_p, middle) + (1 - beta) * kl(log_q, middle)
+
+
+def variation(log_p: Logs, log_q: Logs) -> float:
+    return sum(abs(math.exp(p) - math.exp(q)) for p, q in zip(log_p, log_q, strict=True)) / 2
+
+
+# Settings of a loss, its definition, and the power of T that it is multiplied by.
+CASES: dict[str, tuple[dict[str, object], Callable[[Logs, Logs], float], int]] = {
+    "forward-kl": ({"kind": "forward-kl"}, kl, 2),
+    "reverse-kl": ({"kind": "reverse-kl"}, lambda p, q: kl(q, p), 2),
+    "jsd-0": ({"kind": "jsd", "beta": 0}, kl, 2),
+    "jsd-0.1": ({"kind": "jsd", "beta": 0.1}, lambda p, q: jsd(p, q, 0.1), 2),
+    "jsd-0.5": ({"kind": "jsd"}, lambda p, q: jsd(p, q, 0.5), 2),
+    "jsd-1": ({"kind": "jsd", "beta": 1}, lambda p, q: kl(q, p), 2),
+    "skewed-kl-0.1": ({"kind": "skewed-kl"}, lambda p, q: kl(p, mixture(p, q, 0.1)), 2),
+    "skewed-kl-0.9": ({"kind": "skewed-kl", "alpha": 0.9}, lambda p, q: kl(p, mixture(p, q, 0.9)), 2),
+    "total-variation": ({"kind": "total-variation"}, variation, 1),
+}
+every_loss = pytest.mark.parametrize("case", CASES)
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+
+
+def settings(case: str, temperature: float = 1.0) -> LossSettings:
+    return TypeAdapter(LossSettings).validate_python({**CASES[case][0], "temperature": temperature})
+
+
+def naive(case: str, teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """The loss of each token, [tokens], in float64, over the entries that both vocabularies have."""
+    _, definition, power = CASES[case]
+    size = min(teacher.shape[1], student.shape[1])
+    values = [
+        temperature**power * definition(log_softmax(p, temperature), log_softmax(q, temperature))
+        for p, q in zip(teacher[:, :size].tolist(), student[:, :size].tolist(), strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def naive_forward_kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> list[float]:
-    """T^2 KL(p || q) of each token, written as the sum that defines it, in float64."""
-    size = min(teacher.shape[1], student.shape[1])
-    result = []
-    for p_logits, q_logits in zip(teacher[:, :size].tolist(), student[:, :size].tolist(), strict=True):
-        log_p, log_q = log_softmax(p_logits, temperature), log_softmax(q_logits, temperature)
-        terms = [math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True) if p > -math.inf and math.exp(p) > 0]
-        result.append(temperature**2 * sum(terms))
-    return result
+    """T^2 KL(p || q) of each token."""
+    return naive("forward-kl", teacher, student, temperature).tolist()
 
 
-def log_softmax(logits: list[float], temperature: float) -> list[float]:
+def log_softmax(logits: list[float], temperature: float) -> Logs:
     largest = max(logits)
     total = math.log(sum(math.exp((value - largest) / temperature) for value in logits))
     return [(value - largest) / temperature - total for value in logits]
@@ -32,12 +92,133 @@ def logits(tokens: int, vocab: int, seed: int = 0, scale: float = 3.0) -> Tensor
     return scale * torch.randn(tokens, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def gradient(case: str, teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    student = student.detach().requires_grad_()
+    return torch.autograd.grad(settings(case, temperature)(teacher, student).sum(), student)[0]
+
+
+def assert_is_the_definition(case: str, teacher: Tensor, student: Tensor, temperature: float = 1.0) -> None:
+    found = settings(case, temperature)(teacher, student).double()
+    torch.testing.assert_close(found, naive(case, teacher, student, temperature), rtol=1e-5, atol=1e-6)
+
+
+# ---- every loss ----
+
+
+@every_loss
+@TEMPERATURES
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 2), (7, 64), (63, 259)])
-def test_forward_kl_equals_its_definition(tokens: int, vocab: int, temperature: float) -> None:
-    teacher, student = logits(tokens, vocab, 1), logits(tokens, vocab, 2)
-    expected = torch.tensor(naive_forward_kl(teacher, student, temperature))
-    torch.testing.assert_close(forward_kl(teacher, student, temperature), expected, rtol=1e-5, atol=1e-6)
+def test_it_equals_its_definition(case: str, tokens: int, vocab: int, temperature: float) -> None:
+    assert_is_the_definition(case, logits(tokens, vocab, 1), logits(tokens, vocab, 2), temperature)
+
+
+@every_loss
+@TEMPERATURES
+@pytest.mark.parametrize("ruled_out", [False, True])
+def test_its_gradient_is_that_of_the_definition(case: str, temperature: float, ruled_out: bool) -> None:
+    """Against central differences of the loop in float64, and float32 against float64."""
+    teacher, student = logits(3, 6, 1).double(), logits(3, 6, 2).double()
+    if ruled_out and case not in INFINITE_WITHOUT_TEACHER:
+        teacher[:, 2] = -math.inf
+    step, expected = 1e-5, torch.zeros_like(student)
+    for entry in range(student.numel()):
+        shift = torch.zeros_like(student)
+        shift.view(-1)[entry] = step
+        higher, lower = (naive(case, teacher, moved, temperature).sum() for moved in (student + shift, student - shift))
+        expected.view(-1)[entry] = (higher - lower) / (2 * step)
+    found = gradient(case, teacher, student, temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    in_float32 = gradient(case, teacher.float(), student.float(), temperature)
+    torch.testing.assert_close(in_float32.double(), found, rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+@TEMPERATURES
+def test_equal_logits_give_exactly_zero_and_no_gradient(case: str, temperature: float) -> None:
+    same = logits(9, 50, scale=30.0)
+    assert settings(case, temperature)(same, same.clone()).abs().tolist() == [0.0] * 9
+    torch.testing.assert_close(gradient(case, same, same, temperature), torch.zeros_like(same), rtol=0, atol=1e-6)
+
+
+@every_loss
+def test_huge_logits_stay_finite(case: str) -> None:
+    teacher = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [0.0, -95.0, -105.0]])
+    student = torch.tensor([[0.0, 0.0, 0.0], [1e4, 0.0, -1e4], [1e4, -1e4, 1e4], [-105.0, 0.0, -95.0]])
+    assert_is_the_definition(case, teacher, student)
+    assert torch.isfinite(gradient(case, teacher, student)).all()
+
+
+INFINITE_WITHOUT_TEACHER = ("reverse-kl", "jsd-1")
+INFINITE_WITHOUT_STUDENT = ("forward-kl", "jsd-0")
+
+
+@every_loss
+def test_a_token_that_the_teacher_rules_out(case: str) -> None:
+    """Its probability is 0: nothing is added, but where the student must not say what the teacher would not."""
+    teacher, student = logits(4, 12, 1), logits(4, 12, 2)
+    teacher[:, 3] = -math.inf
+    teacher[1, 5:] = -math.inf
+    assert_is_the_definition(case, teacher, student)
+    if case in INFINITE_WITHOUT_TEACHER:
+        assert settings(case)(teacher, student).tolist() == [math.inf] * 4
+    else:
+        assert torch.isfinite(gradient(case, teacher, student)).all()
+
+
+@every_loss
+def test_a_token_that_the_student_rules_out(case: str) -> None:
+    teacher, student = logits(2, 6, 1), logits(2, 6, 2)
+    student[0, 2] = -math.inf
+    assert_is_the_definition(case, teacher, student)
+    if case in INFINITE_WITHOUT_STUDENT:
+        assert settings(case)(teacher, student)[0].item() == math.inf
+    else:
+        assert torch.isfinite(gradient(case, teacher, student)).all()
+
+
+@every_loss
+def test_a_token_that_both_rule_out_adds_nothing(case: str) -> None:
+    teacher, student = logits(3, 8, 1), logits(3, 8, 2)
+    expected = settings(case)(teacher[:, :7], student[:, :7])
+    teacher[:, 7] = student[:, 7] = -math.inf
+    torch.testing.assert_close(settings(case)(teacher, student), expected, rtol=1e-6, atol=1e-7)
+    assert torch.isfinite(gradient(case, teacher, student)).all()
+
+
+@every_loss
+@pytest.mark.parametrize("poisoned", [0, 1])
+def test_nan_is_seen_and_stays_in_its_row(case: str, poisoned: int) -> None:
+    pair = [logits(3, 8, 1), logits(3, 8, 2)]
+    pair[poisoned][1, 4] = math.nan
+    assert settings(case)(*pair).isnan().tolist() == [False, True, False]
+
+
+@every_loss
+def test_no_tokens_give_no_values(case: str) -> None:
+    assert settings(case)(torch.empty(0, 5), torch.empty(0, 5)).shape == (0,)
+    assert gradient(case, torch.empty(0, 5), torch.empty(0, 5)).shape == (0, 5)
+
+
+@every_loss
+@pytest.mark.parametrize(("of_teacher", "of_student"), [(64, 72), (72, 64)])
+def test_padded_vocabularies_are_compared_on_what_both_have(case: str, of_teacher: int, of_student: int) -> None:
+    teacher, student = logits(6, of_teacher, 1), logits(6, of_student, 2)
+    expected = settings(case)(teacher[:, :64], student[:, :64])
+    torch.testing.assert_close(settings(case)(teacher, student), expected, rtol=0, atol=0)
+    found = gradient(case, teacher, student)
+    assert found[:, 64:].abs().sum() == 0
+    assert found[:, :64].abs().sum() > 0
+
+
+@every_loss
+def test_half_precision_logits_are_compared_in_float32(case: str) -> None:
+    teacher, student = logits(5, 40, 1).bfloat16(), logits(5, 40, 2).bfloat16()
+    values = settings(case)(teacher, student)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, settings(case)(teacher.float(), student.float()), rtol=0, atol=0)
+
+
+# ---- what is special to one ----
 
 
 def test_forward_kl_is_not_symmetric() -> None:
@@ -45,141 +226,134 @@ def test_forward_kl_is_not_symmetric() -> None:
     p, q = torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
     assert forward_kl(p, q).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
     assert forward_kl(q, p).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=1e-6)
+    assert reverse_kl(p, q).item() == forward_kl(q, p).item()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_gradient_is_t_times_the_difference_of_probabilities(temperature: float) -> None:
+def test_the_gradient_of_forward_kl_is_t_times_the_difference_of_probabilities(temperature: float) -> None:
     """d/d student of T^2 KL at temperature T is T (q - p)."""
-    teacher, student = logits(5, 31, 1), logits(5, 31, 2).requires_grad_()
-    forward_kl(teacher, student, temperature).sum().backward()
+    teacher, student = logits(5, 31, 1), logits(5, 31, 2)
     p = torch.softmax(teacher.double() / temperature, dim=-1)
-    q = torch.softmax(student.detach().double() / temperature, dim=-1)
-    assert student.grad is not None
-    torch.testing.assert_close(student.grad.double(), temperature * (q - p), rtol=1e-5, atol=1e-6)
+    q = torch.softmax(student.double() / temperature, dim=-1)
+    found = gradient("forward-kl", teacher, student, temperature)
+    torch.testing.assert_close(found.double(), temperature * (q - p), rtol=1e-5, atol=1e-6)
 
 
-def test_equal_logits_give_exactly_zero() -> None:
-    same = logits(9, 50, scale=30.0)
-    assert forward_kl(same, same.clone(), 0.7).tolist() == [0.0] * 9
+def test_the_limits_of_jsd() -> None:
+    """D / beta goes to the forward KL and D / (1 - beta) to the reverse KL; in the middle it is symmetric."""
+    teacher, student, near = logits(4, 9, 1).double(), logits(4, 9, 2).double(), 1e-7
+    of_forward = generalised_jsd(teacher, student, near) / near
+    torch.testing.assert_close(of_forward, forward_kl(teacher, student), rtol=1e-4, atol=0)
+    of_reverse = generalised_jsd(teacher, student, 1 - near) / near
+    torch.testing.assert_close(of_reverse, reverse_kl(teacher, student), rtol=1e-4, atol=0)
+    torch.testing.assert_close(generalised_jsd(teacher, student), generalised_jsd(student, teacher))
 
 
-def test_huge_logits_stay_finite() -> None:
-    teacher = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4]])
-    student = torch.tensor([[0.0, 0.0, 0.0], [1e4, 0.0, -1e4], [1e4, -1e4, 1e4]], requires_grad=True)
-    values = forward_kl(teacher, student)
-    torch.testing.assert_close(values, torch.tensor(naive_forward_kl(teacher, student.detach())), rtol=1e-5, atol=1e-5)
-    values.sum().backward()
-    assert student.grad is not None
-    assert torch.isfinite(student.grad).all()
+def test_the_limit_of_skewed_kl_is_forward_kl() -> None:
+    teacher, student = logits(4, 9, 1).double(), logits(4, 9, 2).double()
+    torch.testing.assert_close(skewed_kl(teacher, student, 1e-9), forward_kl(teacher, student), rtol=1e-6, atol=0)
 
 
-def test_tokens_that_the_teacher_rules_out_add_nothing() -> None:
-    teacher, student = logits(4, 12, 1), logits(4, 12, 2)
-    teacher[:, 3] = -math.inf
-    teacher[1, 5:] = -math.inf
-    expected = torch.tensor(naive_forward_kl(teacher, student))
-    student.requires_grad_()
-    values = forward_kl(teacher, student)
-    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
-    values.sum().backward()
-    assert student.grad is not None
-    assert torch.isfinite(student.grad).all()
-    both = student.detach().clone()
-    both[:, 3] = -math.inf
-    assert torch.isfinite(forward_kl(teacher, both)).all()
+def test_bounds_are_reached_where_nothing_is_shared() -> None:
+    teacher, student = torch.tensor([[1e3, 0.0]]), torch.tensor([[0.0, 1e3]])
+    assert generalised_jsd(teacher, student).item() == pytest.approx(math.log(2))
+    assert skewed_kl(teacher, student, 0.1).item() == pytest.approx(math.log(10))
+    assert total_variation(teacher, student).item() == 1.0
+    assert total_variation(teacher, student, 2.0).item() == 2.0
 
 
-def test_a_token_that_only_the_student_rules_out_costs_infinitely_much() -> None:
-    student = logits(1, 6)
-    student[0, 2] = -math.inf
-    assert forward_kl(logits(1, 6, 1), student).item() == math.inf
+# ---- cross-entropy ----
 
 
-def test_nan_is_seen_and_stays_in_its_row() -> None:
-    for poisoned in ("teacher", "student"):
-        pair = {"teacher": logits(3, 8, 1), "student": logits(3, 8, 2)}
-        pair[poisoned][1, 4] = math.nan
-        values = forward_kl(pair["teacher"], pair["student"])
-        assert values.isnan().tolist() == [False, True, False]
+@every_loss
+@pytest.mark.parametrize(("of_teacher", "of_student"), [(20, 20), (17, 20), (20, 17)])
+def test_the_mix_with_cross_entropy(case: str, of_teacher: int, of_student: int) -> None:
+    teacher, student, targets = logits(6, of_teacher, 1), logits(6, of_student, 2), torch.tensor([0, 3, 16, 5, 5, 1])
+    mix = cross_entropy_mix(settings(case, 2.0), 0.25)
+    size = min(of_teacher, of_student)
+    pairs = zip(student[:, :size].tolist(), targets, strict=True)
+    own = torch.tensor([-log_softmax(row, 1.0)[target] for row, target in pairs], dtype=torch.float64)
+    expected = 0.25 * own + 0.75 * naive(case, teacher, student, 2.0)
+    torch.testing.assert_close(mix(teacher, student, targets).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_tokens_give_no_values() -> None:
-    assert forward_kl(torch.empty(0, 5), torch.empty(0, 5)).shape == (0,)
+def test_no_share_of_cross_entropy_is_the_loss_alone() -> None:
+    teacher, student, far = logits(3, 8, 1), logits(3, 8, 2), torch.tensor([99, 99, 99])
+    assert torch.equal(cross_entropy_mix(forward_kl, 0)(teacher, student, far), forward_kl(teacher, student))
 
 
-@pytest.mark.parametrize(("of_teacher", "of_student"), [(64, 72), (72, 64)])
-def test_padded_vocabularies_are_compared_on_what_both_have(of_teacher: int, of_student: int) -> None:
-    teacher, student = logits(6, of_teacher, 1), logits(6, of_student, 2).requires_grad_()
-    values = forward_kl(teacher, student)
-    torch.testing.assert_close(values, forward_kl(teacher[:, :64], student[:, :64]), rtol=0, atol=0)
-    values.sum().backward()
-    assert student.grad is not None
-    assert student.grad[:, 64:].abs().sum() == 0
-    assert student.grad[:, :64].abs().sum() > 0
+# ---- hidden states ----
 
 
-def test_half_precision_logits_are_compared_in_float32() -> None:
-    teacher, student = logits(5, 40, 1).bfloat16(), logits(5, 40, 2).bfloat16()
-    values = forward_kl(teacher, student)
+def naive_mse(teacher: Logs, student: Logs) -> float:
+    return sum((a - b) ** 2 for a, b in zip(teacher, student, strict=True)) / len(teacher)
+
+
+def naive_cosine(teacher: Logs, student: Logs) -> float:
+    product = sum(a * b for a, b in zip(teacher, student, strict=True))
+    return 1 - product / math.sqrt(sum(a * a for a in teacher) * sum(b * b for b in student))
+
+
+HIDDEN = {hidden_mse: naive_mse, hidden_cosine: naive_cosine}
+
+
+@pytest.mark.parametrize("loss", HIDDEN)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (9, 32), (0, 4)])
+def test_hidden_losses_equal_their_definitions(loss: Callable[..., Tensor], tokens: int, width: int) -> None:
+    teacher, student = logits(tokens, width, 1), logits(tokens, width, 2)
+    pairs = zip(teacher.tolist(), student.tolist(), strict=True)
+    expected = torch.tensor([HIDDEN[loss](*pair) for pair in pairs])
+    torch.testing.assert_close(loss(teacher, student), expected, rtol=1e-5, atol=1e-6)
+    assert torch.autograd.gradcheck(loss, (teacher.double(), student.double().requires_grad_()))
+
+
+@pytest.mark.parametrize("loss", HIDDEN)
+def test_hidden_losses_of_equal_states_are_zero(loss: Callable[..., Tensor]) -> None:
+    same = logits(5, 16).bfloat16()
+    student = same.clone().requires_grad_()
+    values = loss(same, student)
     assert values.dtype == torch.float32
-    torch.testing.assert_close(values, forward_kl(teacher.float(), student.float()), rtol=0, atol=0)
+    assert values.tolist() == [0.0] * 5
+    values.sum().backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("chunk_numbers", [1, 100, 33 * 7, 10**6])
-def test_chunks_change_nothing(chunk_numbers: int) -> None:
-    teacher, student = logits(33, 40, 1), logits(33, 40, 2).requires_grad_()
-    total = chunked_sum(ForwardKL(temperature=2.0), teacher, student, chunk_numbers)
-    (gradient,) = torch.autograd.grad(total, student)
-    whole = forward_kl(teacher, student, 2.0).sum()
-    (expected,) = torch.autograd.grad(whole, student)
-    torch.testing.assert_close(total, whole, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
+def test_cosine_does_not_look_at_lengths() -> None:
+    teacher, student = logits(5, 16, 1), logits(5, 16, 2)
+    torch.testing.assert_close(hidden_cosine(3 * teacher, student), hidden_cosine(teacher, student))
+    assert hidden_cosine(teacher, -teacher).tolist() == pytest.approx([2.0] * 5)
 
 
-def test_chunks_of_nothing_are_zero() -> None:
-    assert chunked_sum(forward_kl, torch.empty(0, 5), torch.empty(0, 5, requires_grad=True)).item() == 0.0
+# ---- settings ----
 
 
-def test_the_forward_keeps_nothing_but_the_logits() -> None:
-    """A plain loss keeps float32 copies of both softmaxes for its backward; in chunks, none survives the forward."""
-    teacher, student = logits(64, 128, 1), logits(64, 128, 2).requires_grad_()
-    logits_storage = {teacher.untyped_storage().data_ptr(), student.untyped_storage().data_ptr()}
-
-    def kept_bytes(chunked: bool) -> int:
-        kept: dict[int, int] = {}
-
-        def remember(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in logits_storage:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            total = chunked_sum(forward_kl, teacher, student, 1024) if chunked else forward_kl(teacher, student).sum()
-        assert total.requires_grad
-        return sum(kept.values())
-
-    assert kept_bytes(chunked=False) >= 2 * teacher.numel() * 4
-    assert kept_bytes(chunked=True) < teacher.numel() * 4 / 8
-
-
-def test_settings_pick_a_loss_by_kind() -> None:
-    settings = DistillSettings.model_validate({"loss": {"kind": "forward-kl", "temperature": 2.0}})
-    assert settings.loss == ForwardKL(temperature=2.0)
-    assert DistillSettings().loss.kind in LOSSES
-    teacher, student = logits(3, 9, 1), logits(3, 9, 2)
-    torch.testing.assert_close(settings.loss(teacher, student), forward_kl(teacher, student, 2.0), rtol=0, atol=0)
+@every_loss
+def test_settings_pick_a_loss_by_kind(case: str) -> None:
+    chosen = DistillSettings.model_validate({"loss": {**CASES[case][0], "temperature": 2.0}}).loss
+    assert chosen == settings(case, 2.0)
+    assert {name: getattr(chosen, name) for name in CASES[case][0]} == CASES[case][0]
+    assert DistillSettings().loss == settings("forward-kl")
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"),
+    ("fields", "message"),
     [
-        ({"kind": "kl"}, "forward-kl"),
-        ({"kind": "forward-kl", "temperature": 0}, "greater than 0"),
-        ({"kind": "forward-kl", "temperature": math.nan}, "temperature"),
-        ({"kind": "forward-kl", "margin": 1}, "margin"),
+        ({"loss": {"kind": "kl"}}, "forward-kl"),
+        ({"loss": {"kind": "forward-kl", "temperature": 0}}, "greater than 0"),
+        ({"loss": {"kind": "forward-kl", "temperature": math.nan}}, "temperature"),
+        ({"loss": {"kind": "forward-kl", "margin": 1}}, "margin"),
+        ({"loss": {"kind": "reverse-kl", "beta": 0.5}}, "beta"),
+        ({"loss": {"kind": "jsd", "beta": 1.1}}, "beta"),
+        ({"loss": {"kind": "skewed-kl", "alpha": 0}}, "alpha"),
+        ({"loss": {"kind": "skewed-kl", "alpha": 1}}, "alpha"),
+        ({"cross_entropy": 1}, "cross_entropy"),
+        ({"cross_entropy": -0.1}, "cross_entropy"),
+        ({"hidden": {"kind": "l1"}}, "cosine"),
+        ({"hidden": {"kind": "mse", "weight": 0}}, "weight"),
+        ({"hidden": {"kind": "mse", "layers": 2}}, "layers"),
     ],
 )
-def test_bad_settings_are_refused(loss: dict[str, object], message: str) -> None:
+def test_bad_settings_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        DistillSettings.model_validate({"loss": loss})
+        DistillSettings.model_validate(fields)

@@ -264,13 +264,13 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert (align["gradients"], align["Adam moments"]) == (4 * block, 8 * block)
     assert distill["student weights"] == 4 * hybrid.total
     assert (distill["gradients"], distill["Adam moments"]) == (4 * 2 * block, 8 * 2 * block)
-    assert distill["logits of a step"] == 4 * 128 * vocabulary * 4
+    assert distill["logits of a step"] == 2 * 128 * vocabulary * 4
     assert distill["activations of a step"] > 0
     assert evaluate == {
         "base weights": 4 * base.total,
         "student weights": 4 * hybrid.total,
         "KV cache of a batch": 3 * (document + 256) * kv_cache,
-        "logits of a step": 4 * 2 * 3 * (document - 1) * vocabulary,
+        "logits of a step": 4 * 8 * 3 * (document - 1) * vocabulary,
     }
     assert found.disk == 4 * (2 * hybrid.total + 2 * block + 3 * 3 * 2 * block)
     work = found.work

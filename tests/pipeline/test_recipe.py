@@ -166,7 +166,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "diagnose.objective: must be one of acceptance, acceptance-sampled, accepted-length, kl, "
         "throughput-measured, throughput-modelled, not 'speed'",
     ),
-    "loss": ({"distill": {"loss": {"kind": "mse"}}}, "distill.loss.kind: must be 'forward-kl', not 'mse'"),
+    "loss": (
+        {"distill": {"loss": {"kind": "reverse_kl"}}},
+        "distill.loss: 'reverse_kl' is unknown; did you mean 'reverse-kl'? "
+        "choose one of forward-kl, jsd, reverse-kl, skewed-kl, total-variation",
+    ),
+    "loss without a kind": (
+        {"distill": {"loss": {"temperature": 2}}},
+        "distill.loss.kind: is required; choose one of forward-kl, jsd, reverse-kl, skewed-kl, total-variation",
+    ),
+    "field of another loss": (
+        {"distill": {"loss": {"kind": "reverse-kl", "beta": 0.5}}},
+        "distill.loss.beta: unknown field; allowed: kind, temperature",
+    ),
+    "hidden": ({"distill": {"hidden": {"kind": "l2"}}}, "distill.hidden: 'l2' is unknown; choose one of cosine, mse"),
+    "in a hidden loss": (
+        {"distill": {"hidden": {"kind": "mse", "weigth": 1}}},
+        "distill.hidden.weigth: unknown field; did you mean 'weight'? allowed: kind, weight",
+    ),
+    "cross-entropy alone": ({"distill": {"cross_entropy": 1}}, "distill.cross_entropy: must be below 1, not 1"),
     "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),
     "device": ({"device": "gpu"}, "device: must be 'auto', 'cpu' or 'cuda', not 'gpu'"),
     # Types.
@@ -327,6 +345,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "align",
         "distill",
         "distill.loss",
+        "distill.hidden",
         "baseline",
         "baseline.selector",
         "baseline.target",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from radistill.diagnosis.judgement import DraftPass
 from radistill.errors import RadistillError
-from radistill.models.divergence import kl_between, kl_from
+from radistill.models.divergence import kl_from, kl_of_logs
 from radistill.models.loading import Model
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Batch
@@ -47,7 +47,7 @@ class Target:
             for draft, best, target in self._chunks(logits):
                 agreements.append(likeliest_is(draft, best))
                 log_probabilities = torch.log_softmax(draft.float(), dim=-1)
-                kl.append(kl_between(target, log_probabilities))
+                kl.append(kl_of_logs(target, log_probabilities))
                 accepted.append(expected_acceptance(target, log_probabilities))
         agree = torch.cat(agreements).cpu()
         sums = [torch.cat(parts).double().sum().item() for parts in (kl, accepted)]

@@ -14,6 +14,7 @@ from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.interruption import deferred_interrupt
+from radistill.distillation.losses import check_same_width
 from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
@@ -89,8 +90,9 @@ def distill(
         seed: of the order of batches.
 
     Raises:
-        RadistillError: if the tokenizers differ, there is nothing to train or to train on, a loss or gradient is not
-            finite (the message names step and documents), or a checkpoint cannot be written.
+        RadistillError: if the tokenizers differ, hidden states of different width are to be compared, there is nothing
+            to train or to train on, a loss or gradient is not finite (the message names step and documents), or a
+            checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
     settings = settings or DistillSettings()
@@ -160,6 +162,8 @@ def _check(
     folder: Path | None,
 ) -> None:
     check_same_tokenizer(teacher, student)
+    if settings.hidden is not None:
+        check_same_width(teacher.anatomy.hidden_size, student.anatomy.hidden_size)
     vocabulary = min(model.anatomy.vocab_size for model in (student, teacher))
     for name, documents in (("train", train), ("heldout", heldout)):
         if not documents:

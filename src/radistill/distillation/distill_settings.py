@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radistill.distillation.losses import ForwardKL, LossSettings
+from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
 
 
 class DistillSettings(BaseModel):
@@ -36,6 +36,17 @@ class DistillSettings(BaseModel):
         default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm, all weights together"
     )
     loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
+    cross_entropy: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of cross-entropy to the response tokens themselves; the rest is the loss to the teacher",
+    )
+    hidden: HiddenSettings | None = Field(
+        default=None,
+        description="a loss between the final hidden states besides, for a teacher of the student's width; "
+        "null adds none",
+    )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
     )

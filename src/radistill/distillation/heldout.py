@@ -6,15 +6,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from radistill.console import progress
 from radistill.distillation.losses import forward_kl
-from radistill.distillation.losses.chunked import CHUNK_NUMBERS
 from radistill.errors import RadistillError
-from radistill.models.logits import response_logits
+from radistill.models.logits import ResponseStates, response_states
 from radistill.models.sequences import Document, batches, collate
+
+CHUNK_NUMBERS = 2**24
+"""Logits of one network that exist at a time: 64 MiB for each float32 copy that the measures make of them."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,8 @@ def compare(
     with _evaluating(teacher_network, student_network), torch.no_grad(), shown as advance:
         for group in groups:
             batch = collate(group, pad_token_id, student_network.device)
-            teacher = response_logits(teacher_network, collate(group, pad_token_id, teacher_network.device))
-            student = response_logits(student_network, batch)
-            sums = _sums(teacher.logits.to(student.logits.device), student.logits, student.targets)
+            teacher = response_states(teacher_network, collate(group, pad_token_id, teacher_network.device))
+            sums = _sums(teacher, response_states(student_network, batch))
             if not all(map(math.isfinite, sums)):
                 names = ", ".join(document.id for document in group)
                 raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
@@ -100,15 +100,16 @@ def compare(
     return Comparison(int(tokens), kl, int(agreed), student_nll, teacher_nll)
 
 
-def _sums(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> list[float]:
-    """The five sums of a `Comparison` over [tokens, vocab] logits and [tokens] targets, a few tokens at a time."""
-    vocabulary = min(teacher_logits.shape[-1], student_logits.shape[-1])
+def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> list[float]:
+    """The five sums of a `Comparison`; the logits are made of a few tokens at a time."""
+    vocabulary = min(len(states.output.weight) for states in (of_teacher, of_student))
     chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
-    for start in range(0, len(targets), chunk):
-        teacher = teacher_logits[start : start + chunk, :vocabulary].float()
-        student = student_logits[start : start + chunk, :vocabulary].float()
-        target = targets[start : start + chunk]
+    for start in range(0, len(of_student.targets), chunk):
+        rows = slice(start, start + chunk)
+        student = of_student.logits(rows, vocabulary).float()
+        teacher = of_teacher.logits(rows, vocabulary).to(student.device).float()
+        target = of_student.targets[rows]
         values = (
             forward_kl(teacher, student),
             teacher.argmax(dim=-1) == student.argmax(dim=-1),
@@ -116,7 +117,7 @@ def _sums(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> li
             torch.nn.functional.cross_entropy(teacher, target, reduction="none"),
         )
         parts.append(torch.stack([value.double().sum() for value in values]))
-    return [float(len(targets)), *torch.stack(parts).sum(dim=0).tolist()]
+    return [float(len(of_student.targets)), *torch.stack(parts).sum(dim=0).tolist()]
 
 
 @contextmanager

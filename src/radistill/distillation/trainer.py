@@ -28,10 +28,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.heldout import compare
-from radistill.distillation.losses import chunked_sum
+from radistill.distillation.losses import chunked_sum, cross_entropy_mix
 from radistill.errors import RadistillError
 from radistill.files import write_json
-from radistill.models.logits import response_logits
+from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Batch, Document, batches, collate
 
 IGNORED_LABEL = -100
@@ -120,15 +120,24 @@ class DistillTrainer(Trainer):
         self._step_documents.extend(documents)
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
         with torch.no_grad():
-            teacher = response_logits(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch))).logits
+            teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
-        student = response_logits(cast(PreTrainedModel, model), batch).logits
-        loss = chunked_sum(self.settings.loss, teacher.to(student.device), student) / num_items_in_batch
+        total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
+        loss = total / num_items_in_batch
         if not torch.isfinite(loss):
             raise self.refusal(f"the loss is {loss.item()}")
         self.trained_tokens += sum(len(document.tokens) for document in documents)
         self.trained_response_tokens += sum(len(document.tokens) - document.response_start for document in documents)
         return (loss, None) if return_outputs else loss
+
+    def _total(self, teacher: ResponseStates, student: ResponseStates) -> Tensor:
+        """Sum over the tokens of what the settings ask for."""
+        loss = cross_entropy_mix(self.settings.loss, self.settings.cross_entropy)
+        total = chunked_sum(loss, teacher, student)
+        if self.settings.hidden is not None:
+            of_teacher = teacher.hidden.to(student.hidden.device)
+            total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
+        return total
 
     def refusal(self, what: str) -> RadistillError:
         """The error for a step that cannot be taken; writes its documents down first."""

@@ -1,11 +1,12 @@
-"""Logits where they count: at the positions that predict response tokens."""
+"""Predictions where they count: at the positions that predict response tokens."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.models.sequences import Batch
 
@@ -24,28 +25,153 @@ class ResponseLogits(NamedTuple):
     rows: Tensor
 
 
+class OutputEmbedding(NamedTuple):
+    """What turns final hidden states into logits.
+
+    Attributes:
+        weight: [vocab, hidden].
+        bias: [vocab] or None.
+        shape: what the architecture does to every logit after that: a factor, a soft cap, or nothing.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    shape: Callable[[Tensor], Tensor]
+
+
+class ResponseStates(NamedTuple):
+    """What the response tokens of a batch are predicted from, row after row.
+
+    Attributes:
+        hidden: [tokens, hidden], the input of the output embedding, so after the last norm.
+        output: the output embedding.
+        targets: [tokens], long, the response tokens themselves.
+    """
+
+    hidden: Tensor
+    output: OutputEmbedding
+    targets: Tensor
+
+    def logits(self, rows: slice, vocabulary: int | None = None) -> Tensor:
+        """[rows, vocab], the network's logits of some of the tokens.
+
+        Args:
+            rows: which tokens.
+            vocabulary: only this many entries, from the first; None is all of them.
+        """
+        weight, bias, shape = self.output
+        bias = None if bias is None else bias[:vocabulary]
+        return shape(nn.functional.linear(self.hidden[rows], weight[:vocabulary], bias))
+
+
+class _Positions(NamedTuple):
+    """Where response tokens are predicted: the columns `kept` of some row, and of those [batch, kept] `selected`."""
+
+    kept: Tensor
+    selected: Tensor
+    targets: Tensor
+
+
 def response_logits(network: PreTrainedModel, batch: Batch) -> ResponseLogits:
     """Run `network` over a batch and return its logits for the response tokens only.
 
     The output embedding is applied only where a response token is predicted: for a long prompt and a large vocabulary
     that saves most of its cost and memory. Gradients flow as in a plain forward.
     """
+    positions = _positions(batch)
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0][positions.selected],)
+
+    handle = extract_model_from_parallel(network).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        output = _forward(network, batch, positions)
+    finally:
+        handle.remove()
+    rows = torch.nonzero(positions.selected)[:, 0]
+    return ResponseLogits(logits=output.logits, targets=positions.targets, rows=rows)
+
+
+def response_states(network: PreTrainedModel, batch: Batch) -> ResponseStates:
+    """Run `network` over a batch and return what its logits for the response tokens are made from, not the logits.
+
+    For a network that is not sharded: the weights of one that is are gone when its forward ends; see `at_output`.
+    """
+    found: list[ResponseStates] = []
+
+    def keep(states: ResponseStates) -> Tensor:
+        found.append(states)
+        return states.hidden
+
+    at_output(network, batch, keep)
+    return found[0]
+
+
+def at_output(network: PreTrainedModel, batch: Batch, compute: Callable[[ResponseStates], Tensor]) -> Tensor:
+    """Run `network` over a batch with `compute` in the place of its output embedding, and return what that returns.
+
+    `compute` runs inside the forward of the network, and its result leaves through the network's own output. Both
+    matter to wrappers: FSDP has the output embedding's weight whole only during the forward, and hangs the hooks that
+    gather weights for the backward on the tensors that the forward returns; DDP, looking for unused parameters, follows
+    those tensors. So a loss may use weight and hidden states as it likes, and its gradient still takes the usual way.
+    Gradient checkpointing repeats decoder layers in the backward; nothing here is inside one.
+
+    Args:
+        network: perhaps wrapped for several processes.
+        batch: on the network's device.
+        compute: called once, with the states of the response tokens.
+    """
+    positions = _positions(batch)
+    inner = extract_model_from_parallel(network)
+    results: list[Tensor] = []
+
+    def replace(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        assert isinstance(head, nn.Linear)  # in every architecture that `anatomy` knows
+        hidden = args[0][positions.selected]
+        output = OutputEmbedding(head.weight, head.bias, _shape_of_logits(inner.config))
+        results.append(compute(ResponseStates(hidden, output, positions.targets)))
+        return (hidden[:0],)  # the output embedding itself has nothing left to do
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        output.logits = results.pop()
+        return output
+
+    handles = [
+        inner.get_output_embeddings().register_forward_pre_hook(replace),
+        # Before the hooks of wrappers, so that they see the result.
+        inner.register_forward_hook(leave, prepend=True),
+    ]
+    try:
+        return _forward(network, batch, positions).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _positions(batch: Batch) -> _Positions:
     predicts = batch.response_mask[:, 1:]  # [batch, time - 1]: position t predicts token t + 1
     kept = predicts.any(dim=0).nonzero().squeeze(1)
     selected = predicts[:, kept]
+    return _Positions(kept, selected, batch.input_ids[:, 1:][:, kept][selected])
 
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0][selected],)
 
-    # `logits_to_keep` cuts the same positions out of every row; rows of different lengths need different ones.
-    head = extract_model_from_parallel(network).get_output_embeddings()
-    handle = head.register_forward_pre_hook(select)
-    try:
-        output = network(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=kept, use_cache=False
-        )
-    finally:
-        handle.remove()
-    return ResponseLogits(
-        logits=output.logits, targets=batch.input_ids[:, 1:][:, kept][selected], rows=torch.nonzero(selected)[:, 0]
+def _forward(network: PreTrainedModel, batch: Batch, positions: _Positions) -> Any:
+    # `logits_to_keep` cuts the same positions out of every row; rows of different lengths need different ones, which
+    # a hook on the output embedding selects.
+    return network(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=positions.kept, use_cache=False
     )
+
+
+def _shape_of_logits(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
+    """What an architecture does to its logits; a test compares every architecture with its own forward."""
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    if divisor is not None:
+        return lambda logits: logits / divisor
+    factor = getattr(config, "lm_head_multiplier", None)  # Falcon-H1
+    if factor is not None:
+        return lambda logits: logits * factor
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    if cap is not None:
+        return lambda logits: torch.tanh(logits / cap) * cap
+    return lambda logits: logits

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 from radistill.diagnosis.selectors import All, Greedy
+from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
+from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
 from radistill.models.anatomy import Anatomy
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.shapes import Batch, HybridShape
@@ -28,17 +30,17 @@ FORMULAS = (
     "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. KV cache: while answers "
     "are generated. Cached activations: tokens x width x layers, in and out for align. Activations of a step: what "
     "autograd keeps, counted in a forward pass on tensors without data, with transformers' own torch code; kernels for "
-    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose once and in float32 twice, in distill 4, in "
-    "evaluate 2. Temporary buffers come on top."
+    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose once and in float32 twice; in distill and "
+    "evaluate, of a few tokens at a time. Temporary buffers come on top."
 )
 """How the terms are counted."""
 
 # Of the full model's, in float32: the logits and the log-probabilities. A draft's are compared a few tokens at a time.
 _FLOAT32_COPIES_OF_LOGITS = 2
-# The teacher's and the student's logits, and the student's gradient before and after the choice of response tokens.
-_LOGITS_OF_A_STEP = 4
-# The base's and the student's.
-_LOGITS_OF_A_COMPARISON = 2
+# Of one chunk: the teacher's and the student's, whose gradient takes their place.
+_LOGITS_OF_A_STEP = 2
+# Of one chunk, in float32: of base and student the logits, divided, and their logarithms; of the KL, its terms.
+_FLOAT32_COPIES_OF_A_COMPARISON = 8
 # Trained weights and both moments of AdamW; two checkpoints are kept while a third is being written.
 _TENSORS_OF_A_CHECKPOINT = 3
 _CHECKPOINTS = 3
@@ -180,10 +182,13 @@ def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths)
     documents = recipe.data.train
     response_tokens = min(bounds.tokens(recipe.distill.tokens_per_batch, documents), documents * bounds.trained)
     trained = trained_parameters(recipe, shape) * number
+    logits = _LOGITS_OF_A_STEP * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
+    if recipe.distill.other_learning_rate > 0:
+        logits += base.vocab_size * base.hidden_size * 4  # the gradient of the output embedding is added up in float32
     return {
         "gradients": trained,
         "Adam moments": 2 * trained,
-        "logits of a step": _LOGITS_OF_A_STEP * response_tokens * base.vocab_size * number,
+        "logits of a step": logits,
         "activations of a step": shape.step_bytes or 0,
     }
 
@@ -191,7 +196,8 @@ def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths)
 def _evaluate(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
     number, settings, documents = BYTES[recipe.dtype], recipe.evaluate, recipe.data.heldout
     response_tokens = min(bounds.tokens(settings.tokens_per_batch, documents), documents * bounds.response)
-    terms = {"logits of a step": _LOGITS_OF_A_COMPARISON * response_tokens * base.vocab_size * number}
+    logits = min(response_tokens * base.vocab_size, COMPARISON_CHUNK)
+    terms = {"logits of a step": _FLOAT32_COPIES_OF_A_COMPARISON * logits * 4}
     if settings.exact_match:
         tokens = min(settings.batch_size, documents) * (bounds.document + settings.max_new_tokens)
         terms["KV cache of a batch"] = tokens * base.kv_bytes_per_token(number)

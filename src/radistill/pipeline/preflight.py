@@ -14,6 +14,7 @@ from radistill.conversion.targets import TARGETS, TargetSettings
 from radistill.diagnosis.diagnose import check_budget
 from radistill.distillation.data.settings import HubData, JsonlData
 from radistill.distillation.data.sources import draw
+from radistill.distillation.losses import check_same_width
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.anatomy import Anatomy, anatomy_of
@@ -46,7 +47,7 @@ def check(recipe: Recipe) -> Checked:
 
     Raises:
         RadistillError: for what no machine can run: a budget that the model does not have, a model that the target
-            cannot hold, an initialisation that does not fit, broken data.
+            cannot hold, an initialisation that does not fit, a teacher that does not, broken data.
     """
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
@@ -60,6 +61,8 @@ def check(recipe: Recipe) -> Checked:
     if recipe.teacher is not None:
         teacher = _config(recipe.teacher, recipe.trust_remote_code, warnings)
         _check_teacher(recipe, base, teacher, warnings)
+        if recipe.distill is not None and recipe.distill.hidden is not None:
+            check_same_width(teacher.hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
     if recipe.distill is not None and recipe.distill.report_to == "tensorboard" and not is_tensorboard_available():

@@ -1,44 +1,155 @@
-"""A loss over many tokens without many tokens' worth of memory."""
+"""A loss over many tokens and a large vocabulary, without the logits of many tokens at a time."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
-CHUNK_NUMBERS = 2**24
-"""Logits in one chunk: 64 MiB for each float32 copy that a loss makes of them."""
+from radistill.models.logits import ResponseStates
+
+TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the logits of teacher and student, [tokens, vocab] each, and the tokens themselves, [tokens], to [tokens]."""
+
+CHUNK_NUMBERS = 2**26
+"""Logits that one matrix product makes: 256 MiB in float32. Fewer would multiply too few rows at a time."""
+
+_PIECE_ON_CPU, _PIECE_ON_GPU = 2**20, 2**24
+"""Logits that the loss works on at a time. On a CPU, 4 MiB in float32: what it makes of them stays in the cache. On a
+GPU, enough for its kernels to be worth starting; their best number has not been measured."""
 
 
 def chunked_sum(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    teacher_logits: Tensor,
-    student_logits: Tensor,
+    loss: TokenLoss,
+    teacher: ResponseStates,
+    student: ResponseStates,
     chunk_numbers: int = CHUNK_NUMBERS,
+    piece_numbers: int | None = None,
 ) -> Tensor:
-    """Sum of `loss` over tokens, computed for a few tokens at a time.
+    """Sum of `loss` over tokens, from hidden states and output embeddings; the logits never exist as a whole.
 
-    The float32 softmax of a whole batch, of teacher and student, with what its gradient needs, is several times the
-    logits themselves. Here only one chunk of it exists at a time: the forward keeps none of it, and the backward
-    computes it again, chunk by chunk.
+    The logits of a batch, of teacher and student, with the softmaxes that a loss makes of them and their gradients, are
+    by far the largest thing in a distillation step. Here the logits of one chunk of tokens exist at a time, and within
+    it the loss and its gradient are computed piece by piece, the gradient in the place of the student's logits. It goes
+    on to the hidden states and the output embedding at once, in the forward: so nothing is computed twice, as it would
+    be if the backward had to come back for the logits, and what the backward keeps has the size of those two.
+
+    Logits have the number format that the network itself would give them (that of autocast where it is on); the
+    gradient of the output embedding is added up in float32 at least. Vocabularies of different size are compared on
+    the entries that both have, before the softmax: the rest is padding (see `check_same_tokenizer`), and its gradient
+    is zero.
 
     Args:
-        loss: from [tokens, vocab] of the teacher and of the student to [tokens].
-        teacher_logits: [tokens, vocab].
-        student_logits: [tokens, vocab]; gradients flow to it.
-        chunk_numbers: logits in one chunk; at least one token is taken.
+        loss: of each token; it must not look at other tokens.
+        teacher: its states, without gradient; perhaps on another device, where its logits are then computed.
+        student: gradients flow to its hidden states, and to weight and bias if they are trained.
+        chunk_numbers: logits of one model in one chunk; at least one token is taken.
+        piece_numbers: logits of one model that the loss sees at a time; at least one token. None suits the device.
 
     Returns:
-        A scalar; 0 for no tokens.
+        A scalar, in float32 at least; 0 with zero gradients for no tokens.
     """
-    tokens = max(1, chunk_numbers // max(teacher_logits.shape[-1], student_logits.shape[-1]))
+    vocabulary = min(len(states.output.weight) for states in (teacher, student))
+    device = student.hidden.device.type
+    if piece_numbers is None:
+        piece_numbers = _PIECE_ON_CPU if device == "cpu" else _PIECE_ON_GPU
+    sizes = _Sizes(vocabulary, max(1, chunk_numbers // vocabulary), max(1, piece_numbers // vocabulary))
+    if torch.is_autocast_enabled(device):
+        # Once, and not in every chunk; autograd takes the gradients back to the formats of before.
+        dtype = torch.get_autocast_dtype(device)
+        teacher, student = (_cast(states, dtype) for states in (teacher, student))
+    with torch.autocast(device, enabled=False):
+        return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
 
-    def total(teacher: Tensor, student: Tensor) -> Tensor:
-        return loss(teacher, student).sum()
 
-    # split, not slices: its backward joins the chunks' gradients instead of adding full-sized ones.
-    parts = [
-        checkpoint(total, teacher, student, use_reentrant=False, preserve_rng_state=False)
-        for teacher, student in zip(teacher_logits.split(tokens), student_logits.split(tokens), strict=True)
-    ]
-    return torch.stack(parts).sum()
+class _Sizes(NamedTuple):
+    """Entries of the vocabulary that count, tokens in one chunk, tokens in one piece of it."""
+
+    vocabulary: int
+    chunk: int
+    piece: int
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """The sum, with its gradients computed in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: TokenLoss,
+        teacher: ResponseStates,
+        student: ResponseStates,
+        sizes: _Sizes,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[4:])
+        parts = [torch.zeros((), dtype=_accumulator(hidden), device=hidden.device)]
+        for start in range(0, len(hidden), sizes.chunk):
+            rows = slice(start, start + sizes.chunk)
+            raw = nn.functional.linear(
+                hidden[rows], weight[: sizes.vocabulary], None if bias is None else bias[: sizes.vocabulary]
+            )
+            of_teacher = teacher.logits(rows, sizes.vocabulary)
+            targets = student.targets[rows]
+            for piece in (slice(at, at + sizes.piece) for at in range(0, len(raw), sizes.piece)):
+                leaf = raw[piece].detach().requires_grad_(gradients.wanted)
+                with torch.set_grad_enabled(gradients.wanted):
+                    value = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece]).sum()
+                    if gradients.wanted:
+                        # The logits are not needed any more, and their gradient takes their place.
+                        raw[piece] = torch.autograd.grad(value, leaf)[0]
+                parts.append(value.detach())
+            gradients.add(rows, raw)
+        ctx.save_for_backward(*gradients.found())
+        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
+        return torch.stack(parts).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, None, None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
+
+
+class _Gradients:
+    """Gradients of the sum with respect to hidden states, weight and bias: those that are wanted, chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]) -> None:
+        dtype = _accumulator(weight)
+        self._inputs = hidden, weight
+        self.wanted = any(wanted)
+        self._hidden = torch.empty_like(hidden) if wanted[0] else None
+        self._weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
+        self._bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and wanted[2] else None
+
+    def add(self, rows: slice, logits: Tensor) -> None:
+        """Take in the gradient [rows, vocab] with respect to the logits before `shape`."""
+        hidden, weight = self._inputs
+        vocabulary = logits.shape[1]
+        if self._hidden is not None:
+            torch.mm(logits, weight[:vocabulary], out=self._hidden[rows])
+        if self._weight is not None:
+            total = self._weight[:vocabulary]
+            if total.dtype == logits.dtype:
+                total.addmm_(logits.T, hidden[rows])
+            else:
+                total += logits.T @ hidden[rows]
+        if self._bias is not None:
+            self._bias[:vocabulary] += logits.sum(dim=0, dtype=self._bias.dtype)
+
+    def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The sums, in the order hidden states, weight, bias; None where none was wanted."""
+        return self._hidden, self._weight, self._bias
+
+
+def _accumulator(tensor: Tensor) -> torch.dtype:
+    """Number format of sums over many tokens: float32, or float64 where the tensor has that."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _cast(states: ResponseStates, dtype: torch.dtype) -> ResponseStates:
+    weight, bias, shape = states.output
+    output = states.output._replace(weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype), shape=shape)
+    return states._replace(hidden=states.hidden.to(dtype), output=output)

@@ -2,22 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from radistill.distillation.losses.base import Divergence
 from radistill.models.divergence import forward_kl
 
 
-class ForwardKL(BaseModel):
-    """Settings of the loss `forward-kl`; called with teacher and student logits, it gives the loss of each token."""
-
-    model_config = ConfigDict(extra="forbid")
+class ForwardKL(Divergence):
+    """KL from teacher to student: the student must give weight to everything that the teacher says."""
 
     kind: Literal["forward-kl"] = "forward-kl"
-    temperature: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="softens both distributions; the loss is multiplied by T^2"
-    )
 
     def __call__(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """[tokens, vocab] of each to [tokens]; see `forward_kl`."""
+        """See `forward_kl`."""
         return forward_kl(teacher_logits, student_logits, self.temperature)
