@@ -90,7 +90,7 @@ class _ChunkedScan(torch.autograd.Function):
         decay = steps.decay()
         inside = torch.bmm(_weighted(decay, scores, D, sizes), x_h)
 
-        # Buffers that have served are used again, here and below: touching fresh memory costs more than a product.
+        # Buffers that have served are used again, here and below: writing to fresh memory can cost more than a product.
         weighted = sizes.by_group(x_h, steps.to_end)
         states = sizes.as_states(torch.bmm(weighted.mT, b_g))
         last = _carry(states, steps.through, initial_state)

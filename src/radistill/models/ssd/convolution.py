@@ -48,7 +48,7 @@ class _CausalConvolution(torch.autograd.Function):
         dx = torch.empty_like(inner)
         dweight = torch.zeros_like(filters)
         for shift in range(min(taps, time)):
-            # The buffer of dx serves for the products first: touching fresh memory costs more than a pass.
+            # The buffer of dx serves for the products first: writing to fresh memory can cost more than a pass.
             product = torch.mul(inner[:, shift:], x[:, : time - shift], out=dx[:, : time - shift])
             dweight[taps - 1 - shift] = product.sum((0, 1))
         torch.mul(inner, filters[-1], out=dx)
