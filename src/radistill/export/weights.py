@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from radistill.errors import RadistillError
 from radistill.models.checkpoint import check_weights, quiet
 
-# The model type of every student: what its weights are called in a file is what they are called in the network.
+# The model type of every student.
 STUDENT = "granitemoehybrid"
 
 
@@ -44,16 +44,28 @@ def read_weight(name: str, path: Path) -> Tensor:
 
 
 def _check_shapes(found: dict[str, Path], config: PreTrainedConfig) -> None:
-    with torch.device("meta"), quiet():
-        expected = AutoModelForCausalLM.from_config(config).state_dict()
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    for name, wanted in expected.items():
+    for name, wanted in _expected_shapes(config).items():
         if name not in found:
             some = next(iter(found.values())).parent if found else "the model"
             raise RadistillError(f"{some}: {name} is missing")
         shape = list(shape_of(name, found[name]).shape)
-        if shape != list(wanted.shape):
-            raise RadistillError(
-                f"{found[name]}: {name} has shape {shape}, but config.json asks for {list(wanted.shape)}"
-            )
+        if shape != wanted:
+            raise RadistillError(f"{found[name]}: {name} has shape {shape}, but config.json asks for {wanted}")
+
+
+def _expected_shapes(config: PreTrainedConfig) -> dict[str, list[int]]:
+    with torch.device("meta"), quiet():
+        network = AutoModelForCausalLM.from_config(config)
+    # Experts have other names in memory than in a file, and those in memory differ by version of transformers.
+    expected = {
+        name: list(tensor.shape) for name, tensor in network.state_dict().items() if ".block_sparse_moe." not in name
+    }
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    experts, inner, width = config.num_local_experts, config.intermediate_size, config.hidden_size
+    for layer in range(config.num_hidden_layers if experts else 0):
+        prefix = f"model.layers.{layer}.block_sparse_moe"
+        expected[f"{prefix}.input_linear.weight"] = [experts, 2 * inner, width]
+        expected[f"{prefix}.output_linear.weight"] = [experts, width, inner]
+        expected[f"{prefix}.router.layer.weight"] = [experts, width]
+    return expected
