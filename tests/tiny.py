@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -53,7 +53,7 @@ _MAMBA2 = {
     "mamba_expand": 1,
     "mamba_chunk_size": 16,
 }
-_HYBRID = {**_MULTIPLIERS, "position_embedding_type": "rope", "shared_intermediate_size": 48, **_MAMBA2}
+_HYBRID = {**_MULTIPLIERS, "position_embedding_type": "rope", "shared_intermediate_size": 64, **_MAMBA2}
 _EXPERT_SIZES = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
 _DELTA = {
     "head_dim": 8,
