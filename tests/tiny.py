@@ -1,7 +1,8 @@
 """Tiny models with random weights, one of each family, and a byte-level tokenizer: built in milliseconds, no download.
 
 Matrices are drawn so that activations keep their size, and norms, biases and multipliers are not at their neutral
-values: a copy that forgets one of them changes the logits.
+values: a copy that forgets one of them changes the logits. Widths of MLPs are multiples of 32: an activation function
+may round the rest of a row, beyond a whole number of vector registers, in another way.
 """
 
 from pathlib import Path
