@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
+from radistill.cli.compare import compare
 from radistill.cli.components import components
 from radistill.cli.errors import one_line
 from radistill.cli.export import export
@@ -45,6 +46,7 @@ for _name, _command in STAGE_COMMANDS.items():
     app.command(_name, rich_help_panel="Stages of a run")(_command)
 app.command("inspect")(inspect)
 app.command("components")(components)
+app.command("compare")(compare)
 app.add_typer(plan, name="plan")
 app.command("generate")(generate)
 app.command("export")(export)

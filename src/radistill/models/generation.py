@@ -7,7 +7,7 @@ its end tokens are used.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ def generate(
     cache: Path | None = None,
     description: str = "generate",
     network: PreTrainedModel | None = None,
+    on_response: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
 
@@ -55,6 +56,7 @@ def generate(
             weights, switched-off components, prompts and settings come again. At most the running batch can be lost.
         description: title of the progress bar.
         network: other weights with the same vocabulary, for instance a student's.
+        on_response: called with the index of a prompt and its response, as soon as its batch is there.
 
     Returns:
         For each prompt 1 to `max_new_tokens` token ids. The last one is one of `end_tokens(model)` if the response is
@@ -98,6 +100,8 @@ def generate(
                 advance(len(group))
             for index, tokens in zip(group, written, strict=True):
                 responses[index] = tokens
+                if on_response is not None:
+                    on_response(index, tokens)
     return responses
 
 
