@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from radistill.models.logits import ResponseStates
 
@@ -84,24 +84,12 @@ class _ChunkedSum(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
+        # Autograd wants to see what gradients flow to as arguments of their own.
+        student = student._replace(hidden=hidden, output=student.output._replace(weight=weight, bias=bias))
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[4:])
         parts = [torch.zeros((), dtype=_accumulator(hidden), device=hidden.device)]
         for start in range(0, len(hidden), sizes.chunk):
-            rows = slice(start, start + sizes.chunk)
-            raw = nn.functional.linear(
-                hidden[rows], weight[: sizes.vocabulary], None if bias is None else bias[: sizes.vocabulary]
-            )
-            of_teacher = teacher.logits(rows, sizes.vocabulary)
-            targets = student.targets[rows]
-            for piece in (slice(at, at + sizes.piece) for at in range(0, len(raw), sizes.piece)):
-                leaf = raw[piece].detach().requires_grad_(gradients.wanted)
-                with torch.set_grad_enabled(gradients.wanted):
-                    value = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece]).sum()
-                    if gradients.wanted:
-                        # The logits are not needed any more, and their gradient takes their place.
-                        raw[piece] = torch.autograd.grad(value, leaf)[0]
-                parts.append(value.detach())
-            gradients.add(rows, raw)
+            parts += _take_chunk(loss, teacher, student, slice(start, start + sizes.chunk), sizes, gradients)
         ctx.save_for_backward(*gradients.found())
         ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
         return torch.stack(parts).sum()
@@ -111,6 +99,32 @@ class _ChunkedSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return None, None, None, None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
+
+
+def _take_chunk(
+    loss: TokenLoss,
+    teacher: ResponseStates,
+    student: ResponseStates,
+    rows: slice,
+    sizes: _Sizes,
+    gradients: "_Gradients",
+) -> list[Tensor]:
+    """Sums of the loss over the pieces of a chunk. A function of its own, so that its logits go before the next."""
+    raw = student.raw_logits(rows, sizes.vocabulary)
+    of_teacher = teacher.logits(rows, sizes.vocabulary)
+    targets = student.targets[rows]
+    parts = []
+    for start in range(0, len(raw), sizes.piece):
+        piece = slice(start, start + sizes.piece)
+        leaf = raw[piece].detach().requires_grad_(gradients.wanted)
+        with torch.set_grad_enabled(gradients.wanted):
+            value = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece]).sum()
+            if gradients.wanted:
+                # The logits are not needed any more, and their gradient takes their place.
+                raw[piece] = torch.autograd.grad(value, leaf)[0]
+        parts.append(value.detach())
+    gradients.add(rows, raw)
+    return parts
 
 
 class _Gradients:
