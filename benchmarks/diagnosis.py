@@ -1,10 +1,13 @@
 """Diagnosis, measured: every selector at equal forward tokens, its set judged on held-out documents.
 
-    python benchmarks/diagnosis.py [--parts selectors speedup] [--model smollm2-135m] [--budget 10] [--passes 60]
+    python benchmarks/diagnosis.py [--parts selectors replaceability speedup] [--budget 10] [--passes 60]
 
 Calibration and held-out documents are generated problems with the model's own greedy responses. What was judged is kept
 in runs/benchmark-diagnosis, so a run that was stopped goes on. The result is written to
 benchmarks/results/diagnosis.json, the figure to docs/figures/diagnosis.svg.
+
+The part `replaceability` fits a block to every attention and searches over swaps: what a hybrid of these blocks, not
+yet trained end to end, is worth with the layers that each way of choosing finds.
 
 The part `speedup` times RAD's search as published twice, with as many trials: once each trial is a forward pass, once
 it decodes. Run it on an idle machine.
@@ -25,8 +28,20 @@ from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
 from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import EQUAL_PASSES, All, Bayes
+from radistill.diagnosis.selectors import (
+    EQUAL_PASSES,
+    All,
+    Bayes,
+    Gates,
+    Greedy,
+    KLGuided,
+    LeaveOneOut,
+    Selector,
+    Uniform,
+)
 from radistill.diagnosis.trials import Trials
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
 from radistill.files import read_json, write_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -45,6 +60,7 @@ class Case:
     model: Model
     calibration: list[Document]
     heldout: list[Document]
+    fit: list[Document]
     budget: int
     passes: float
     objective: str
@@ -52,12 +68,14 @@ class Case:
     folder: Path
     decoded_documents: int
     decoded_trials: int
+    decoded_tokens: int
 
 
 def selectors(case: Case) -> dict[str, Any]:
     """Every selector with the same forward tokens to spend; the best on held-out KL first.
 
-    There are no seconds in it, because a set that one selector has judged is looked up by the next.
+    All maximise the same objective; Bayesian optimisation maximises RAD's own too, warm and as published. There are no
+    seconds in it, because a set that one selector has judged is looked up by the next.
     """
     objective = make_objective(case.objective, case.model, 1024, case.folder)
     trials = Trials(case.model, case.calibration, objective, folder=case.folder)
@@ -66,9 +84,21 @@ def selectors(case: Case) -> dict[str, Any]:
         All().each(case.passes), trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder
     )
     print_ranking(found, trials)
+    by_objective = [(case.objective, one) for one in found]
+    published = Trials(
+        case.model,
+        case.calibration,
+        make_objective("accepted-length", case.model, 1024, case.folder),
+        folder=case.folder,
+    )
+    for warm in (True, False):
+        bayes = Bayes(trials=int(case.passes * 2), startup=10 if warm else 20, warm_start=warm)
+        one = search(bayes, published, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
+        by_objective.append(("accepted-length", one))
     rows = [
         {
-            "selector": one.selector.kind,
+            "selector": one.selector.kind + (", as published" if not getattr(one.selector, "warm_start", True) else ""),
+            "objective": objective,
             "settings": one.selector.model_dump(mode="json", exclude={"kind", "storage"}),
             "replace": list(one.selection.layers),
             "heldout": _figures(heldout.judge(one.selection.layers)),
@@ -76,9 +106,42 @@ def selectors(case: Case) -> dict[str, Any]:
             "passes": round(one.forward_tokens / trials.calibration_tokens, 2),
             "forward_tokens": round(one.forward_tokens),
         }
-        for one in found
+        for objective, one in by_objective
     ]
     return {"selectors": sorted(rows, key=lambda row: row["heldout"]["kl"])}
+
+
+def replaceability(case: Case) -> dict[str, Any]:
+    """Plans by redundancy and by replaceability, each judged with the attention of its layers skipped and swapped."""
+    started = time.perf_counter()
+    settings = AlignSettings(steps=60, tokens_per_batch=1024)
+    blocks = fit_blocks(case.model, case.fit, settings, init="random", folder=case.folder / "blocks")
+    seconds = time.perf_counter() - started
+    objective = make_objective(case.objective, case.model, 1024, case.folder)
+    skips = Trials(case.model, case.calibration, objective, folder=case.folder)
+    swaps = Trials(case.model, case.calibration, objective, folder=case.folder, substitutes=blocks)
+    heldout = {
+        "skipped": Trials(case.model, case.heldout, objective, folder=case.folder),
+        "swapped": Trials(case.model, case.heldout, objective, folder=case.folder, substitutes=blocks),
+    }
+    ways: dict[str, tuple[Selector, Trials]] = {
+        "uniform": (Uniform(), skips),
+        "greedy by redundancy": (Greedy(), skips),
+        "greedy by replaceability": (Greedy(), swaps),
+        "gates by replaceability": (Gates(steps=int(case.passes / 2.5)), swaps),
+        "leave-one-out by replaceability": (LeaveOneOut(), swaps),
+        "kl-guided": (KLGuided(), swaps),
+    }
+    rows = []
+    for name, (selector, trials) in ways.items():
+        found = search(selector, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
+        layers = found.selection.layers
+        judged = {how: _figures(on.judge(layers, limited=False)) for how, on in heldout.items()}
+        passes = round(found.forward_tokens / trials.calibration_tokens, 2)
+        rows.append({"way": name, "replace": list(layers), "heldout": judged, "passes": passes})
+        print(f"{name}: KL {judged['skipped']['kl']:.3f} skipped, {judged['swapped']['kl']:.3f} swapped")
+    fitted = {"documents": _size(case.fit), **settings.model_dump(mode="json"), "seconds": seconds}
+    return {"replaceability": {"fit": fitted, "plans": rows}}
 
 
 def _figures(draft: Judgement) -> dict[str, float]:
@@ -92,21 +155,29 @@ def _figures(draft: Judgement) -> dict[str, float]:
 def speedup(case: Case) -> dict[str, Any]:
     """The Bayesian search with trials that are forward passes, against the same search with trials that decode.
 
-    Ours counts everything: the pass of the full model, the proposals, the trials. Of the other only the decoding itself
+    Ours counts everything: the pass of the full model, the proposals, the trials. It is timed before and after the
+    other, because a machine may slow down meanwhile, and the slower time counts. Of the other only the decoding itself
     counts, one prompt at a time, as in Draft & Verify.
     """
-    documents = case.calibration[: case.decoded_documents]
+    documents = _answered(case.model, case.decoded_documents, case.seed, case.decoded_tokens)
     selector = Bayes(trials=case.decoded_trials, startup=max(1, case.decoded_trials // 2), warm_start=False)
-    started = time.perf_counter()
-    ours = Trials(case.model, documents, make_objective("accepted-length", case.model, 1024, None))
-    found = search(selector, ours, case.budget, seed=case.seed, passes=None, folder=None)
-    seconds = time.perf_counter() - started
+
+    def ours() -> tuple[Found, float]:
+        started = time.perf_counter()
+        trials = Trials(case.model, documents, make_objective("accepted-length", case.model, 1024, None))
+        found = search(selector, trials, case.budget, seed=case.seed, passes=None, folder=None)
+        return found, time.perf_counter() - started
+
+    found, before = ours()
     measured = make_objective("throughput-measured", case.model, 1024, None, draft_length=4)
     folder = case.folder / "decoding"
     theirs = Trials(case.model, documents, measured, folder=folder)
     decoded = search(selector, theirs, case.budget, seed=case.seed, passes=None, folder=folder)
     # A set that is proposed again is looked up, in both searches.
     timings = [theirs.judge(layers).decoded[4].seconds for layers in dict.fromkeys(_sets(decoded))]
+    again, after = ours()
+    assert again.selection == found.selection
+    seconds = max(before, after)
     prompts = [document.tokens[: document.response_start] for document in documents]
     longest = max(len(document.tokens) - document.response_start for document in documents)
     at_once = speculative_generate(
@@ -118,7 +189,7 @@ def speedup(case: Case) -> dict[str, Any]:
         batch_size=len(prompts),
     )
     both = {"ours": found.selection.layers, "decoding": decoded.selection.layers}
-    heldout = Trials(case.model, case.heldout, ours.objective, folder=case.folder)
+    heldout = Trials(case.model, case.heldout, measured, folder=case.folder)
     return {
         "speedup": sum(timings) / seconds,
         "search": {
@@ -126,7 +197,7 @@ def speedup(case: Case) -> dict[str, Any]:
             "different_sets": {"ours": len(set(_sets(found))), "decoding": len(set(_sets(decoded)))},
             "documents": _size(documents),
             "draft_length": 4,
-            "seconds": {"ours": seconds, "decoding": sum(timings)},
+            "seconds": {"ours_before": before, "ours_after": after, "decoding": sum(timings)},
             "seconds_a_trial": {"ours": seconds / len(found.history), "decoding": statistics.mean(timings)},
             "decoding_trials": timings,
             # The same set, decoded once more with all prompts in one batch, which Draft & Verify does not do.
@@ -135,7 +206,10 @@ def speedup(case: Case) -> dict[str, Any]:
                 "decoding_in_one_batch": at_once.seconds,
             },
             "replace": {name: list(layers) for name, layers in both.items()},
-            "heldout": {name: _figures(heldout.judge(layers)) for name, layers in both.items()},
+            "heldout": {
+                name: _figures(Judgement.of(ComponentMask.attention(layers), heldout.run(layers)))
+                for name, layers in both.items()
+            },
         },
     }
 
@@ -145,12 +219,16 @@ def _sets(found: Found) -> list[tuple[int, ...]]:
 
 
 # Each adds its keys to the result.
-PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {"selectors": selectors, "speedup": speedup}
+PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {
+    "selectors": selectors,
+    "replaceability": replaceability,
+    "speedup": speedup,
+}
 
 
 def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
     """Held-out KL and accepted tokens a round of every selector, as an SVG file of its own."""
-    top, step, names, width, gap = 74, 30, 130, 330, 60
+    top, step, names, width, gap = 74, 30, 190, 330, 60
     height = top + step * len(rows) + 16
     panels = (
         ("KL(model ‖ draft), nats a token: lower is better", "kl", names),
@@ -173,7 +251,7 @@ def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
             elements.append(tag("rect", x=left, y=y, width=max(1.0, x(value) - left), height=step - 12, class_=shape))
             elements.append(text(x(value) + 6, y + 13, f"{value:.3f}", "value"))
     for number, row in enumerate(rows):
-        elements.append(text(names - 10, top + step * number + 13, row["selector"], "label", "end"))
+        elements.append(text(names - 10, top + step * number + 13, _name(row), "label", "end"))
     total = names + 2 * width + gap + 10
     return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {total} {height}", role="img")
 
@@ -185,9 +263,13 @@ _STYLE = (
 )
 
 
+def _name(row: dict[str, Any]) -> str:
+    return str(row["selector"]) if row["objective"] == "kl" else f"{row['selector']}, by acceptance"
+
+
 def _described(row: dict[str, Any]) -> str:
     figures = row["heldout"]
-    return f"{row['selector']}: KL {figures['kl']:.3f}, {figures['mean_accepted_length_4']:.3f} tokens a round"
+    return f"{_name(row)}: KL {figures['kl']:.3f}, {figures['mean_accepted_length_4']:.3f} tokens a round"
 
 
 def main() -> None:
@@ -202,20 +284,21 @@ def main() -> None:
     parser.add_argument("--objective", default="kl")
     parser.add_argument("--calibration", type=int, default=8, help="documents")
     parser.add_argument("--heldout", type=int, default=24, help="documents")
-    parser.add_argument("--decoded-documents", type=int, default=4, help="of the calibration documents, for `speedup`")
+    parser.add_argument("--fit", type=int, default=32, help="documents that blocks are fitted on, for `replaceability`")
+    parser.add_argument("--decoded-documents", type=int, default=3, help="for `speedup`")
     parser.add_argument("--decoded-trials", type=int, default=12, help="of each search, for `speedup`")
+    parser.add_argument("--decoded-tokens", type=int, default=256, help="longest response, for `speedup`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     seed_everything(given.seed, given.threads)
     model = load(given.model)
-    documents = load_data(
-        "reasoning-gym:gsm_symbolic", model, given.calibration + given.heldout, seed=given.seed, max_new_tokens=96
-    )
+    documents = _answered(model, given.calibration + given.heldout + given.fit, given.seed, 128)
     case = Case(
         model,
         documents[: given.calibration],
-        documents[given.calibration :],
+        documents[given.calibration : given.calibration + given.heldout],
+        documents[given.calibration + given.heldout :],
         given.budget,
         given.passes,
         given.objective,
@@ -223,6 +306,7 @@ def main() -> None:
         ROOT / "runs" / "benchmark-diagnosis",
         given.decoded_documents,
         given.decoded_trials,
+        given.decoded_tokens,
     )
     path = ROOT / "benchmarks" / "results" / "diagnosis.json"
     result: dict[str, Any] = {
@@ -250,6 +334,10 @@ def main() -> None:
             print(_described(row))
     if "speedup" in given.parts:
         print(f"a search of {given.decoded_trials} trials: {result['speedup']:.0f} times as fast as one that decodes")
+
+
+def _answered(model: Model, count: int, seed: int, max_new_tokens: int) -> list[Document]:
+    return load_data("reasoning-gym:gsm_symbolic", model, count, seed=seed, max_new_tokens=max_new_tokens)
 
 
 def _size(documents: list[Document]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Tiny models with random weights, one of each family, and a byte-level tokenizer: built in milliseconds, no download.
 
 Matrices are drawn so that activations keep their size, and norms, biases and multipliers are not at their neutral
-values: a copy that forgets one of them changes the logits.
+values: a copy that forgets one of them changes the logits. Widths of MLPs are multiples of 32: an activation function
+may round the rest of a row, beyond a whole number of vector registers, in another way.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ CHAT_TEMPLATE = (
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -53,7 +54,7 @@ _MAMBA2 = {
     "mamba_expand": 1,
     "mamba_chunk_size": 16,
 }
-_HYBRID = {**_MULTIPLIERS, "position_embedding_type": "rope", "shared_intermediate_size": 48, **_MAMBA2}
+_HYBRID = {**_MULTIPLIERS, "position_embedding_type": "rope", "shared_intermediate_size": 64, **_MAMBA2}
 _EXPERT_SIZES = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
 _DELTA = {
     "head_dim": 8,

@@ -132,6 +132,23 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
         lambda s: s.run("--set", "diagnose.budget=4"),
         "diagnose.budget is 4, but this model has 4 attention layers: it must be from 1 to 3",
     ),
+    "swaps without fitted blocks": (
+        lambda s: s.run("--set", "diagnose.by=replaceability", "--set", "align=null"),
+        "diagnose.by is replaceability, which needs fitted blocks, but align is null",
+    ),
+    "restoring layers of no student": (
+        lambda s: s.run("--set", "diagnose.selector=kl-guided"),
+        "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability",
+    ),
+    "unknown way to judge": (
+        lambda s: s("diagnose", s.recipe(), "--out", str(s.folder / "out"), "--by", "luck"),
+        "diagnose.by: must be 'redundancy' or 'replaceability', not 'luck'",
+    ),
+    "workers for a search of one process": (
+        lambda s: s("diagnose", s.recipe(), "--out", str(s.folder / "out"), "--workers", "2"),
+        "diagnose.selector is uniform, which searches in one process",
+    ),
+    "negative penalty": (lambda s: s.run("--set", "diagnose.penalty=-1"), "diagnose.penalty: "),
     "budget of none": (lambda s: s.run("--set", "diagnose.budget=0"), "diagnose.budget: "),
     "transfer into one group": (lambda s: s.run("--set", "convert.init=transfer"), "groups"),
     "teacher with another vocabulary": (lambda s: s.run(teacher=broken_model(s, other_vocabulary)), "token"),

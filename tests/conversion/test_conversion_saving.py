@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import tiny
 from radistill.conversion import ConvertedModel, convert
 from radistill.models.loading import load
+from radistill.models.ssd.install import without_fast_ssd
 
 # Runs isolated, and with radistill made unimportable in case it is installed.
 PLAIN_TRANSFORMERS = """
@@ -61,7 +62,9 @@ def test_plain_transformers_reads_it(tmp_path: Path) -> None:
         chat = [{"role": "user", "content": "How many legs has a spider?"}]
         assert seen["prompt"] == student.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         with torch.no_grad():
-            assert torch.equal(seen["logits"], student.network(seen["ids"]).logits)
+            with without_fast_ssd(student.network):
+                assert torch.equal(seen["logits"], student.network(seen["ids"]).logits)
+            torch.testing.assert_close(seen["logits"], student.network(seen["ids"]).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_folder_is_stock(tmp_path: Path) -> None:

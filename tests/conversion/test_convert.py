@@ -150,7 +150,7 @@ def test_config_of_the_student() -> None:
     expected = {
         "num_local_experts": 0,
         "num_experts_per_tok": 0,
-        "shared_intermediate_size": 48,
+        "shared_intermediate_size": 64,
         "position_embedding_type": "rope",
         "attention_multiplier": 8**-0.5,
         "embedding_multiplier": 1.0,

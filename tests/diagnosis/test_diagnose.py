@@ -30,9 +30,9 @@ def documents(count: int = 4, length: int = 12) -> list[Document]:
     ]
 
 
-def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[list[bool]], float]:
-    """Agreement and KL, one document and one token at a time, in float64."""
-    agreements, total, tokens = [], 0.0, 0
+def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[list[bool]], float, float]:
+    """Agreement, KL and acceptance by sampling, one document and one token at a time, in float64."""
+    agreements, total, accepted, tokens = [], 0.0, 0.0, 0
     for document in sorted(docs, key=lambda d: (len(d.tokens), d.id)):
         ids = torch.tensor([document.tokens])
         with torch.no_grad():
@@ -45,9 +45,10 @@ def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[l
             q = torch.softmax(draft[position], dim=-1).tolist()
             agreement.append(p.index(max(p)) == q.index(max(q)))
             total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+            accepted += sum(map(min, p, q))
             tokens += 1
         agreements.append(agreement)
-    return agreements, total / tokens
+    return agreements, total / tokens, accepted / tokens
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "granite", "granitemoehybrid"])
@@ -57,9 +58,10 @@ def test_a_trial_equals_the_naive_pass(family: str) -> None:
     trials = Trials(model, docs, ACCEPTANCE, tokens_per_batch=30)
     for layers in ([model.anatomy.attention_layers[0]], list(model.anatomy.attention_layers)):
         draft = trials.run(layers)
-        agreements, kl = naive(model, layers, docs)
+        agreements, kl, accepted = naive(model, layers, docs)
         assert [agreement.tolist() for agreement in draft.agreements] == agreements
         assert draft.kl == pytest.approx(kl, rel=1e-4)
+        assert draft.sampled_acceptance == pytest.approx(accepted, rel=1e-5)
 
 
 def test_a_draft_that_skips_nothing_is_always_accepted() -> None:
@@ -95,16 +97,17 @@ def test_values_of_other_data_are_not_reused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("trials-*.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("selector", sorted(set(SELECTORS) - {"all"}))
+@pytest.mark.parametrize("selector", sorted(set(SELECTORS) - {"all", "kl-guided"}))
 def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)
     settings = Bayes(trials=5, startup=2) if selector == "bayes" else selector
     plan = diagnose(model, documents(), 2, selector=settings, seed=7, folder=tmp_path)
-    agreements, kl = naive(model, plan.replace, documents())
+    agreements, kl, accepted = naive(model, plan.replace, documents())
     flat = [agree for agreement in agreements for agree in agreement]
     assert len(plan.replace) == 2
     assert plan.acceptance_rate == pytest.approx(sum(flat) / len(flat))
     assert plan.kl == pytest.approx(kl, rel=1e-4)
+    assert plan.sampled_acceptance == pytest.approx(accepted, rel=1e-5)
     assert plan.selector["kind"] == selector
     assert plan.forward_tokens > 0
     plan.save(tmp_path / "plan.json")
@@ -143,6 +146,13 @@ def test_nan_logits_and_missing_documents_are_refused() -> None:
         next(iter(model.anatomy.layers(model.network)[0].parameters())).fill_(float("nan"))
     with pytest.raises(RadistillError, match="NaN or infinite on the calibration data"):
         diagnose(model, documents(), 1)
+
+
+def test_documents_beyond_the_context_are_named() -> None:
+    model = tiny.model("llama", max_position_embeddings=16)
+    assert Trials(model, [Document("fits", tuple(range(5, 21)), 4)], KL).calibration_tokens == 16
+    with pytest.raises(RadistillError, match=r"document long has 17 tokens, but the model's context is 16"):
+        Trials(model, [Document("long", tuple(range(5, 22)), 4)], KL)
 
 
 def test_plans_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -1,35 +1,44 @@
-"""Gates: the projection, the hooks and their gradients."""
-
-import itertools
+"""Gates: the shares, the hooks and their gradients."""
 
 import pytest
 import torch
 
 import tiny
 from radistill.diagnosis.objectives import objective_from
-from radistill.diagnosis.selectors.gates import gated, project
+from radistill.diagnosis.selectors import Gates, Problem
+from radistill.diagnosis.selectors.gates import gated, scaled_to, updated
 from radistill.diagnosis.trials import Trials
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Document, collate
 from radistill.speculation.masks import ComponentMask, masked
+from radistill.speculation.substitutes import Substitutes
 
 DOCUMENTS = [Document("a", tuple(range(5, 25)), 4), Document("b", tuple(range(30, 42)), 1)]
 
 
-@pytest.mark.parametrize("total", [0, 1, 2.5, 4])
+@pytest.mark.parametrize("total", [0.1, 1, 2.5, 3.9, 4])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_projection_is_the_closest_point_of_the_budget(seed: int, total: float) -> None:
-    point = torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
-    found = project(point, total)
-    assert found.min() >= 0
-    assert found.max() <= 1
+def test_shares_are_rescaled_to_the_budget_and_capped(seed: int, total: float) -> None:
+    shares = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 4 + 1e-9
+    found = scaled_to(shares, total)
     assert found.sum().item() == pytest.approx(total, abs=1e-9)
-    distance = (found - point).square().sum()
-    steps = torch.linspace(0, 1, 11, dtype=torch.float64).tolist()
-    for first in itertools.product(steps, repeat=3):
-        other = torch.tensor([*first, total - sum(first)], dtype=torch.float64)
-        if 0 <= other[-1] <= 1:
-            assert (other - point).square().sum() >= distance - 1e-9
+    assert found.max() <= 1
+    below = found < 1 - 1e-12
+    ratios = (found / shares)[below]
+    if len(ratios):  # one factor for all that are not capped, and at least that for the capped ones
+        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+        assert (shares[~below] * ratios[0] >= 1 - 1e-9).all()
+
+
+def test_a_step_takes_from_the_dear_and_spares_the_free() -> None:
+    shares = torch.tensor([0.4, 0.4, 0.4, 1.0], dtype=torch.float64)
+    costs = torch.tensor([0.0, 1.0, 2.0, 100.0], dtype=torch.float64)
+    moved = updated(shares, costs, 0.5)
+    # The average is that of the layers below 1: 1.0. The last one's change is capped.
+    expected = shares * torch.tensor([0.0, -0.5, -1.0, -1.5], dtype=torch.float64).exp()
+    torch.testing.assert_close(moved, expected)
+    assert torch.equal(updated(shares, torch.zeros(4), 0.5), shares)
+    assert torch.equal(updated(shares, torch.full((4,), float("nan")), 0.5), shares)
 
 
 @pytest.mark.parametrize("family", ["llama", "granitemoehybrid", "gemma2"])
@@ -77,3 +86,28 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
         raise ZeroDivisionError
     assert all(parameter.requires_grad for parameter in model.network.parameters())
     assert not any(module._forward_hooks for module in model.network.modules())
+
+
+def test_with_substitutes_a_gate_passes_from_attention_to_block() -> None:
+    model = tiny.model("llama")
+    layers = model.anatomy.attention_layers
+    blocks = Substitutes({layer: torch.nn.Linear(32, 32) for layer in layers})
+    batch = collate(DOCUMENTS, 0)
+    with torch.no_grad():
+        full = response_logits(model.network, batch).logits
+        with gated(model, layers, torch.ones(len(layers)), blocks):
+            torch.testing.assert_close(response_logits(model.network, batch).logits, full)
+        with masked(model, ComponentMask.attention(layers), blocks):
+            swapped = response_logits(model.network, batch).logits
+        with gated(model, layers, torch.zeros(len(layers)), blocks):
+            torch.testing.assert_close(response_logits(model.network, batch).logits, swapped)
+    assert all(parameter.requires_grad for block in blocks.blocks.values() for parameter in block.parameters())
+
+
+def test_gates_find_the_layers_that_do_nothing() -> None:
+    model = tiny.model("llama", layers=6)
+    for layer in (1, 4):
+        model.anatomy.mixer(model.network, layer).o_proj.weight.data.zero_()
+    trials = Trials(model, DOCUMENTS, objective_from({"name": "kl"}))
+    found = Gates(steps=8).select(Problem(trials, model.anatomy.attention_layers, 2, 0))
+    assert list(found.layers) == [1, 4]

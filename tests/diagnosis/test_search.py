@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from test_diagnose import KL, documents
@@ -128,7 +129,7 @@ def test_all_selectors_are_ranked_and_the_best_is_kept(tmp_path: Path, capsys: p
     plan = diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, folder=tmp_path)
     printed = capsys.readouterr().err
     everyone = [plan.selector["kind"], *(other.selector["kind"] for other in plan.alternatives)]
-    assert sorted(everyone) == sorted(set(SELECTORS) - {"all"})
+    assert sorted(everyone) == sorted(set(SELECTORS) - {"all", "kl-guided"})  # there are no fitted blocks
     values = [plan.objective["value"], *(other.value for other in plan.alternatives)]
     assert values == sorted(values, reverse=True)
     for other in plan.alternatives:
@@ -167,3 +168,34 @@ def test_a_selector_that_needs_no_search_is_not_stopped_by_its_passes() -> None:
     assert found.judgement.kl == trials.run([0, 2]).kl
     with pytest.raises(RadistillError, match="allow more passes"):
         search(LeaveOneOut(), trials, 2, seed=0, passes=0.1, folder=None)
+
+
+@pytest.mark.parametrize("selector", [Greedy(width=2, swaps=1), LeaveOneOut(), Gates(steps=3)], ids=lambda s: s.kind)
+def test_every_search_is_an_optuna_study_that_grows_only_once(selector: Selector, tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    plan = diagnose(model, documents(), 2, selector=selector, folder=tmp_path)
+    again = diagnose(model, documents(), 2, selector=selector, folder=tmp_path)
+    assert same(plan, again)
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    [summary] = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    assert [trial.user_attrs["layers"] for trial in study.trials] == [step.layers for step in plan.search]
+    assert [trial.value for trial in study.trials] == [step.value for step in plan.search]
+    first = study.trials[0]
+    assert [int(layer) for layer, skipped in first.params.items() if skipped] == plan.search[0].layers
+    if selector.kind == "greedy":
+        assert study.best_trial.value == max(step.value for step in plan.search)
+
+
+def test_a_search_that_was_stopped_goes_on_in_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    with monkeypatch.context() as patched:
+        patched.setattr("radistill.diagnosis.diagnose.Trials", Interrupted)
+        patched.setattr(Interrupted, "at", 6)
+        with pytest.raises(SearchInterrupted):
+            diagnose(model, documents(), 2, selector="greedy", folder=tmp_path)
+    plan = diagnose(model, documents(), 2, selector="greedy", folder=tmp_path)
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    [summary] = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    assert [trial.user_attrs["layers"] for trial in study.trials] == [step.layers for step in plan.search]

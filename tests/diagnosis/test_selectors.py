@@ -13,7 +13,7 @@ from radistill.diagnosis.diagnose import make_selector
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.selectors import SELECTORS, Bayes, Greedy, LeaveOneOut, Problem, Uniform
 from radistill.diagnosis.selectors.base import most_redundant
-from radistill.diagnosis.trials import Trial
+from radistill.diagnosis.trials import Trial, Trials
 from radistill.errors import RadistillError
 from radistill.speculation.masks import ComponentMask
 
@@ -24,6 +24,8 @@ class KnownTrials:
     calibration_hash = "none"
     calibration_tokens = 10
     forward_tokens = 0.0
+    substitutes = None
+    best = Trials.best
 
     class objective:
         name = "acceptance"
@@ -186,7 +188,8 @@ def forward_selection(trials: KnownTrials, budget: int) -> set[int]:
 def test_greedy_is_forward_selection_and_then_never_worse(seed: int) -> None:
     count, budget = 9, 4
     trials = Interacting(seed)
-    start = forward_selection(trials, budget)
+    singles = most_redundant({layer: trials.value([layer]) for layer in range(count)}, budget)
+    start = max(forward_selection(trials, budget), set(singles), key=trials.value)
     forward = Greedy(width=count, swaps=0).select(problem(Interacting(seed), budget))
     assert set(forward.layers) == start
     swapped = Greedy(width=count, swap_width=budget).select(problem(Interacting(seed), budget))

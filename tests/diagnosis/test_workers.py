@@ -73,7 +73,14 @@ def first_wait_for_the_other(monkeypatch: pytest.MonkeyPatch, url: str, count: i
 def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
     first_wait_for_the_other(monkeypatch, url, 3, lambda: None)
-    plan = diagnose(model, documents(), 3, selector=Bayes(trials=14, startup=12, workers=2), folder=tmp_path / "run")
+    plan = diagnose(
+        model,
+        documents(),
+        3,
+        objective=ACCEPTANCE,
+        selector=Bayes(trials=14, startup=12, workers=2),
+        folder=tmp_path / "run",
+    )
     layers, sets = complete(url, "layers"), complete(url, "sets")
     assert len(sets) == 14
     assert sorted(trial.user_attrs["layers"][0] for trial in layers) == list(range(8))
@@ -109,12 +116,21 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(workers_module.Workers, "fallen", watch)
     first_wait_for_the_other(monkeypatch, url, 1, lambda: os.kill(started[0].pids[0], signal.SIGKILL))
-    plan = diagnose(model, documents(), 3, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path / "run")
+    plan = diagnose(
+        model,
+        documents(),
+        3,
+        objective=ACCEPTANCE,
+        selector=Bayes(trials=8, startup=8, workers=2),
+        folder=tmp_path / "run",
+    )
     assert started[0].pids == []
     assert len(complete(url, "sets")) == 8
     for kind in ("layers", "sets"):
         assert not [trial for trial in trials_of(url, kind) if trial.state is TrialState.RUNNING]
-    again = diagnose(model, documents(), 3, selector=Bayes(trials=8, startup=8), folder=tmp_path / "run")
+    again = diagnose(
+        model, documents(), 3, objective=ACCEPTANCE, selector=Bayes(trials=8, startup=8), folder=tmp_path / "run"
+    )
     assert again.replace == plan.replace
 
 
@@ -123,7 +139,7 @@ def test_the_same_search_with_another_folder_joins_by_storage(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     settings = Bayes(trials=6, startup=4, storage=url)
-    first = diagnose(model, documents(), 3, selector=settings, folder=tmp_path / "here")
+    first = diagnose(model, documents(), 3, objective=ACCEPTANCE, selector=settings, folder=tmp_path / "here")
     monkeypatch.setattr("radistill.diagnosis.shared_study.WORKER", "elsewhere:1:00000000")
     trials = Trials(model, documents(), ACCEPTANCE, folder=tmp_path / "there")
     trials.run = None  # type: ignore[assignment,method-assign]
@@ -131,7 +147,9 @@ def test_the_same_search_with_another_folder_joins_by_storage(
     assert list(settings.select(problem).layers) == first.replace  # all of it was judged before
     assert not (tmp_path / "here" / "study.db").exists()
     # One process with a storage of its own searches as one with a folder does.
-    inside = diagnose(model, documents(), 3, selector=Bayes(trials=6, startup=4), folder=tmp_path / "inside")
+    inside = diagnose(
+        model, documents(), 3, objective=ACCEPTANCE, selector=Bayes(trials=6, startup=4), folder=tmp_path / "inside"
+    )
     assert [step.layers for step in inside.search] == [step.layers for step in first.search]
     assert "storage" not in first.selector
 

@@ -105,8 +105,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "section": (
         {"diagnose.budgte": 2},
-        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, context_length, draft_length, "
-        "objective, passes, selector, tokens_per_batch",
+        "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, by, context_length, draft_length, "
+        "objective, passes, penalty, selector, tokens_per_batch",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
@@ -163,8 +163,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "objective": (
         {"diagnose.objective": "speed"},
-        "diagnose.objective: must be one of acceptance, accepted-length, kl, throughput-measured, throughput-modelled, "
-        "not 'speed'",
+        "diagnose.objective: must be one of acceptance, acceptance-sampled, accepted-length, kl, "
+        "throughput-measured, throughput-modelled, not 'speed'",
     ),
     "loss": (
         {"distill": {"loss": {"kind": "reverse_kl"}}},
@@ -351,3 +351,27 @@ def test_pydantic_knows_no_other_depth() -> None:
         "baseline.target",
         "evaluate",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diagnose.selector": "kl-guided"}, "diagnose.selector is kl-guided, which compares fitted blocks"),
+        (
+            {"baseline": {"selector": "kl-guided", "init": "zero"}},
+            "baseline.selector is kl-guided, but only the hybrid has fitted blocks",
+        ),
+        ({"diagnose.by": "replaceability", "align": None}, "diagnose.by is replaceability, which needs fitted blocks"),
+        (
+            {"diagnose.by": "replaceability", "diagnose.objective": "throughput-modelled"},
+            "diagnose.objective is throughput-modelled, which is about drafts that skip attention",
+        ),
+        (
+            {"diagnose.by": "replaceability", "diagnose.selector": {"kind": "bayes", "workers": 2}},
+            "diagnose.selector.workers is 2, but fitted blocks stay in the process",
+        ),
+    ],
+    ids=["kl-guided", "baseline", "align", "objective", "workers"],
+)
+def test_fields_that_contradict_one_another_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert refusal(write(tmp_path, changes)).startswith(message)

@@ -180,3 +180,28 @@ def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
         assert ours["curve"] == theirs["curve"]
         assert ours["evaluations"] == theirs["evaluations"]
     assert read_json(out / "evaluation.json") == read_json(reference / "evaluation.json")
+
+
+def test_a_run_by_replaceability_fits_its_blocks_once(finished: Path) -> None:
+    diagnose = {"budget": 2, "selector": "kl-guided", "by": "replaceability"}
+    path = write_recipe(finished, diagnose=diagnose, convert={"init": "random"})
+    run(load_recipe(path), finished / "swaps", ["data", "diagnose", "convert", "distill"])
+    plan = read_json(finished / "swaps" / "plan.json")
+    assert plan["by"] == "replaceability"
+    # The blocks of all four layers, fitted before the search; `align` found its two among them.
+    blocks = sorted((finished / "swaps" / "aligned").glob("layer-*.json"))
+    assert len(blocks) == 4
+    plan_written = (finished / "swaps" / "plan.json").stat().st_mtime_ns
+    assert all(block.stat().st_mtime_ns < plan_written for block in blocks)
+    fitted = [fit["layer"] for fit in read_json(finished / "swaps" / "align.json")["layers"]]
+    assert fitted == plan["replace"]
+    assert read_json(finished / "swaps" / "baseline" / "plan.json")["by"] == "redundancy"
+
+
+def test_with_a_penalty_the_baseline_replaces_as_many_layers(finished: Path) -> None:
+    path = write_recipe(finished, diagnose={"budget": 3, "penalty": 0.0}, baseline={"selector": "leave-one-out"})
+    run(load_recipe(path), finished / "free", ["data", "diagnose"])
+    plan, baseline = (read_json(finished / "free" / name / "plan.json") for name in (".", "baseline"))
+    assert len(plan["replace"]) == len(baseline["replace"]) == 1
+    assert plan["objective"]["penalty"] == 0.0
+    assert "penalty" not in baseline["objective"]

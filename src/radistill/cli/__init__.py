@@ -12,6 +12,7 @@ import typer
 
 from radistill.cli.components import components
 from radistill.cli.errors import one_line
+from radistill.cli.export import export
 from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
@@ -46,6 +47,7 @@ app.command("inspect")(inspect)
 app.command("components")(components)
 app.add_typer(plan, name="plan")
 app.command("generate")(generate)
+app.command("export")(export)
 
 
 def main() -> None:

@@ -76,6 +76,18 @@ def diagnose(
     recipe: RecipePath = None,
     out: Out = Path("runs/latest"),
     set_: Set = None,
+    selector: Annotated[
+        str | None,
+        typer.Option("--selector", metavar="NAME", help="How layers are chosen; `all` runs every one and ranks them."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="redundancy|replaceability",
+            help="Judge drafts that skip attention, or ones with a fitted block in its place.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -94,12 +106,23 @@ def diagnose(
     ] = None,
 ) -> None:
     """Find the attention layers that the model can do without: plan.json."""
+    from radistill.errors import RadistillError
     from radistill.pipeline.recipe import load_recipe
     from radistill.pipeline.run import run as run_pipeline
 
     given = {"workers": workers, "storage": storage}
+    named = {"selector": selector, "by": by}
+    chosen = [f"diagnose.{field}={value}" for field, value in named.items() if value is not None]
     overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
-    run_pipeline(load_recipe(_recipe_of(recipe, out), [*(set_ or []), *overrides]), out, ["diagnose"])
+    settings = load_recipe(_recipe_of(recipe, out), [*(set_ or []), *chosen])
+    if overrides:
+        if (kind := settings.diagnose.selector.kind) != "bayes":
+            raise RadistillError(
+                f"diagnose.selector is {kind}, which searches in one process; --workers and --storage are for the "
+                "Bayesian search: add --selector bayes"
+            )
+        settings = load_recipe(_recipe_of(recipe, out), [*(set_ or []), *chosen, *overrides])
+    run_pipeline(settings, out, ["diagnose"])
 
 
 STAGE_COMMANDS = {

@@ -18,8 +18,8 @@ from radistill.conversion.probe import Probe, probe_batch, probe_logits, prove_e
 from radistill.conversion.targets import TARGETS, TargetSettings, target_settings
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy, anatomy_of
-from radistill.models.chunks import fit_chunks
 from radistill.models.loading import Model
+from radistill.models.ssd.install import use_fast_ssd
 from radistill.speculation.masks import ComponentMask, masked
 
 
@@ -118,7 +118,7 @@ def convert(
             initialisation.fill(cast(Mixer, mixer), cast(Attention, attention), context)
             if name := unwritten(mixer):
                 raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
-    fit_chunks(network)
+    use_fast_ssd(network)
     start = _prove_start(teacher, network, layers, probe) if initialisation.silent else None
     record = ConversionRecord(
         target=settings.model_dump(mode="json"),
@@ -152,7 +152,7 @@ def new_parameters(model: Model, replace: Sequence[int] | HasReplace) -> set[str
 def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> float:
     """Compare the source with the target in which nothing is replaced, on the source's own tensors."""
     twin = TARGETS[settings.kind].build(teacher, (), settings, share=True)
-    fit_chunks(twin)
+    use_fast_ssd(twin)
     with _evaluating(teacher.network):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(

@@ -14,7 +14,14 @@ from radistill.diagnosis.trials import Trials
 
 
 def compare(
-    selectors: Sequence[Selector], trials: Trials, budget: int, *, seed: int, passes: float, folder: Path | None
+    selectors: Sequence[Selector],
+    trials: Trials,
+    budget: int,
+    *,
+    seed: int,
+    passes: float,
+    folder: Path | None,
+    free: bool = False,
 ) -> list[Found]:
     """Let each selector search with the same forward tokens to spend, and rank what they found.
 
@@ -26,7 +33,7 @@ def compare(
     found: list[Found] = []
     for selector in selectors:
         try:
-            found.append(search(selector, trials, budget, seed=seed, passes=passes, folder=folder))
+            found.append(search(selector, trials, budget, seed=seed, passes=passes, folder=folder, free=free))
         except KeyboardInterrupt:
             if not found:
                 raise

@@ -174,7 +174,7 @@ def _figures(model: Model, name: str, mask: ComponentMask, tally: _Tally, full_n
 
 def _unread(model: Model, mask: ComponentMask) -> int:
     """Weights of the skipped modules that no other module reads."""
-    skipped = {module for module, _ in masked_modules(model, mask)}
+    skipped = {module for module, _, _ in masked_modules(model, mask)}
     read: set[int] = set()
 
     def walk(module: torch.nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import Objective, make_objective
+from radistill.diagnosis.objectives import Objective, Penalised, make_objective
 from radistill.diagnosis.plan import Alternative, Plan, SearchStep
 from radistill.diagnosis.search import Found, search
 from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
@@ -19,6 +19,7 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
 from radistill.speculation.acceptance import DRAFT_LENGTHS
+from radistill.speculation.substitutes import Substitutes
 
 
 class SearchInterrupted(KeyboardInterrupt):
@@ -66,8 +67,10 @@ def diagnose(
     documents: Sequence[Document],
     budget: int,
     *,
-    selector: Selector | All | str = "bayes",
-    objective: Objective | str = "acceptance",
+    selector: Selector | All | str = "greedy",
+    objective: Objective | str = "kl",
+    penalty: float | None = None,
+    substitutes: Substitutes | None = None,
     passes: float | None = None,
     context_length: int = 1024,
     draft_length: int = 4,
@@ -80,9 +83,12 @@ def diagnose(
     Args:
         model: the model to convert.
         documents: calibration documents, best with responses written by the model itself.
-        budget: how many attention layers are to be replaced.
+        budget: how many attention layers are to be replaced; with a penalty, how many at most.
         selector: a name in `SELECTORS` or a selector with its settings.
         objective: a name in `OBJECTIVES`, or an objective.
+        penalty: what an attention layer that stays costs, in the objective's own unit; None fixes their number.
+        substitutes: blocks that replace attention, so that layers are chosen by replaceability; None skips it, and they
+            are chosen by redundancy.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
         context_length: tokens in the cache where the objective `throughput-modelled` times the components.
@@ -92,7 +98,8 @@ def diagnose(
         folder: where the search keeps its state, so that it can be resumed.
 
     Raises:
-        RadistillError: for a budget that the model does not have, an unknown name, or no documents.
+        RadistillError: for a budget that the model does not have, an unknown name, no documents, or what does not go
+            with substitutes.
         SearchInterrupted: on Ctrl-C, with the best plan so far, once a set of the budget's size has been judged.
     """
     if isinstance(selector, str):
@@ -101,13 +108,19 @@ def diagnose(
     started = time.perf_counter()
     if isinstance(objective, str):
         objective = make_objective(objective, model, context_length, folder, draft_length)
-    trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder)
+    free = penalty is not None
+    if penalty is not None:
+        objective = Penalised(objective, penalty)
+    trials = Trials(
+        model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder, substitutes=substitutes
+    )
     if isinstance(selector, All):
         passes = EQUAL_PASSES if passes is None else passes
-        best, *others = compare(selector.each(passes), trials, budget, seed=seed, passes=passes, folder=folder)
+        selectors = selector.each(passes, fitted=substitutes is not None)
+        best, *others = compare(selectors, trials, budget, seed=seed, passes=passes, folder=folder, free=free)
         print_ranking([best, *others], trials)
     else:
-        best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder), []
+        best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder, free=free), []
     draft = best.judgement
     if not math.isfinite(draft.kl):
         layers = list(best.selection.layers)
@@ -118,10 +131,12 @@ def diagnose(
         num_layers=model.anatomy.num_layers,
         ssm_layers=list(model.anatomy.ssm_layers),
         replace=list(best.selection.layers),
+        by="redundancy" if substitutes is None else "replaceability",
         scores=best.selection.scores,
         score_kind=best.selection.score_kind,
         objective=objective.record(draft),
         acceptance_rate=draft.acceptance_rate,
+        sampled_acceptance=min(1.0, draft.sampled_acceptance),
         mean_accepted_length=_shown(draft),
         kl=draft.kl,
         selector=_settings(best.selector),

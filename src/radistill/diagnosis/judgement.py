@@ -21,10 +21,12 @@ class DraftPass:
     Attributes:
         agreements: one [tokens] bool tensor a response: would the target have accepted this token?
         kl: KL(target || draft), mean over response tokens, in nats.
+        sampled_acceptance: sum_v min(p, q) at temperature 1, mean over response tokens.
     """
 
     agreements: Sequence[Tensor]
     kl: float
+    sampled_acceptance: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Judgement:
         acceptance_rate: share of response tokens that the target accepts.
         mean_accepted_length: accepted tokens a round, for each of `JUDGED_LENGTHS`.
         kl: KL(target || draft), mean over response tokens, in nats; may be NaN or infinite for a broken draft.
+        sampled_acceptance: expected acceptance where tokens are sampled at temperature 1 instead of taken greedily.
         decoded: what real decoding took, by draft length, where it was asked for.
     """
 
@@ -43,13 +46,14 @@ class Judgement:
     acceptance_rate: float
     mean_accepted_length: dict[int, float]
     kl: float
+    sampled_acceptance: float = float("nan")
     decoded: dict[int, Throughput] = field(default_factory=dict)
 
     @classmethod
     def of(cls, mask: ComponentMask, draft: DraftPass) -> "Judgement":
         """Summarise a pass."""
         lengths = {length: mean_accepted_length(draft.agreements, length) for length in JUDGED_LENGTHS}
-        return cls(mask, acceptance_rate(draft.agreements), lengths, draft.kl)
+        return cls(mask, acceptance_rate(draft.agreements), lengths, draft.kl, draft.sampled_acceptance)
 
     def to_row(self) -> dict[str, Any]:
         """The figures as JSON; a KL that is not finite becomes None. The mask is the caller's to write."""
@@ -57,6 +61,7 @@ class Judgement:
             "acceptance_rate": self.acceptance_rate,
             "mean_accepted_length": list(self.mean_accepted_length.values()),
             "kl": self.kl if abs(self.kl) < float("inf") else None,
+            "sampled_acceptance": self.sampled_acceptance,
         }
         if self.decoded:
             row["decoded"] = {str(length): asdict(throughput) for length, throughput in self.decoded.items()}
@@ -67,4 +72,5 @@ class Judgement:
         """The inverse of `to_row`."""
         lengths = dict(zip(JUDGED_LENGTHS, row["mean_accepted_length"], strict=True))
         decoded = {int(length): Throughput(**figures) for length, figures in row.get("decoded", {}).items()}
-        return cls(mask, row["acceptance_rate"], lengths, float("nan") if row["kl"] is None else row["kl"], decoded)
+        kl = float("nan") if row["kl"] is None else row["kl"]
+        return cls(mask, row["acceptance_rate"], lengths, kl, row["sampled_acceptance"], decoded)

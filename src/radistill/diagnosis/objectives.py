@@ -24,6 +24,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def skips_only(self) -> bool:
+        """Whether it has a meaning only where the draft skips attention, and none where another block replaces it."""
+        ...
+
+    @property
     def decoded_length(self) -> int | None:
         """The draft length at which a set must be decoded to be judged; None where a forward pass tells enough."""
         ...
@@ -47,6 +52,7 @@ class Figure:
 
     name: str
     figure: Callable[[Judgement], float]
+    skips_only: bool = field(default=False, init=False)
     decoded_length: None = field(default=None, init=False)
 
     def value(self, draft: Judgement) -> float:
@@ -73,6 +79,7 @@ class ThroughputModelled:
 
     latencies: Latencies
     name: str = field(default="throughput-modelled", init=False)
+    skips_only: bool = field(default=True, init=False)
     decoded_length: None = field(default=None, init=False)
 
     def by_length(self, draft: Judgement) -> dict[int, float]:
@@ -112,6 +119,7 @@ class ThroughputMeasured:
 
     decoded_length: int = 4
     name: str = field(default="throughput-measured", init=False)
+    skips_only: bool = field(default=True, init=False)
 
     def value(self, draft: Judgement) -> float:
         """Tokens a second."""
@@ -126,9 +134,49 @@ class ThroughputMeasured:
         return {"name": self.name, "draft_length": self.decoded_length}
 
 
+@dataclass(frozen=True)
+class Penalised:
+    """Another objective, less a price for every attention layer that stays: then the number of layers is free.
+
+    The price is booked the other way round, as a gain for each layer of the set, which ranks sets alike.
+    """
+
+    inner: Objective
+    penalty: float
+
+    @property
+    def name(self) -> str:
+        """The inner objective's."""
+        return self.inner.name
+
+    @property
+    def skips_only(self) -> bool:
+        """As the inner objective."""
+        return self.inner.skips_only
+
+    @property
+    def decoded_length(self) -> int | None:
+        """As the inner objective."""
+        return self.inner.decoded_length
+
+    def value(self, draft: Judgement) -> float:
+        """The inner objective's value and what the layers gain."""
+        return self.inner.value(draft) + self.penalty * len(draft.mask.skipped)
+
+    def record(self, draft: Judgement) -> dict[str, Any]:
+        """What the inner objective records, with the penalised value, and the penalty."""
+        return {**self.inner.record(draft), "value": self.value(draft), "penalty": self.penalty}
+
+    def to_json(self) -> dict[str, Any]:
+        """The inner objective's, and the penalty."""
+        return {**self.inner.to_json(), "penalty": self.penalty}
+
+
 _FIGURES = {
     # Share of tokens that the target accepts.
     "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
+    # The same where both sample at temperature 1 (arXiv 2211.17192).
+    "acceptance-sampled": Figure("acceptance-sampled", lambda draft: draft.sampled_acceptance),
     # Mean accepted tokens a round at draft length 4: RAD's tau for drafts of equal cost.
     "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
     # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.
@@ -165,6 +213,8 @@ def make_objective(
 
 def objective_from(data: dict[str, Any]) -> Objective:
     """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
+    if "penalty" in data:
+        return Penalised(objective_from({key: data[key] for key in data if key != "penalty"}), data["penalty"])
     if data["name"] == "throughput-modelled":
         return ThroughputModelled(Latencies.from_json(data["latencies"]))
     if data["name"] == "throughput-measured":

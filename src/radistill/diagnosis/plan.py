@@ -9,6 +9,9 @@ from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.models.anatomy import Anatomy
 
+DRAFTS = {"redundancy": "without their attention", "replaceability": "with fitted blocks in their place"}
+"""What the judged draft does with the layers of a plan, by `Plan.by`."""
+
 
 class SearchStep(BaseModel):
     """One set that a search judged."""
@@ -46,16 +49,23 @@ class Plan(BaseModel):
     num_layers: int = Field(ge=1)
     ssm_layers: list[int] = Field(default=[], description="layers that were state-space layers before")
     replace: list[int] = Field(description="layers whose attention is replaced, sorted")
+    by: Literal["redundancy", "replaceability"] = Field(
+        default="redundancy",
+        description="whether the judged draft skips the attention, or has fitted blocks in its place",
+    )
     scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
     score_kind: str | None = Field(description="what a score measures, in words")
     objective: dict[str, int | float | str | dict[str, Any]] = Field(
         description="name and value of what was maximised, and what it was computed from"
     )
-    acceptance_rate: float = Field(ge=0, le=1, description="share of tokens of the skip draft that are accepted")
+    acceptance_rate: float = Field(ge=0, le=1, description="share of the draft's tokens that are accepted")
+    sampled_acceptance: float | None = Field(
+        default=None, ge=0, le=1, description="expected acceptance where both sample at temperature 1"
+    )
     mean_accepted_length: dict[Annotated[int, Field(ge=1)], float] = Field(
         description="accepted tokens a round, by draft length"
     )
-    kl: float = Field(description="KL(model || skip draft) on the calibration responses, nats a token")
+    kl: float = Field(description="KL(model || draft) on the calibration responses, nats a token")
     selector: dict[str, Any] = Field(description="name and settings of the selector")
     search: list[SearchStep]
     alternatives: list[Alternative] = Field(default=[], description="what other selectors found, the best first")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from radistill.console import note
 from radistill.diagnosis.judgement import Judgement
+from radistill.diagnosis.live_study import LiveStudy
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector
 from radistill.diagnosis.trials import OutOfTokens, Trial, Trials
 from radistill.errors import RadistillError
@@ -38,7 +39,14 @@ class Found:
 
 
 def search(
-    selector: Selector, trials: Trials, budget: int, *, seed: int, passes: float | None, folder: Path | None
+    selector: Selector,
+    trials: Trials,
+    budget: int,
+    *,
+    seed: int,
+    passes: float | None,
+    folder: Path | None,
+    free: bool = False,
 ) -> Found:
     """Let a selector search, until it ends, its tokens are spent, or the user presses Ctrl-C.
 
@@ -47,11 +55,12 @@ def search(
     Args:
         selector: how to choose.
         trials: judges sets; its count starts anew.
-        budget: how many layers are to be chosen.
+        budget: how many layers are to be chosen, or at most.
         seed: of every random choice.
         passes: what the search may spend, in passes of the whole model over the calibration documents; None lets it
             end by itself. The judgement that crosses the line is still made.
         folder: where a resumable search keeps its state.
+        free: whether fewer layers than the budget may be chosen.
 
     Raises:
         RadistillError: if the passes are spent before any set of the right size was judged.
@@ -60,15 +69,19 @@ def search(
     started = time.perf_counter()
     trials.start(None if passes is None else passes * trials.calibration_tokens)
     interrupted = False
+    problem = Problem(trials, trials.model.anatomy.attention_layers, budget, seed, folder, free)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        trials.listener = LiveStudy(folder, selector, problem).add
     try:
-        selection = selector.select(Problem(trials, trials.model.anatomy.attention_layers, budget, seed, folder))
+        selection = selector.select(problem)
     except OutOfTokens:
-        selection = Selection(_best(trials, budget, selector, passes), *_alone(trials))
+        selection = Selection(_best(problem, selector, passes), *_alone(trials))
         note(
             f"{selector.kind}: its {passes:g} passes are spent; the best of {len(trials.history)} judged sets is taken"
         )
     except KeyboardInterrupt:
-        best = trials.best(budget)
+        best = trials.best(problem.sizes)
         if best is None:
             raise
         selection, interrupted = Selection(best, *_alone(trials)), True
@@ -89,12 +102,12 @@ def search(
     )
 
 
-def _best(trials: Trials, budget: int, selector: Selector, passes: float | None) -> Sequence[int]:
-    best = trials.best(budget)
+def _best(problem: Problem, selector: Selector, passes: float | None) -> Sequence[int]:
+    best = problem.trials.best(problem.sizes)
     if best is None:
         raise RadistillError(
-            f"diagnose.passes is {passes:g}, but the selector {selector.kind} had judged no set of {budget} layers by "
-            "then; allow more passes, or choose a selector that needs fewer"
+            f"diagnose.passes is {passes:g}, but the selector {selector.kind} had judged no set of {problem.budget} "
+            "layers by then; allow more passes, or choose a selector that needs fewer"
         )
     return best
 

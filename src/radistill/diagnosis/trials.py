@@ -2,30 +2,25 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
+from radistill.diagnosis.target import Target
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.divergence import kl_from
 from radistill.models.loading import Model
-from radistill.models.logits import response_logits
 from radistill.models.sequences import Batch, Document, batches, collate
-from radistill.speculation.acceptance import likeliest_is
 from radistill.speculation.masks import ComponentMask
-from radistill.speculation.prefix import PrefixCache
+from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
 
 _MOST_PADDING = 0.05
-_CHUNK_ON_CPU, _CHUNK_ON_GPU = 2**19, 2**26
-"""Logits compared at once. On a CPU, 2 MiB in float32: a chunk and what is made of it stay in the processor's cache."""
 
 _NOTHING = ComponentMask.attention(())
 
@@ -48,7 +43,7 @@ class Trial:
 
 
 class Trials:
-    """Judges sets of skipped attention layers on calibration documents.
+    """Judges sets of attention layers, skipped or replaced by other blocks, on calibration documents.
 
     A set seen before costs nothing, also in a later process and for another objective: every judgement is appended to a
     file, so that a search that was killed replays what it knows and goes on. What sets share is computed once (see
@@ -67,6 +62,7 @@ class Trials:
         *,
         tokens_per_batch: int = 2048,
         folder: Path | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
         """Run the full model over the documents.
 
@@ -76,15 +72,30 @@ class Trials:
             objective: what `value` is.
             tokens_per_batch: padded tokens in one forward pass.
             folder: where judgements are kept; None keeps them in memory only.
+            substitutes: what runs in place of each attention of a set; None skips it.
 
         Raises:
-            RadistillError: for no documents, or a model whose logits are not numbers.
+            RadistillError: for no documents or one beyond the model's context, for a model whose logits are not
+                numbers, or an objective that is about skips where there are substitutes.
         """
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
+        if substitutes is not None and objective.skips_only:
+            raise RadistillError(
+                f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
+                "replaceability, choose acceptance, accepted-length or kl"
+            )
+        context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+        for document in documents:
+            if context is not None and len(document.tokens) > context:
+                raise RadistillError(
+                    f"calibration document {document.id} has {len(document.tokens)} tokens, but the model's context is "
+                    f"{context}; shorten it, or set data.max_length"
+                )
         self.model = model
         self.objective = objective
         self.documents = documents
+        self.substitutes = substitutes
         self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
         self.calibration_tokens = sum(len(document.tokens) for document in documents)
@@ -92,7 +103,7 @@ class Trials:
         self._file = self._open(folder)
         pad = model.pad_token_id
         groups = batches(documents, tokens_per_batch, _MOST_PADDING)
-        self._targets = [_Target(model, collate(group, pad, model.network.device)) for group in groups]
+        self._targets = [Target(model, collate(group, pad, model.network.device), substitutes) for group in groups]
         self.start()
 
     def start(self, limit: float | None = None) -> None:
@@ -104,6 +115,7 @@ class Trials:
         self.history: list[Trial] = []
         self.forward_tokens = float(self.calibration_tokens)
         self.limit = limit
+        self.listener: Callable[[Trial], None] | None = None
         self._seen: set[tuple[int, ...]] = set()
         self._near = _NOTHING
 
@@ -116,13 +128,14 @@ class Trials:
         """One pass of the draft that skips the attention of `layers`, without looking it up or counting it."""
         mask = ComponentMask.attention(layers)
         agreements: list[Tensor] = []
-        total, tokens = 0.0, 0
+        kl, accepted, tokens = 0.0, 0.0, 0
         for target in self._targets:
-            agree, kl = target.compare(mask, self._near)
-            agreements.extend(agree)
-            total += kl
-            tokens += sum(map(len, agree))
-        return DraftPass(agreements, total / tokens)
+            found = target.compare(mask, self._near)
+            agreements.extend(found.agreements)
+            kl += found.kl
+            accepted += found.sampled_acceptance
+            tokens += target.tokens
+        return DraftPass(agreements, kl / tokens, accepted / tokens)
 
     def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
         """The figures of the draft that skips the attention of `layers`.
@@ -142,12 +155,17 @@ class Trials:
     def value(self, layers: Iterable[int]) -> float:
         """The objective for the draft that skips the attention of `layers`; the search's history lists it.
 
+        `listener`, where it is set, is told of it.
+
         Raises:
             OutOfTokens: as `judge`.
         """
         judgement = self.judge(layers)
         value = self.objective.value(judgement)
-        self.history.append(Trial(tuple(sorted(layers)), value))
+        trial = Trial(tuple(sorted(layers)), value)
+        self.history.append(trial)
+        if self.listener is not None:
+            self.listener(trial)
         return value
 
     def spend(self, tokens: float) -> None:
@@ -166,9 +184,9 @@ class Trials:
         self.spend(self._cost(mask))
         self._near = mask
 
-    def best(self, size: int) -> tuple[int, ...] | None:
-        """The best set of `size` layers that this search has judged; of equals, the one with the lower layers."""
-        complete = [trial for trial in self.history if len(trial.layers) == size]
+    def best(self, sizes: range) -> tuple[int, ...] | None:
+        """The best set of a permitted size that this search has judged; of equals, the one with the lower layers."""
+        complete = [trial for trial in self.history if len(trial.layers) in sizes]
         return min(complete, key=lambda trial: (-trial.value, trial.layers)).layers if complete else None
 
     @property
@@ -219,7 +237,10 @@ class Trials:
         if folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        key = hash_json([self.model.fingerprint, self.calibration_hash])
+        judged = [self.model.fingerprint, self.calibration_hash]
+        if self.substitutes is not None:
+            judged.append(self.substitutes.fingerprint)
+        key = hash_json(judged)
         path = folder / f"trials-{key[:12]}.jsonl"
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -240,44 +261,3 @@ class Trials:
             handle.write(row + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-
-
-class _Target:
-    """What the full model says of one batch, computed once, and drafts compared with it."""
-
-    def __init__(self, model: Model, batch: Batch) -> None:
-        self.batch = batch
-        self._network = model.network
-        self._prefixes = PrefixCache(model, batch)
-        full = self._prefixes.run(_NOTHING, keep=True)
-        if not torch.isfinite(full.logits).all():
-            raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
-        self.tokens = len(full.rows)
-        self._rows = full.rows.cpu()
-        self._best = full.logits.argmax(dim=-1)
-        self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
-
-    def compare(self, mask: ComponentMask, near: ComponentMask) -> tuple[list[Tensor], float]:
-        """For each response, which tokens of the draft are accepted; and the sum of KL(target || draft), in nats."""
-        if near != _NOTHING and not self._prefixes.keeps(near):
-            self._prefixes.run(near, keep=True)
-        logits = self._prefixes.run(mask).logits
-        agreements, kl = [], []
-        with torch.inference_mode():
-            for draft, best, target in self._chunks(logits):
-                agreements.append(likeliest_is(draft, best))
-                kl.append(kl_from(target, draft))
-        agree = torch.cat(agreements).cpu()
-        return [agree[self._rows == row] for row in self._rows.unique()], torch.cat(kl).double().sum().item()
-
-    def divergence(self) -> Tensor:
-        """KL(target || model as it is now), summed over response tokens, with its gradient."""
-        with torch.enable_grad():
-            logits = response_logits(self._network, self.batch).logits
-            return torch.stack([kl_from(target, draft).sum() for draft, _, target in self._chunks(logits)]).sum()
-
-    def _chunks(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A few tokens of the draft's logits at a time, with the target's best tokens and log-probabilities."""
-        numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
-        chunk = max(1, numbers // logits.shape[-1])
-        return zip(logits.split(chunk), self._best.split(chunk), self._log_probabilities.split(chunk), strict=True)

@@ -26,6 +26,7 @@ from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches, collate
+from radistill.speculation.substitutes import Substitutes
 
 
 class AlignSettings(BaseModel):
@@ -132,13 +133,12 @@ def align(
     settings = settings or AlignSettings()
     started = time.perf_counter()
     train, kept_apart = _split(documents, settings)
-    # The weights may have changed since the fingerprint was last asked for, and they change below.
-    student.__dict__.pop("fingerprint", None)
-    key = _key(student, teacher, documents, settings, seed)
-    student.__dict__.pop("fingerprint", None)
+    student.__dict__.pop("fingerprint", None)  # the weights change below
+    text = hash_json([list(document.tokens) for document in documents])
+    keys = {layer: _key(student, layer, teacher, text, settings, seed) for layer in replace}
     fits: dict[int, LayerFit] = {}
     for layer in replace:
-        fit = _restore(student, layer, folder, key)
+        fit = _restore(student, layer, folder, keys[layer])
         if fit is not None:
             fits[layer] = fit
     missing = [layer for layer in replace if layer not in fits]
@@ -154,7 +154,7 @@ def align(
             for layer in layers:
                 mixer = student.anatomy.mixer(student.network, layer)
                 fits[layer] = _fit(mixer, layer, cached.pop(layer), apart.pop(layer), settings, seed)
-                _keep(mixer, fits[layer], folder, key)
+                _keep(mixer, fits[layer], folder, keys[layer])
                 advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
     for layer in missing:
         if fits[layer].unexplained_after >= fits[layer].unexplained_before:
@@ -324,10 +324,12 @@ def _unexplained(mixer: nn.Module, activations: list[_Activations]) -> float:
     return error / tokens / _variance(activations)
 
 
-def _key(student: Model, teacher: Model, documents: Sequence[Document], settings: AlignSettings, seed: int) -> str:
-    """What a finished block depends on."""
-    text = [list(document.tokens) for document in documents]
-    return hash_json([student.fingerprint, teacher.fingerprint, text, settings.model_dump(mode="json"), seed])
+def _key(student: Model, layer: int, teacher: Model, text: str, settings: AlignSettings, seed: int) -> str:
+    """What a finished block depends on: itself and the teacher, but not which other layers are replaced."""
+    block = Substitutes({layer: student.anatomy.mixer(student.network, layer)}).fingerprint
+    config = student.network.config.to_dict()
+    geometry = {name: value for name, value in config.items() if name.startswith("mamba")}
+    return hash_json([block, geometry, teacher.fingerprint, text, settings.model_dump(mode="json"), seed])
 
 
 def _keep(mixer: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> None:

@@ -19,9 +19,9 @@ from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json
-from radistill.models.chunks import fit_chunks
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.models.ssd.install import use_fast_ssd
 
 # Settings that change how a run is watched or kept, not what comes out of it.
 _WITHOUT_EFFECT = {"save_seconds", "report_to"}
@@ -103,7 +103,7 @@ def distill(
     if folder is not None:
         checkpoints = Checkpoints(folder, _key(student, teacher, train, heldout, settings, new_parameters, seed))
         student.__dict__.pop("fingerprint", None)
-    fit_chunks(student.network)
+    use_fast_ssd(student.network)
     with _prepared(student.network, teacher.network, new_parameters, settings):
         trainer = DistillTrainer(
             student.network,

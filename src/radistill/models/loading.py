@@ -25,6 +25,7 @@ from radistill.files import atomic_folder
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
 from radistill.models.sources import locate
+from radistill.models.ssd.install import use_fast_ssd
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,6 +126,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
     _check_vocabulary(folder, tokenizer, network)
     _check_finite(folder, network)
+    use_fast_ssd(network)
     return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
 
 

@@ -17,6 +17,8 @@ from radistill.models.loading import Model, load
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.run_folder import RunFolder
 
+MAIN_ARM = "rad"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -25,6 +27,7 @@ class Arm:
     Attributes:
         name: its key in evaluation.json.
         folder: where its files lie.
+        by: whether they are judged by redundancy or by replaceability.
         selector: how its layers are chosen.
         target: the architecture it becomes.
         init: how its new blocks start.
@@ -34,11 +37,17 @@ class Arm:
 
     name: str
     folder: Path
+    by: str
     selector: SelectorSettings
     target: TargetSettings
     init: str
     align: AlignSettings | None
     distill: DistillSettings | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the hybrid that the run is about, not a baseline."""
+        return self.name == MAIN_ARM
 
     @property
     def plan(self) -> Path:
@@ -105,8 +114,9 @@ class Context:
         recipe = self.recipe
         arms = [
             Arm(
-                name="rad",
+                name=MAIN_ARM,
                 folder=self.path,
+                by=recipe.diagnose.by,
                 selector=recipe.diagnose.selector,
                 target=recipe.convert.target,
                 init=recipe.convert.init,
@@ -120,6 +130,7 @@ class Context:
                 Arm(
                     name=baseline.selector.kind,
                     folder=self.path / "baseline",
+                    by="redundancy",
                     selector=baseline.selector,
                     target=baseline.target,
                     init=baseline.init,

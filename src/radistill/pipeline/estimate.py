@@ -19,6 +19,7 @@ from radistill.pipeline.memory import (
     Lengths,
     align_bytes_per_layer,
     disk_bytes,
+    fitted_blocks,
     layers_at_once,
     lengths,
     memory_of_stages,
@@ -171,8 +172,9 @@ def estimate(recipe: Recipe) -> Estimate:
 def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
     """Passes over the calibration data, at most: the full model's, those of the search, and of each result."""
     limit = settings.passes or (EQUAL_PASSES if isinstance(settings.selector, All) else math.inf)
-    selectors = settings.selector.each(limit) if isinstance(settings.selector, All) else [settings.selector]
-    needed = [selector.most_passes(len(anatomy.attention_layers), settings.budget) for selector in selectors]
+    fitted = settings.by == "replaceability"
+    selectors = settings.selector.each(limit, fitted) if isinstance(settings.selector, All) else [settings.selector]
+    needed = [selector.most_passes(len(anatomy.attention_layers), settings.sizes) for selector in selectors]
     return 1 + sum(1 + math.ceil(min(passes, limit)) for passes in needed)
 
 
@@ -214,7 +216,7 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
         passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=data.calibration * bounds.document,
         align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
-        align_passes=math.ceil(recipe.diagnose.budget / layers_at_once(recipe, base, bounds)) if align else 0,
+        align_passes=math.ceil(fitted_blocks(recipe, base) / layers_at_once(recipe, base, bounds)) if align else 0,
         steps=distill.steps if distill else 0,
         step_tokens=step_tokens,
     )

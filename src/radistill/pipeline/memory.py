@@ -123,7 +123,12 @@ def layers_at_once(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
     """Layers whose activations `align` records in one pass of the base."""
     assert recipe.align is not None
     per_layer = align_bytes_per_layer(recipe, base, bounds)
-    return min(max(1, int(recipe.align.memory_gib * 2**30 // per_layer)), recipe.diagnose.budget)
+    return min(max(1, int(recipe.align.memory_gib * 2**30 // per_layer)), fitted_blocks(recipe, base))
+
+
+def fitted_blocks(recipe: Recipe, base: Anatomy) -> int:
+    """How many blocks `align` fits: those that the hybrid needs, or one for every attention to choose by."""
+    return len(base.attention_layers) if recipe.diagnose.by == "replaceability" else recipe.diagnose.budget
 
 
 def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from radistill.conversion.initialisation import INITIALISATIONS
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, SelectorSettings, Uniform
+from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
@@ -45,11 +45,20 @@ class DiagnoseSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    budget: int = Field(ge=1, description="attention layers to replace")
-    selector: Selector = Field(default_factory=Bayes, description="how they are chosen")
-    objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(
-        default="acceptance", description="what the search maximises"
+    budget: int = Field(ge=1, description="attention layers to replace; with a `penalty`, at most")
+    penalty: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="what an attention layer that stays costs, in the objective's unit; null fixes their number",
     )
+    by: Literal["redundancy", "replaceability"] = Field(
+        default="redundancy",
+        description="judge drafts that skip attention (RAD), or ones with a fitted block in its place, which `align` "
+        "fits for every layer first",
+    )
+    selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
+    objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(default="kl", description="what the search maximises")
     passes: float | None = Field(
         default=None,
         gt=0,
@@ -63,6 +72,11 @@ class DiagnoseSettings(BaseModel):
         default=4, ge=1, description="tokens drafted in a round where `throughput-measured` decodes"
     )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
+
+    @property
+    def sizes(self) -> range:
+        """How many layers may be chosen."""
+        return range(self.budget if self.penalty is None else 1, self.budget + 1)
 
 
 class ConvertSettings(BaseModel):
@@ -146,9 +160,36 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(data, override)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RadistillError(f"{path}: {explain(error, Recipe)}") from None
+    if contradiction := _contradiction(recipe):
+        raise RadistillError(f"{path}: {contradiction}")
+    return recipe
+
+
+def _contradiction(recipe: Recipe) -> str | None:
+    """What two fields that are each right say against one another, if they do."""
+    diagnose, baseline = recipe.diagnose, recipe.baseline
+    if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
+        return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
+    if baseline is not None and isinstance(baseline.selector, KLGuided):
+        return "baseline.selector is kl-guided, but only the hybrid has fitted blocks to choose by; name another"
+    if diagnose.by == "redundancy":
+        return None
+    if recipe.align is None:
+        return "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section"
+    if diagnose.objective.startswith("throughput"):
+        return (
+            f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention; with diagnose.by "
+            "replaceability choose acceptance, accepted-length or kl"
+        )
+    if isinstance(diagnose.selector, Bayes) and diagnose.selector.workers > 1:
+        return (
+            f"diagnose.selector.workers is {diagnose.selector.workers}, but fitted blocks stay in the process that "
+            "fitted them; with diagnose.by replaceability one worker searches"
+        )
+    return None
 
 
 def _override(data: dict[str, Any], override: str) -> None:

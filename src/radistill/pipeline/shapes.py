@@ -1,6 +1,7 @@
 """Networks that have shapes but no data: exact counts in seconds and without memory, whatever the size of the model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from radistill.conversion.targets import TARGETS, TargetSettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import quiet
-from radistill.models.chunks import fit_chunks
 from radistill.models.loading import Model
+from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def hybrid_shape(
         target: settings of the student's architecture.
         budget: how many layers are replaced.
         dtype: of weights and activations.
-        on_cpu: whether the run will be on a CPU, where state-space layers scan in shorter chunks.
+        on_cpu: whether the run will be on a CPU, where state-space layers run functions of ours.
         step: batch of one end-to-end step; None counts none.
         block_step: batch of one step of a block's fit; None counts none.
         train_everything: whether other weights than the new blocks' are trained.
@@ -90,7 +91,9 @@ def hybrid_shape(
         replace = [candidates[place * len(candidates) // budget] for place in range(budget)]
         student = TARGETS[target.kind].build(source, replace, target, share=True)
         if on_cpu:
-            fit_chunks(student)
+            use_fast_ssd(student)
+        # Once used in this process, our functions would also take these tensors for a CPU's.
+        path = nullcontext() if on_cpu else without_fast_ssd(student)
         student.train()
         student.requires_grad_(train_everything)
         anatomy = anatomy_of(student)
@@ -106,14 +109,15 @@ def hybrid_shape(
             return blocks[0](inputs, attention_mask=torch.ones(batch.rows, batch.time, dtype=torch.long))
 
         experts = bool(getattr(student.config, "num_local_experts", 0))
-        return HybridShape(
-            anatomy=anatomy,
-            parameters=anatomy.parameters(student),
-            new=sum(_numbers(block) for block in blocks),
-            block=_numbers(blocks[0]),
-            step_bytes=None if step is None or experts else kept_bytes(student, partial(end_to_end, step)),
-            block_bytes=None if block_step is None else kept_bytes(blocks[0], partial(fit, block_step)),
-        )
+        with path:
+            return HybridShape(
+                anatomy=anatomy,
+                parameters=anatomy.parameters(student),
+                new=sum(_numbers(block) for block in blocks),
+                block=_numbers(blocks[0]),
+                step_bytes=None if step is None or experts else kept_bytes(student, partial(end_to_end, step)),
+                block_bytes=None if block_step is None else kept_bytes(blocks[0], partial(fit, block_step)),
+            )
 
 
 def kept_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 from radistill.console import note
 from radistill.conversion import convert, new_parameters
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
-from radistill.diagnosis.plan import Plan
+from radistill.diagnosis.plan import DRAFTS, Plan
 from radistill.distillation.align import Alignment, align
+from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
 from radistill.distillation.distill import distill
@@ -21,6 +22,7 @@ from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context
 from radistill.pipeline.preflight import check_conversion
 from radistill.report import write_report
+from radistill.speculation.substitutes import Substitutes
 
 
 def run_data(context: Context) -> None:
@@ -44,13 +46,16 @@ def run_diagnose(context: Context) -> None:
             continue
         with context.folder.step(step, inputs, context.recipe.seed):
             settings = context.recipe.diagnose
+            substitutes = _fit_blocks(context, arm) if arm.by == "replaceability" else None
             try:
                 plan = diagnose(
                     context.base,
                     [record.document for record in context.splits.calibration],
-                    settings.budget,
+                    _budget(context, arm),
                     selector=arm.selector,
                     objective=settings.objective,
+                    penalty=settings.penalty if arm.is_main else None,
+                    substitutes=substitutes,
                     passes=settings.passes,
                     context_length=settings.context_length,
                     draft_length=settings.draft_length,
@@ -65,8 +70,29 @@ def run_diagnose(context: Context) -> None:
             plan.save(arm.plan)
             note(
                 f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
-                f"the skip draft has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
+                f"the draft {DRAFTS[plan.by]} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
             )
+
+
+def _budget(context: Context, arm: Arm) -> int:
+    """The recipe's; where that lets the search choose how many, a baseline has as many as the hybrid."""
+    settings = context.recipe.diagnose
+    if arm.is_main or settings.penalty is None:
+        return settings.budget
+    return len(Plan.load(context.arms[0].plan).replace)
+
+
+def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
+    assert arm.align is not None  # the recipe is checked for it
+    return fit_blocks(
+        context.base,
+        [record.document for record in context.splits.train],
+        arm.align,
+        target=arm.target,
+        init=arm.init,
+        seed=context.recipe.seed,
+        folder=arm.folder / "aligned",
+    )
 
 
 def run_convert(context: Context) -> None:
@@ -216,7 +242,18 @@ def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "selector": arm.selector.model_dump(mode="json", exclude={"workers", "storage"}),
         "calibration": hash_file(_data(context, "calibration")),
         "settings": diagnose_settings,
+        "budget": _budget(context, arm),
+        "blocks": _blocks_inputs(context, arm) if arm.by == "replaceability" else None,
         **context.settings_of("dtype", "seed"),
+    }
+
+
+def _blocks_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    return {
+        "train": hash_file(_data(context, "train")),
+        "align": arm.align.model_dump(mode="json") if arm.align else None,
+        "target": arm.target.model_dump(mode="json"),
+        "init": arm.init,
     }
 
 

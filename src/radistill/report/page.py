@@ -53,7 +53,7 @@ def render(folder: RunFolder) -> str:
         rows=rows_of(folder),
         footnotes=footnotes(folder),
         baseline_name=arm_name(folder.baseline_key, folder.baseline_init),
-        outdated=_outdated(folder),
+        outdated=outdated(folder),
         layers_figure=layers_figure(folder),
         search_figure=search_figure(folder),
         search_facts=_search_facts(folder.plan),
@@ -91,7 +91,7 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _outdated(folder: RunFolder) -> bool:
+def outdated(folder: RunFolder) -> bool:
     """Whether the hybrid has changed, or is being changed, since it was evaluated."""
     stages = mapping(folder["run.json"].get("stages"))
     if not folder.evaluation or not stages:
@@ -110,13 +110,14 @@ def _search_facts(plan: dict[str, Any]) -> Facts:
     facts = [
         ("Selector", f"{kind} ({settings})" if selector else kind),
         ("Budget", f"{len(plan['replace'])} of {plan['num_layers']} layers"),
+        ("Chosen by", _words(plan.get("by", "redundancy"))),
         ("Sets judged", whole(len(trials)) if trials else "none"),
     ]
     if number(objective.get("value")) is not None:
         facts.append(("Objective of the plan", f"{_words(objective.get('name'))} {significant(objective['value'])}"))
     for key, name, form in (
-        ("acceptance_rate", "Tokens of the skip draft accepted", percent),
-        ("kl", "KL of the skip draft, calibration", lambda value: f"{significant(value)} nats/token"),
+        ("acceptance_rate", "Tokens of the draft accepted", percent),
+        ("kl", "KL of the draft, calibration", lambda value: f"{significant(value)} nats/token"),
         ("seconds", "Time", duration),
         ("forward_tokens", "Tokens through the model", whole),
     ):

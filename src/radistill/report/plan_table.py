@@ -43,8 +43,8 @@ def layer_strip(plan: Plan) -> str:
 
 
 _ORDER = (
-    "model", "fingerprint", "layers", "replaced", "  only here", "objective", "acceptance", "accepted of", "KL, nats",
-    "selector", "judged sets", "seconds", "tokens", "calibration", "seed",
+    "model", "fingerprint", "layers", "replaced", "  only here", "chosen by", "objective", "acceptance", "accepted of",
+    "KL, nats", "selector", "judged sets", "seconds", "tokens", "calibration", "seed",
 )  # fmt: skip
 
 
@@ -65,8 +65,10 @@ def _rows(plan: Plan) -> dict[str, str]:
         "fingerprint": plan.model_fingerprint[:_HASH_LETTERS],
         "layers": layer_strip(plan),
         "replaced": f"{len(plan.replace)}: {layer_list(plan.replace)}",
+        "chosen by": plan.by,
         "objective": ", ".join([f"{plan.objective['name']} {significant(value, 4)}", *further]),
         "acceptance": percent(plan.acceptance_rate),
+        **({} if plan.sampled_acceptance is None else {"acceptance, sampled": percent(plan.sampled_acceptance)}),
         **{f"accepted of {length}": significant(mean) for length, mean in sorted(plan.mean_accepted_length.items())},
         "KL, nats": significant(plan.kl),
         "selector": ", ".join([str(plan.selector.get("kind", EN_DASH)), *settings]),

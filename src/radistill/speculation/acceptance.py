@@ -74,13 +74,13 @@ def expected_acceptance(target: Tensor, draft: Tensor) -> Tensor:
     """Probability that speculative sampling accepts a token of the draft: sum_v min(p_v, q_v) (arXiv 2211.17192).
 
     Args:
-        target: p, [tokens, vocab], the target's probabilities, after temperature and top-p.
-        draft: q, [tokens, vocab], the draft's at the same places.
+        target: log p, [tokens, vocab], the target's log-probabilities, after temperature and top-p.
+        draft: log q, [tokens, vocab], the draft's at the same places.
 
     Returns:
         [tokens], from 0 to 1; 0 where either side has a NaN, because such a draft proposes nothing.
     """
-    return torch.minimum(target, draft).sum(dim=-1).nan_to_num(nan=0.0)
+    return torch.minimum(target, draft).exp().sum(dim=-1).nan_to_num(nan=0.0)
 
 
 def mean_accepted_length(agreements: Iterable[Tensor], draft_length: int) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
+from radistill.speculation.substitutes import Substitutes
 
 
 @dataclass(frozen=True)
@@ -41,40 +42,53 @@ class ComponentMask:
 
 
 @contextmanager
-def masked(model: Model, mask: ComponentMask) -> Iterator[None]:
+def masked(model: Model, mask: ComponentMask, substitutes: Substitutes | None = None) -> Iterator[None]:
     """Switch the masked components off inside the block; afterwards the model is as it was, also after an error.
 
     The forward of each skipped module is shadowed on the instance, so no model class changes and nothing is computed
     for it. A skipped module adds exactly zero to the residual stream and writes nothing to a cache.
 
+    Args:
+        model: changed inside the block only.
+        mask: what is off.
+        substitutes: what runs in place of a masked attention, instead of nothing.
+
     Raises:
-        RadistillError: if the model has no such layer, or the layer no such component.
+        RadistillError: if the model has no such layer, the layer no such component, or the attention no substitute.
     """
     modules = masked_modules(model, mask)
     silent_attention = _silent_attention(model.anatomy.hidden_size)
+    forwards = [
+        _silent
+        if component is not Component.ATTENTION
+        else silent_attention
+        if substitutes is None
+        else substitutes.forward_of(layer)
+        for _, layer, component in modules
+    ]
     try:
-        for module, component in modules:
-            shadow_forward(module, silent_attention if component is Component.ATTENTION else _silent)
+        for (module, _, _), forward in zip(modules, forwards, strict=True):
+            shadow_forward(module, forward)
         yield
     finally:
-        for module, _ in modules:
+        for module, _, _ in modules:
             restore_forward(module)
 
 
-def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, Component]]:
-    """The modules that a mask switches off, each with the component that it belongs to, by layer.
+def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, int, Component]]:
+    """The modules that a mask switches off, each with its layer and the component that it belongs to, by layer.
 
     Raises:
         RadistillError: if the model has no such layer, or the layer no such component.
     """
-    modules: list[tuple[nn.Module, Component]] = []
+    modules: list[tuple[nn.Module, int, Component]] = []
     for layer, component in sorted(mask.skipped):
         if not 0 <= layer < model.anatomy.num_layers:
             raise RadistillError(f"mask: layer {layer} does not exist; layers are 0 to {model.anatomy.num_layers - 1}")
         found = model.anatomy.modules(model.network, layer, component)
         if not found:
             raise RadistillError(f"mask: layer {layer} has no {component.value}")
-        modules.extend((module, component) for module in found)
+        modules.extend((module, layer, component) for module in found)
     return modules
 
 

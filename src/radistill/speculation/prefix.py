@@ -16,6 +16,7 @@ from radistill.models.loading import Model
 from radistill.models.logits import ResponseLogits, response_logits
 from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked, restore_forward, shadow_forward
+from radistill.speculation.substitutes import Substitutes
 
 _NOTHING = ComponentMask(frozenset())
 
@@ -26,10 +27,11 @@ class PrefixCache:
     Holds at most 2 x (layers + 1) x batch x time x hidden numbers in the model's dtype, on the model's device.
     """
 
-    def __init__(self, model: Model, batch: Batch) -> None:
+    def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None = None) -> None:
         """Nothing is run yet: the first to run and keep is the full model, which every other can start from."""
         self._model = model
         self._batch = batch
+        self._substitutes = substitutes
         # By mask, the input of every layer, and last the output of the last layer.
         self._kept: dict[ComponentMask, list[Tensor]] = {}
         self._in_tuples = False
@@ -43,7 +45,11 @@ class PrefixCache:
                 the place of the masked model that was remembered before; the full model always stays.
         """
         base, first = self._start(mask)
-        with torch.inference_mode(), masked(self._model, mask), self._starting_at(base, first):
+        with (
+            torch.inference_mode(),
+            masked(self._model, mask, self._substitutes),
+            self._starting_at(base, first),
+        ):
             if not keep:
                 return response_logits(self._model.network, self._batch)
             with self._recording(first) as recorded:

@@ -10,24 +10,24 @@ from radistill.diagnosis.selectors.bayes import Bayes
 from radistill.diagnosis.selectors.block_influence import BlockInfluence
 from radistill.diagnosis.selectors.gates import Gates
 from radistill.diagnosis.selectors.greedy import Greedy
+from radistill.diagnosis.selectors.kl_guided import KLGuided
 from radistill.diagnosis.selectors.leave_one_out import LeaveOneOut
 from radistill.diagnosis.selectors.uniform import Uniform
 
-SELECTORS: dict[
-    str, type[All] | type[Bayes] | type[BlockInfluence] | type[Gates] | type[Greedy] | type[LeaveOneOut] | type[Uniform]
-] = {
+SelectorSettings = Annotated[
+    All | Bayes | BlockInfluence | Gates | Greedy | KLGuided | LeaveOneOut | Uniform, Field(discriminator="kind")
+]
+
+SELECTORS: dict[str, type[SelectorSettings]] = {
     "all": All,
     "bayes": Bayes,
     "block-influence": BlockInfluence,
     "gates": Gates,
     "greedy": Greedy,
+    "kl-guided": KLGuided,
     "leave-one-out": LeaveOneOut,
     "uniform": Uniform,
 }
-
-SelectorSettings = Annotated[
-    All | Bayes | BlockInfluence | Gates | Greedy | LeaveOneOut | Uniform, Field(discriminator="kind")
-]
 
 __all__ = [
     "EQUAL_PASSES",
@@ -37,6 +37,7 @@ __all__ = [
     "BlockInfluence",
     "Gates",
     "Greedy",
+    "KLGuided",
     "LeaveOneOut",
     "Problem",
     "Selection",

@@ -9,6 +9,7 @@ from radistill.diagnosis.selectors.bayes import Bayes
 from radistill.diagnosis.selectors.block_influence import BlockInfluence
 from radistill.diagnosis.selectors.gates import Gates
 from radistill.diagnosis.selectors.greedy import Greedy
+from radistill.diagnosis.selectors.kl_guided import KLGuided
 from radistill.diagnosis.selectors.leave_one_out import LeaveOneOut
 from radistill.diagnosis.selectors.uniform import Uniform
 
@@ -23,12 +24,18 @@ class All(BaseModel):
 
     kind: Literal["all"] = "all"
 
-    def each(self, passes: float) -> list[Selector]:
-        """One selector of each kind, set so that a search does not end long before its `passes` are spent."""
+    def each(self, passes: float, fitted: bool = False) -> list[Selector]:
+        """One selector of each kind, set so that a search does not end long before its `passes` are spent.
+
+        Args:
+            passes: what each may spend.
+            fitted: whether there are fitted blocks, without which `kl-guided` has nothing to restore layers in.
+        """
         return [
             Uniform(),
             BlockInfluence(),
             LeaveOneOut(),
+            *([KLGuided()] if fitted else []),
             Gates(steps=max(1, int(passes / 2.5))),
             Bayes(trials=max(1, int(passes))),
             Greedy(),

@@ -12,15 +12,16 @@ from radistill.diagnosis.trials import Trials
 
 @dataclass(frozen=True)
 class Problem:
-    """A question for a selector: which `budget` of the `candidates` should go?
+    """A question for a selector: which `budget` of the `candidates` should go, or how many of them at most?
 
     Attributes:
         trials: judges a set of skipped layers; larger is better. It ends the search by an exception when its tokens
             are spent; the best set judged by then is the answer (`radistill.diagnosis.search`).
         candidates: the layers that have attention.
-        budget: how many of them are to be chosen.
+        budget: how many of them are to be chosen, or at most.
         seed: of every random choice.
         folder: where a resumable search keeps its state; None keeps it in memory.
+        free: whether fewer layers than the budget may be chosen; the objective then has a penalty (`Penalised`).
     """
 
     trials: Trials
@@ -28,6 +29,12 @@ class Problem:
     budget: int
     seed: int
     folder: Path | None = None
+    free: bool = False
+
+    @property
+    def sizes(self) -> range:
+        """How many layers may be chosen."""
+        return range(1 if self.free else self.budget, self.budget + 1)
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,14 @@ class Selector(Protocol):
         ...
 
     def select(self, problem: Problem) -> Selection:
-        """Choose exactly `problem.budget` of `problem.candidates`."""
+        """Choose some of `problem.candidates`, as many as `problem.sizes` permits."""
         ...
 
-    def most_passes(self, candidates: int, budget: int) -> int:
-        """Passes over the calibration documents that it needs at most, each counted as a whole one."""
+    def most_passes(self, candidates: int, sizes: range) -> int:
+        """Passes over the calibration documents that it needs at most, each counted as a whole one.
+
+        `sizes` are those that may be chosen, as in `Problem`.
+        """
         ...
 
     def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
@@ -74,6 +84,27 @@ def each_alone(problem: Problem) -> dict[int, float]:
             scores[layer] = problem.trials.value([layer])
             advance(1, f"layer {layer}: {scores[layer]:.4f}")
     return scores
+
+
+def passes_by_rank(sizes: range) -> int:
+    """What `best_by_rank` needs."""
+    return len(sizes) if len(sizes) > 1 else 0
+
+
+def best_by_rank(problem: Problem, scores: dict[int, float]) -> list[int]:
+    """The layers with the largest scores; where their number is free, as many of them as the objective likes best.
+
+    Raises:
+        OutOfTokens: where several numbers have to be judged, and the search's tokens are spent.
+    """
+    if not problem.free:
+        return most_redundant(scores, problem.budget)
+    sets = [most_redundant(scores, size) for size in problem.sizes]
+    for layers in reversed(sets):
+        problem.trials.value(layers)
+    best = problem.trials.best(problem.sizes)
+    assert best is not None
+    return list(best)
 
 
 def most_redundant(scores: dict[int, float], count: int) -> list[int]:

@@ -42,12 +42,13 @@ class Bayes(BaseModel):
         "Null keeps the study in the run folder",
     )
 
-    def most_passes(self, candidates: int, budget: int) -> int:
+    def most_passes(self, candidates: int, sizes: range) -> int:
         """One for each judged set."""
         return self.trials + (candidates if self.warm_start else 0)
 
     def select(self, problem: Problem) -> Selection:
-        """Maximise the objective over sets of `problem.budget` layers.
+        """Maximise the objective over sets of `problem.budget` layers; where their number is free, a proposal stands
+        for its entries above a half.
 
         The study lies in `problem.folder` as SQLite, or where `storage` says, so a search that was killed goes on where
         it was, and optuna-dashboard shows it live. As long as one process works on it, the proposals are a function of
@@ -55,13 +56,19 @@ class Bayes(BaseModel):
         With more of them, proposals also depend on who is faster.
 
         Raises:
-            RadistillError: if the storage cannot be used, or several workers have none.
+            RadistillError: if the storage cannot be used, several workers have none, or there are fitted blocks.
         """
+        problem.trials.listener = None  # each set is a trial of this search's own study
         url = self._url(problem)
         if self.workers > 1 and url is None:
             raise RadistillError(
                 f"diagnose.selector.workers is {self.workers}, but the study is only in memory; "
                 "give a folder or a storage"
+            )
+        if self.workers > 1 and problem.trials.substitutes is not None:
+            raise RadistillError(
+                f"diagnose.selector.workers is {self.workers}, but fitted blocks stay in the process that fitted them; "
+                "search by replaceability with one worker"
             )
         singles = self._shared(url, problem, "layers") if self.warm_start else None
         sets = self._shared(url, problem, "sets")
@@ -123,11 +130,13 @@ class Bayes(BaseModel):
         return f"sqlite:///{problem.folder / 'study.db'}"
 
     def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
-        trials, budget = problem.trials, problem.budget
+        trials = problem.trials
         judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective.to_json()]
+        if trials.substitutes is not None:
+            judged.append(trials.substitutes.fingerprint)
         key = [judged, list(problem.candidates), problem.seed]
         if kind == "sets":
-            key += [budget, self.startup, self.warm_start]
+            key += [problem.budget, problem.free, self.startup, self.warm_start]
         study = open_study(url, f"bayes-{kind}-{hash_json(key)[:12]}")
         study.set_user_attr("model", trials.model.fingerprint)
         study.set_user_attr("calibration", trials.calibration_hash)
@@ -136,9 +145,9 @@ class Bayes(BaseModel):
             return [trial.suggest_categorical("layer", list(problem.candidates))]
 
         def layers(trial: optuna.Trial) -> list[int]:
-            return most_redundant(
-                {each: trial.suggest_float(str(each), 0.0, 1.0) for each in problem.candidates}, budget
-            )
+            point = {each: trial.suggest_float(str(each), 0.0, 1.0) for each in problem.candidates}
+            wanted = sum(entry > 0.5 for entry in point.values()) if problem.free else problem.budget
+            return most_redundant(point, min(max(wanted, 1), problem.budget))
 
         def sampler(completed: int, alone: bool) -> optuna.samplers.BaseSampler:
             seed = _seed(problem.seed, completed, alone)

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, best_by_rank, passes_by_rank
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Batch
@@ -25,9 +25,9 @@ class BlockInfluence(BaseModel):
 
     kind: Literal["block-influence"] = "block-influence"
 
-    def most_passes(self, candidates: int, budget: int) -> int:
+    def most_passes(self, candidates: int, sizes: range) -> int:
         """See `select`."""
-        return 2
+        return 2 + passes_by_rank(sizes)
 
     def select(self, problem: Problem) -> Selection:
         """Choose the layers with the smallest block influence."""
@@ -41,7 +41,7 @@ class BlockInfluence(BaseModel):
             tokens += int(batch.attention_mask.sum())
         scores = dict(zip(problem.candidates, (sums / tokens).tolist(), strict=True))
         return Selection(
-            most_redundant(scores, problem.budget), scores, "cosine of the residual stream before and after attention"
+            best_by_rank(problem, scores), scores, "cosine of the residual stream before and after attention"
         )
 
 

@@ -12,94 +12,126 @@ from radistill.console import progress
 from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
+from radistill.speculation.substitutes import Substitutes
+
+_LARGEST_CHANGE = 1.5
+"""Of a layer's log share in one step, so that a layer that is vital at one mixture is not ruled out for ever."""
 
 
 class Gates(BaseModel):
-    """A factor in [0, 1] on every attention's output, trained by KL to the full model; the smallest ones go."""
+    """A share of every attention is switched off, more of it step by step; the layers that least resist go."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["gates"] = "gates"
     steps: int = Field(default=24, ge=1, description="gradient steps, each over all calibration documents")
-    learning_rate: float = Field(default=0.1, gt=0, description="of Adam, on the gates")
-    judge_every: int = Field(default=2, ge=1, description="steps after which the set of the smallest gates is judged")
+    learning_rate: float = Field(default=0.5, gt=0, allow_inf_nan=False, description="of the multiplicative updates")
+    ramp: float = Field(
+        default=0.8, gt=0, le=1, description="share of the steps in which the shares grow to the budget"
+    )
+    judge_every: int = Field(default=2, ge=1, description="steps after which the set of the largest shares is judged")
 
-    def most_passes(self, candidates: int, budget: int) -> int:
+    def most_passes(self, candidates: int, sizes: range) -> int:
         """Forward and backward of each step, and the judged sets."""
         return 2 * self.steps + self.steps // self.judge_every + 1
 
     def select(self, problem: Problem) -> Selection:
-        """Train the gates, and choose the best of the sets that they passed through.
+        """Train the shares, and choose the best of the sets that they passed through.
 
-        The gates always add up to the number of layers that stay: every step is followed by a projection onto that
-        budget. They start equal. Weights get no gradient and do not change, so a step costs about two forward passes.
+        What is off always adds up to the number of layers that go, and this number grows from nothing: near the whole
+        model its gradient tells which layers matter, far from it nothing does. A step multiplies each share by the
+        exponential of minus its relative cost (Kivinen and Warmuth, 1997), because costs differ by orders of magnitude
+        between layers, and rescales them to the budget, none above 1. Weights get no gradient and do not change, so a
+        step costs about two forward passes.
         """
-        trials = problem.trials
-        kept = len(problem.candidates) - problem.budget
-        gates = torch.full((len(problem.candidates),), kept / len(problem.candidates), dtype=torch.float64)
-        gates.requires_grad_()
-        optimiser = torch.optim.Adam([gates], lr=self.learning_rate)
+        trials, count = problem.trials, len(problem.candidates)
+        shares = torch.full((count,), 1 / count, dtype=torch.float64)
         with progress("train gates", self.steps, "steps") as advance:
             for step in range(1, self.steps + 1):
                 trials.spend(2 * trials.calibration_tokens)
-                optimiser.zero_grad()
-                with gated(trials.model, problem.candidates, gates):
+                total = problem.budget * min(1.0, step / (self.ramp * self.steps))
+                shares = scaled_to(shares, total)
+                gates = (1 - shares).requires_grad_()
+                with gated(trials.model, problem.candidates, gates, trials.substitutes):
                     kl = trials.differentiate()
-                optimiser.step()
-                with torch.no_grad():
-                    gates.copy_(project(gates, kept))
+                assert gates.grad is not None
+                shares = updated(shares, -gates.grad, self.learning_rate)
                 status = f"KL {kl:.4f}"
                 if step % self.judge_every == 0 or step == self.steps:
-                    scores = dict(zip(problem.candidates, (-gates.detach()).tolist(), strict=True))
-                    status += f", set {trials.value(most_redundant(scores, problem.budget)):.4f}"
+                    scores = dict(zip(problem.candidates, shares.tolist(), strict=True))
+                    size = min(max(round(total), problem.sizes[0]), problem.budget)
+                    status += f", set {trials.value(most_redundant(scores, size)):.4f}"
                 advance(1, status)
-        best = trials.best(problem.budget)
+        best = trials.best(problem.sizes)
         assert best is not None  # the last step is judged
-        return Selection(best, scores, "minus the trained gate on this layer's attention")
+        return Selection(best, scores, "trained share of this layer's attention that is off, not capped at 1")
+
+
+def updated(shares: Tensor, costs: Tensor, rate: float) -> Tensor:
+    """Shares after one multiplicative step, not yet rescaled.
+
+    Args:
+        shares: [layers], positive.
+        costs: [layers], derivative of the loss by each share.
+        rate: a layer of average cost loses this much of the logarithm of its share.
+    """
+    free = shares < 1
+    weights = shares * free if free.any() else shares
+    average = (weights * costs.abs()).sum() / weights.sum()
+    if not torch.isfinite(average) or average <= 0:
+        return shares
+    change = (rate * costs / average).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE)
+    return shares * torch.exp(-change)
+
+
+def scaled_to(shares: Tensor, total: float) -> Tensor:
+    """min(1, c x shares) for the one c with which they add up to `total`.
+
+    Args:
+        shares: [layers], positive.
+        total: above 0, at most the number of layers.
+    """
+    largest_first = shares.sort(descending=True).values
+    for full in range(len(shares)):
+        rest = largest_first[full:]
+        scale = (total - full) / rest.sum()
+        if scale * rest[0] <= 1:
+            break
+    return (shares * scale).clamp(max=1)
 
 
 @contextmanager
-def gated(model: Model, layers: Sequence[int], gates: Tensor) -> Iterator[None]:
+def gated(model: Model, layers: Sequence[int], gates: Tensor, substitutes: Substitutes | None = None) -> Iterator[None]:
     """Multiply the attention output of `layers` by `gates` [layers]; afterwards the model is as it was.
 
-    Inside, gradients flow to the gates only: the weights are frozen.
+    Inside, gradients flow to the gates only: the weights are frozen. With substitutes, what a gate takes from an
+    attention it gives to its layer's block.
     """
 
-    def gate(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    def gate(index: int, layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             added = output[0] if isinstance(output, tuple) else output
-            scaled = added * gates[index].to(added)
+            share = gates[index].to(added)
+            scaled = added * share
+            if substitutes is not None:
+                instead, _ = substitutes.forward_of(layer)(args[0] if args else kwargs["hidden_states"])
+                scaled = scaled + instead * (1 - share)
             return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
         return hook
 
-    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    networks = [model.network, *(substitutes.blocks.values() if substitutes is not None else ())]
+    trained = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
     handles = []
     try:
-        model.network.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(False)
         for index, layer in enumerate(layers):
             for module in model.anatomy.modules(model.network, layer, Component.ATTENTION):
-                handles.append(module.register_forward_hook(gate(index)))
+                handles.append(module.register_forward_hook(gate(index, layer), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def project(gates: Tensor, total: float) -> Tensor:
-    """The closest point of {0 <= g <= 1, sum g = total}: clip(gates - shift, 0, 1) for the one shift that fits.
-
-    Args:
-        gates: [layers].
-        total: from 0 to the number of layers.
-    """
-    low, high = gates.min() - 1, gates.max()
-    for _ in range(60):  # the sum falls as the shift grows
-        middle = (low + high) / 2
-        if (gates - middle).clamp(0, 1).sum() > total:
-            low = middle
-        else:
-            high = middle
-    return (gates - (low + high) / 2).clamp(0, 1)

@@ -1,6 +1,6 @@
 """Forward selection, then a local search by swaps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,13 +22,14 @@ class Greedy(BaseModel):
     swaps: int = Field(default=20, ge=0, description="swaps of a skipped layer for another, at most")
     swap_width: int = Field(default=3, ge=1, description="skipped layers that a swap tries to take back")
 
-    def most_passes(self, candidates: int, budget: int) -> int:
+    def most_passes(self, candidates: int, sizes: range) -> int:
         """Each layer alone, and for each place and each swap the tried candidates and the set that they start from."""
-        swap = budget + 1 + self.swap_width * (self.width + 1)
+        budget = sizes[-1]
+        swap = budget + 1 + (self.swap_width + (len(sizes) > 1)) * (self.width + 1)
         return candidates + 1 + budget * (self.width + 1) + self.swaps * swap
 
     def select(self, problem: Problem) -> Selection:
-        """Maximise the objective over sets of `problem.budget` layers.
+        """Maximise the objective over sets of as many layers as the problem permits.
 
         What a layer costs is remembered from the last time that it was tried, as in lazy greedy (Minoux, 1978); layers
         interact, so the remembered cost only decides which candidates are tried again. All sets of a round differ from
@@ -44,30 +45,35 @@ class Greedy(BaseModel):
                 layer, value = costs.cheapest(chosen, problem.candidates, self.width)
                 chosen.add(layer)
                 advance(1, f"layer {layer}: {value:.4f}")
+        best = trials.best(problem.sizes)
+        assert best is not None  # the last set of the loop has the right size
+        chosen = set(best)
         with progress("swaps", self.swaps, "swaps") as advance:
             for _ in range(self.swaps):
-                better = self._swap(problem, costs, chosen)
+                current = trials.value(chosen)
+                steps = self._steps(problem, costs, chosen)
+                better = next((step for step in steps if trials.value(step) > current), None)
                 if better is None:
                     break
-                chosen, value = better
-                advance(1, f"best {value:.4f}")
+                chosen = better
+                advance(1, f"best {trials.value(chosen):.4f}")
         return Selection(sorted(chosen), scores, f"{trials.objective.name} with only this layer's attention skipped")
 
-    def _swap(self, problem: Problem, costs: "_Costs", chosen: set[int]) -> tuple[set[int], float] | None:
-        """A better set that differs in one layer, or None where none was found."""
+    def _steps(self, problem: Problem, costs: "_Costs", chosen: set[int]) -> Iterator[set[int]]:
+        """Sets that differ from `chosen` in one layer, or in one pair of layers, the most promising first."""
         trials = problem.trials
-        current = trials.value(chosen)
-        if len(chosen) == 1:
-            return None  # every single layer has been judged
+        if problem.sizes == range(1, 2):
+            return  # every single layer has been judged
         trials.stay_near(chosen)
-        without = {layer: trials.value(chosen - {layer}) for layer in sorted(chosen)}
+        without = {layer: trials.value(chosen - {layer}) for layer in sorted(chosen) if len(chosen) > 1}
         # Layers whose return helps most, and so whose place is best given to another.
         for removed in sorted(without, key=lambda layer: (-without[layer], layer))[: self.swap_width]:
-            rest = chosen - {removed}
-            layer, value = costs.cheapest(rest, [c for c in problem.candidates if c != removed], self.width)
-            if value > current:
-                return rest | {layer}, value
-        return None
+            if len(chosen) - 1 in problem.sizes:
+                yield chosen - {removed}
+            others = [candidate for candidate in problem.candidates if candidate != removed]
+            yield chosen - {removed} | {costs.cheapest(chosen - {removed}, others, self.width)[0]}
+        if len(chosen) + 1 in problem.sizes:
+            yield chosen | {costs.cheapest(chosen, problem.candidates, self.width)[0]}
 
 
 class _Costs:

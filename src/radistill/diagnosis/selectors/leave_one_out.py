@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, best_by_rank, each_alone, passes_by_rank
 
 
 class LeaveOneOut(BaseModel):
@@ -14,16 +14,16 @@ class LeaveOneOut(BaseModel):
 
     kind: Literal["leave-one-out"] = "leave-one-out"
 
-    def most_passes(self, candidates: int, budget: int) -> int:
-        """One for each layer."""
-        return candidates
+    def most_passes(self, candidates: int, sizes: range) -> int:
+        """One for each layer, and what it takes to choose how many."""
+        return candidates + passes_by_rank(sizes)
 
     def select(self, problem: Problem) -> Selection:
         """Choose the layers with the smallest KL."""
         each_alone(problem)
         scores = {layer: -problem.trials.judge([layer]).kl for layer in problem.candidates}
         return Selection(
-            most_redundant(scores, problem.budget),
+            best_by_rank(problem, scores),
             scores,
             "minus KL(model || draft) in nats with only this layer's attention skipped",
         )

@@ -1,0 +1,241 @@
+"""Mamba-2 blocks on a CPU: our convolution, scan and gated norm against transformers' own torch path.
+
+    python benchmarks/ssd.py [--repeats 15] [--threads 2] [--model smollm2-135m] [--prompt 1024]
+
+Blocks of 9 heads of 64 with state 64, as in a converted SmolLM2-135M, batch 1, with one B/C group (the default) and
+with nine (the transfer baseline). What is timed is transformers' own block, with its own functions or ours inside;
+for `between` its two projections are taken out, so that convolution, scan and gated norm remain. transformers runs
+twice: with the chunks of 256 tokens that are its default, and with 64, which are faster on a CPU. The arms take turns
+in one process, and every ratio is one of medians. `speedup` is the smallest ratio of `between`, forward and backward,
+to transformers as it is, over both lengths and both numbers of groups; `smallest_ratio` has the same for either chunk.
+Last, a whole converted model reads a prompt.
+
+The result is written to benchmarks/results/ssd.json.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: threads that wait actively starve each other where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import GraniteMoeHybridConfig
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
+
+from radistill import convert, load
+from radistill.conversion.initialisation.mamba2 import recurrence
+from radistill.files import write_json
+from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.provenance import machine, seed_everything, versions
+
+ROOT = Path(__file__).parent.parent
+HEADS, HEAD_DIM, STATE = 9, 64, 64
+WIDTH = HEADS * HEAD_DIM
+LENGTHS, GROUPS = (512, 2048), (1, 9)
+CHUNKS = {"transformers": 256, "transformers_chunk_64": 64}
+REPLACE = [6, 7, 10, 11, 12, 22, 25, 26, 28, 29]
+
+# Where the time of transformers' path goes, by operation.
+KINDS = {
+    "convolution": ("conv",),
+    "matrix products": ("bmm", "addmm", "aten::mm"),
+    "decay matrices": ("cumsum", "flip", "exp", "masked_fill", "tril"),
+}
+
+
+class Through(nn.Identity):
+    """Stands in for a projection; the block asks for its parameters before it looks for a fused kernel."""
+
+    weight = None
+    bias = None
+
+
+def make_block(groups: int, seed: int) -> GraniteMoeHybridMambaLayer:
+    """A block with Mamba-2's published initialisation, in training mode."""
+    config = GraniteMoeHybridConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        layer_types=["linear_attention"],
+        mamba_n_heads=HEADS,
+        mamba_d_head=HEAD_DIM,
+        mamba_n_groups=groups,
+        mamba_d_state=STATE,
+        mamba_expand=1,
+    )
+    torch.manual_seed(seed)
+    block = GraniteMoeHybridMambaLayer(config, 0)
+    with torch.no_grad():
+        recurrence(block, torch.Generator().manual_seed(seed))
+    return block.train()
+
+
+@contextmanager
+def path(name: str, network: nn.Module) -> Iterator[None]:
+    """Let `network` run on one of the paths: ours, or transformers' with chunks of some length."""
+    if name == "ours":
+        yield
+        return
+    blocks = [module for module in network.modules() if hasattr(module, "A_log")]
+    before = [block.chunk_size for block in blocks]
+    for block in blocks:
+        block.chunk_size = CHUNKS[name]
+    try:
+        with without_fast_ssd(network):
+            yield
+    finally:
+        for block, chunk in zip(blocks, before, strict=True):
+            block.chunk_size = chunk
+
+
+def compare(network: nn.Module, run: Callable[[], dict[str, Tensor]], repeats: int) -> dict[str, Any]:
+    """Time `run` on every path, in turns, and compare what it returns.
+
+    Returns:
+        Seconds (median) by path, ratios to ours, and the largest difference of any result of ours from that of
+        transformers with its default chunks: root mean square of the difference over that of the result.
+    """
+    names = ["ours", *CHUNKS]
+    results, seconds = {}, defaultdict(list)
+    for name in names:
+        with path(name, network):
+            run()
+            results[name] = run()
+    for _ in range(repeats):
+        for name in names:
+            with path(name, network):
+                started = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    differences = {
+        name: float((results["ours"][name] - expected).norm() / expected.norm())
+        for name, expected in results["transformers"].items()
+    }
+    worst = max(differences, key=lambda name: differences[name])
+    return {
+        "seconds": medians,
+        "ratio": {name: medians[name] / medians["ours"] for name in CHUNKS},
+        "largest_difference": {worst: differences[worst]},
+    }
+
+
+def training(block: nn.Module, inputs: Tensor, weights: Tensor) -> Callable[[], dict[str, Tensor]]:
+    """Forward and backward of a block: its output, and the gradients of input and parameters."""
+
+    def run() -> dict[str, Tensor]:
+        inputs.grad = None
+        block.zero_grad()
+        output = block(inputs)
+        output.backward(weights)
+        gradients = {name: weight.grad for name, weight in block.named_parameters()}
+        return {"output": output.detach(), "input": inputs.grad, **gradients}
+
+    return run
+
+
+def forward(block: nn.Module, inputs: Tensor) -> Callable[[], dict[str, Tensor]]:
+    """Forward of a block."""
+
+    @torch.no_grad()
+    def run() -> dict[str, Tensor]:
+        return {"output": block(inputs)}
+
+    return run
+
+
+def measure_block(groups: int, length: int, repeats: int, seed: int) -> dict[str, Any]:
+    """A whole block, and what is between its projections."""
+    found: dict[str, Any] = {"groups": groups, "tokens": length}
+    block = make_block(groups, seed)
+    use_fast_ssd(block)
+    weights = torch.randn(1, length, WIDTH)
+    whole = torch.randn(1, length, WIDTH, requires_grad=True)
+    found["whole_block"] = compare(block, training(block, whole, weights), repeats)
+    projected = block.in_proj(whole).detach().requires_grad_()
+    block.in_proj, block.out_proj = Through(), Through()
+    found["between"] = compare(block, training(block, projected, weights), repeats)
+    found["between_forward"] = compare(block, forward(block, projected), repeats)
+    found["transformers_time"] = shares(block, training(block, projected, weights))
+    return found
+
+
+def shares(block: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
+    """Share of each kind of operation in the time of transformers' path with its default chunks."""
+    with path("transformers", block):
+        run()
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            for _ in range(3):
+                run()
+    spent: dict[str, float] = defaultdict(float)
+    for event in trace.key_averages():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), None)
+        spent[kind or "elementwise and copies"] += event.self_cpu_time_total
+    return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.items()}
+
+
+def measure_prefill(name: str, length: int, repeats: int) -> dict[str, Any]:
+    """A whole converted model reads a prompt of random tokens into an empty cache."""
+    student = convert(load(name), REPLACE, init="random")
+    # A fresh `random` block is silent, and a difference inside it would not reach the logits.
+    for layer in REPLACE:
+        weight = student.anatomy.mixer(student.network, layer).out_proj.weight
+        nn.init.normal_(weight, std=0.02)
+    ids = torch.randint(student.anatomy.vocab_size, (1, length))
+
+    @torch.no_grad()
+    def run() -> dict[str, Tensor]:
+        return {"logits": student.network(input_ids=ids, use_cache=True, logits_to_keep=1).logits}
+
+    return {"model": name, "replace": REPLACE, "tokens": length, **compare(student.network, run, repeats)}
+
+
+def main() -> None:
+    """Measure, print the summary, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--prompt", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    seed_everything(arguments.seed, arguments.threads)
+    blocks = [measure_block(g, t, arguments.repeats, arguments.seed) for g in GROUPS for t in LENGTHS]
+    ratios = {name: min(block["between"]["ratio"][name] for block in blocks) for name in CHUNKS}
+    result = {
+        "speedup": ratios["transformers"],
+        "smallest_ratio": ratios,
+        "largest_difference": max(max(block["between"]["largest_difference"].values()) for block in blocks),
+        "blocks": blocks,
+        "prefill": measure_prefill(arguments.model, arguments.prompt, max(3, arguments.repeats // 3)),
+        "repeats": arguments.repeats,
+        "seed": arguments.seed,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(ROOT / "benchmarks" / "results" / "ssd.json", result)
+    for block in blocks:
+        for part in ("between", "between_forward", "whole_block"):
+            print(f"{block['groups']} groups, {block['tokens']} tokens, {part}: {_summary(block[part])}")
+    print(f"prefill of {arguments.model}, {arguments.prompt} tokens: {_summary(result['prefill'])}")
+    print(f"speedup {result['speedup']:.2f}, largest difference {result['largest_difference']:.1e}")
+
+
+def _summary(found: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{name} {1000 * taken:.1f} ms" for name, taken in found["seconds"].items())
+    return seconds + "; " + ", ".join(f"{ratio:.2f} x {name}" for name, ratio in found["ratio"].items())
+
+
+if __name__ == "__main__":
+    main()

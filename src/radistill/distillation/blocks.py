@@ -1,0 +1,48 @@
+"""A fitted block for every attention of a model: what a search by replaceability swaps in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from radistill.conversion import convert
+from radistill.conversion.targets import TargetSettings
+from radistill.distillation.align import AlignSettings, align
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.speculation.substitutes import Substitutes
+
+
+def fit_blocks(
+    base: Model,
+    documents: Sequence[Document],
+    settings: AlignSettings,
+    *,
+    target: TargetSettings | str = "granite-hybrid",
+    init: str = "random",
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Substitutes:
+    """Fit a block to each attention of a model, as if it were to be replaced.
+
+    A block is the one that `align` gives a student whatever other layers it replaces, so what lies in `folder` serves
+    the students of every plan.
+
+    Args:
+        base: the model; unchanged afterwards.
+        documents: text that the blocks are fitted on.
+        settings: of the fit.
+        target, init, seed: as in `convert`.
+        folder: where finished blocks are kept, so that a killed run goes on; None keeps them in memory only.
+
+    Raises:
+        RadistillError: as `convert` and `align`.
+    """
+    attention = base.anatomy.attention_layers
+    blocks: dict[int, nn.Module] = {}
+    # A hybrid keeps at least one attention, so it takes two of them to have a block for each.
+    for layers in (attention[:-1], attention[-1:]):
+        student = convert(base, layers, target=target, init=init, seed=seed)
+        align(student, base, documents, settings, replace=layers, seed=seed, folder=folder)
+        blocks |= {layer: student.anatomy.mixer(student.network, layer) for layer in layers}
+    return Substitutes(blocks)

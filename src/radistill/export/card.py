@@ -1,0 +1,107 @@
+"""The model card: what the model is, how it was made, what was measured, and whose terms apply."""
+
+from functools import cache
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from radistill.export.source import Source
+from radistill.models.anatomy import anatomy_of
+from radistill.provenance import versions
+from radistill.report.numbers import layer_list, number, percent, significant, whole
+from radistill.report.page import outdated
+from radistill.report.results import footnotes, rows_of
+from radistill.report.run_folder import mapping
+
+
+def model_card(source: Source) -> str:
+    """The card in Markdown, with the front matter that the Hugging Face hub reads."""
+    run, anatomy = source.run, anatomy_of(source.config)
+    return (
+        _template()
+        .render(
+            front_matter=yaml.safe_dump(_front_matter(source), sort_keys=False, allow_unicode=True).rstrip(),
+            name=source.name,
+            base=source.base,
+            teacher=source.teacher,
+            arm=source.arm,
+            run=run,
+            plan=_plan_facts(source.plan),
+            layers=anatomy.num_layers,
+            ssm_layers=layer_list(list(anatomy.ssm_layers)),
+            attention_layers=layer_list(list(anatomy.attention_layers)),
+            rows=[] if run is None else rows_of(run),
+            footnotes=[] if run is None or not run.evaluation else footnotes(run),
+            trained=run is None or any(run.recipe.get(stage) is not None for stage in ("align", "distill")),
+            outdated=run is not None and outdated(run),
+            recipe="" if run is None else _public_recipe(run.recipe),
+            versions=versions() if run is None else mapping(run["run.json"].get("versions")),
+            seed=None if run is None else run["run.json"].get("seed"),
+            groups=source.config.mamba_n_groups,
+        )
+        .rstrip()
+        + "\n"
+    )
+
+
+def _front_matter(source: Source) -> dict[str, Any]:
+    base = source.base
+    front: dict[str, Any] = {
+        "license": "unknown" if base is None else base.licence,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["radistill", "hybrid", "mamba2", "granitemoehybrid", "distillation"],
+    }
+    if base is not None and base.hub is not None:
+        front = {"base_model": base.hub, "base_model_relation": "finetune", **front}
+    return front
+
+
+def _plan_facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the plan says about itself, in words; only what it says."""
+    if not plan:
+        return []
+    facts = [("attention replaced by Mamba-2 in layers", layer_list(plan["replace"]))]
+    if kind := mapping(plan.get("selector")).get("kind"):
+        facts.append(("chosen by", str(kind)))
+    if (objective := mapping(plan.get("objective"))) and number(objective.get("value")) is not None:
+        facts.append((f"objective ({objective.get('name')})", significant(objective["value"])))
+    if number(plan.get("acceptance_rate")) is not None:
+        facts.append(("tokens of the skip draft that the base accepts", percent(plan["acceptance_rate"])))
+    if number(plan.get("kl")) is not None:
+        facts.append(("KL of the skip draft, nats a token", significant(plan["kl"])))
+    if number(plan.get("forward_tokens")) is not None:
+        facts.append(("calibration tokens that the search read", whole(plan["forward_tokens"])))
+    return facts
+
+
+def _public_recipe(recipe: dict[str, Any]) -> str:
+    """The recipe as YAML. Paths and storage URLs of the machine of the run are not for others: they are cut short."""
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shorten(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shorten(item) for item in value]
+        if isinstance(value, str) and "://" in value:  # may hold a password
+            return f"{value.partition('://')[0]}://…"
+        if isinstance(value, str) and value.startswith(("/", "~")):
+            return value.rstrip("/").rpartition("/")[2]
+        return value
+
+    return yaml.safe_dump(shorten(recipe), sort_keys=False, allow_unicode=True).rstrip() if recipe else ""
+
+
+@cache
+def _template() -> Template:
+    # Markdown, not HTML: nothing is escaped.
+    environment = Environment(
+        loader=PackageLoader("radistill", "export"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.j2")

@@ -1,0 +1,134 @@
+"""A model folder as one GGUF file, which llama.cpp runs as `granitehybrid`."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGUFWriter, LlamaFileType
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from radistill.console import progress
+from radistill.errors import RadistillError
+from radistill.export.gguf_metadata import obstacles, rotary_scaling, write_settings
+from radistill.export.gguf_tensors import ROTARY_DIVISORS, TYPES, encode, storage_type, stored_bytes, translate
+from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
+from radistill.export.weights import find_weights, read_weight, shape_of
+from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
+
+_FILE_TYPES = {
+    "float32": LlamaFileType.ALL_F32,
+    "float16": LlamaFileType.MOSTLY_F16,
+    "bfloat16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+def write_gguf(
+    folder: Path, path: Path, dtype: str | None = None, about: Mapping[str, str | list[int]] | None = None
+) -> None:
+    """Write the model in `folder` to the GGUF file `path`, in one step: there is no half-written file.
+
+    Weights are read one by one, so that the memory needed is that of the largest.
+
+    Args:
+        folder: a transformers folder of a `granitemoehybrid` model.
+        path: an existing file is replaced.
+        dtype: of matrices, one of `TYPES`; the checkpoint's own if None.
+        about: further metadata by its key: name, licence, lineage.
+
+    Raises:
+        RadistillError: if llama.cpp cannot hold the model or its tokenizer, or a weight is missing or not finite.
+    """
+    config = read_config(folder)
+    if found := obstacles(config):
+        raise RadistillError(f"{folder}: llama.cpp's granitehybrid cannot hold this model: {'; '.join(found)}")
+    dtype = dtype or _own_dtype(config)
+    if dtype not in TYPES:
+        raise RadistillError(f"dtype is {dtype!r}; for a GGUF it can be {', '.join(TYPES)}")
+    weights = find_weights(folder, config)
+    tokenizer = _tokenizer(folder)
+    try:
+        vocabulary = read_vocabulary(tokenizer, config.vocab_size, _eos_ids(folder, config))
+    except RadistillError as error:
+        raise RadistillError(f"{folder}: {error}") from None
+
+    with _replacing(path) as temporary:
+        writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GRANITE_HYBRID])
+        try:
+            writer.add_type("model")
+            writer.add_file_type(_FILE_TYPES[dtype])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            for key, value in (about or {}).items():
+                if isinstance(value, str):
+                    writer.add_string(key, value)
+                else:
+                    writer.add_array(key, value)
+            write_settings(writer, config)
+            write_vocabulary(writer, vocabulary, _chat_template(tokenizer))
+            _write_weights(writer, weights, config, dtype)
+        finally:
+            writer.close()
+
+
+def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, dtype: str) -> None:
+    """Announce every tensor by its shape, then write them in the same order."""
+    if config.tie_word_embeddings:
+        weights = {name: path for name, path in weights.items() if name != "lm_head.weight"}
+    divisors, _ = rotary_scaling(config)
+    if divisors is not None:
+        writer.add_tensor_info(ROTARY_DIVISORS, list(divisors.shape), np.dtype(np.float32), divisors.nbytes)
+    for name, path in weights.items():
+        for target, shape in translate(name, shape_of(name, path), config).items():
+            kind = storage_type(target, shape, TYPES[dtype])
+            writer.add_tensor_info(target, list(shape.shape), np.dtype(np.float32), stored_bytes(shape, kind), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors.numpy())
+    with progress("writing GGUF", total=len(weights), unit="weights") as advance:
+        for name, path in weights.items():
+            for target, tensor in translate(name, read_weight(name, path), config).items():
+                writer.write_tensor_data(encode(name, tensor, storage_type(target, tensor, TYPES[dtype])))
+            advance()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _own_dtype(config: PreTrainedConfig) -> str:
+    return str(config.dtype or "float32").removeprefix("torch.")
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    check_tokenizer(folder)
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a broken file can fail anywhere in the tokenizer's reader
+        raise RadistillError(f"{folder}: the tokenizer cannot be read ({one_line(error)})") from None
+    return tokenizer
+
+
+def _eos_ids(folder: Path, config: PreTrainedConfig) -> list[int]:
+    """Tokens at which generation stops."""
+    settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else config
+    ids = settings.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else None

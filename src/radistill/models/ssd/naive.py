@@ -1,0 +1,79 @@
+"""Mamba-2 token by token: the definition, slow and obvious, that every faster path is tested against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def naive_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    dt_bias: Tensor,
+    initial_state: Tensor | None = None,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+) -> tuple[Tensor, Tensor]:
+    """The recurrence `state = exp(step A) state + step x B`, `y = C state + D x`, with `step = softplus(dt + dt_bias)`.
+
+    Args:
+        x: [batch, time, heads, head_dim].
+        dt: [batch, time, heads].
+        A, D, dt_bias: [heads]; A is negative.
+        B, C: [batch, time, groups, state]; a group serves `heads / groups` consecutive heads.
+        initial_state: [batch, heads, head_dim, state]; zero if None.
+        dt_limit: the step is clamped to this range.
+
+    Returns:
+        y, [batch, time, heads, head_dim], and the last state, [batch, heads, head_dim, state].
+    """
+    batch, time, heads, head_dim = x.shape
+    each = heads // B.shape[2]
+    state = x.new_zeros(batch, heads, head_dim, B.shape[3]) if initial_state is None else initial_state
+    outputs = []
+    for t in range(time):
+        step = F.softplus(dt[:, t] + dt_bias).clamp(*dt_limit)
+        b, c = B[:, t].repeat_interleave(each, dim=1), C[:, t].repeat_interleave(each, dim=1)
+        state = torch.exp(step * A)[..., None, None] * state + (step[..., None] * x[:, t])[..., None] * b[..., None, :]
+        outputs.append((state * c[..., None, :]).sum(-1) + D[:, None] * x[:, t])
+    return torch.stack(outputs, dim=1), state
+
+
+def naive_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """SiLU of a causal convolution, each channel by itself.
+
+    Args:
+        x: [batch, channels, time].
+        weight: [channels, taps]; the last tap reads the present.
+        bias: [channels].
+
+    Returns:
+        [batch, channels, time].
+    """
+    taps = weight.shape[1]
+    outputs = []
+    for t in range(x.shape[2]):
+        read = range(max(0, taps - 1 - t), taps)
+        y = sum((weight[:, tap] * x[:, :, t - taps + 1 + tap] for tap in read), start=torch.zeros_like(x[:, :, t]))
+        y = y if bias is None else y + bias
+        outputs.append(y * torch.sigmoid(y))
+    return torch.stack(outputs, dim=2)
+
+
+def naive_gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, group_size: int) -> Tensor:
+    """`x silu(gate)`, divided by its root mean square over each group of channels, times the weight.
+
+    Args:
+        x, gate: [..., channels].
+        weight: [channels].
+        eps: added to the mean square.
+        group_size: channels of a group, which divides `channels`.
+
+    Returns:
+        [..., channels].
+    """
+    gated = (x * gate * torch.sigmoid(gate)).split(group_size, dim=-1)
+    return weight * torch.cat([part / (part.square().mean(-1, keepdim=True) + eps).sqrt() for part in gated], dim=-1)

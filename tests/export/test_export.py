@@ -1,0 +1,244 @@
+"""`radistill export`: from a run folder to a folder or a file, with a card that says where it comes from."""
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+import small
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+import tiny
+from radistill.cli import main
+from radistill.errors import RadistillError
+from radistill.export import export
+from radistill.export.lineage import lineage_of
+from radistill.files import read_json, write_json
+
+SOURCE_CARD = "---\nlicense: cc-by-4.0\nlanguage: en\n---\n\n# A source\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The folder of a source model, with a model card that states a licence."""
+    folder = tiny.save("llama", tmp_path / "my-base")
+    (folder / "README.md").write_text(SOURCE_CARD)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, source: Path) -> Path:
+    """A run folder with two students, whose figures are invented."""
+    folder = tmp_path / "run"
+    small.save(folder / "student")
+    small.save(folder / "baseline" / "student", mamba_n_groups=4)
+    plan = {
+        "version": 1,
+        "model": str(source),
+        "model_fingerprint": "c0ffee",
+        "num_layers": 4,
+        "replace": [0, 2],
+        "objective": {"name": "acceptance", "value": 0.74},
+        "acceptance_rate": 0.74,
+        "kl": 0.71,
+        "selector": {"kind": "bayes"},
+    }
+    write_json(folder / "plan.json", plan)
+    write_json(folder / "baseline" / "plan.json", {**plan, "replace": [0], "selector": {"kind": "uniform"}})
+    base = {"kl": 0.0, "agreement": 1.0, "perplexity": 1.4, "n_tokens": 900, "n_documents": 12}
+    evaluation = {"base": base, "rad": {**base, "kl": 0.137, "agreement": 0.851}, "uniform": {**base, "kl": 2.31}}
+    write_json(folder / "evaluation.json", evaluation)
+    write_json(folder / "run.json", {"versions": {"radistill": "0.1.0", "torch": "2.13.0"}, "seed": 7, "stages": {}})
+    recipe = {
+        "model": str(source),
+        "teacher": None,
+        "diagnose": {"budget": 2},
+        "align": {"steps": 3},
+        "baseline": {"selector": {"kind": "uniform"}, "init": "transfer"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def front_matter(card: str) -> dict[str, object]:
+    head = yaml.safe_load(card.split("---")[1])
+    assert isinstance(head, dict)
+    return head
+
+
+def test_a_folder_that_transformers_loads_with_a_card(run: Path, tmp_path: Path) -> None:
+    out = export(run, "hf", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    prompt = torch.arange(4, 24)[None]
+    original = AutoModelForCausalLM.from_pretrained(run / "student")
+    with torch.no_grad():
+        assert torch.equal(loaded(prompt).logits, original(prompt).logits)
+    assert read_json(out / "radistill_plan.json") == {**read_json(run / "plan.json"), "model": "my-base"}
+
+    card = (out / "README.md").read_text()
+    assert front_matter(card) == {
+        "license": "cc-by-4.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["radistill", "hybrid", "mamba2", "granitemoehybrid", "distillation"],
+    }
+    for said in (
+        "# my-base-hybrid",
+        "| Mamba-2 in layers | 0, 2 |",
+        "| attention in layers | 1, 3 |",
+        "| KL of the skip draft, nats a token | 0.710 |",
+        "| **RAD hybrid** | 0.137 | 85.1 |",
+        "the mean over 900 response tokens of 12 held-out documents",
+        "budget: 2",
+        "radistill 0.1.0, torch 2.13.0, seed 7",
+        "Base model: my-base. Licence: **cc-by-4.0**, by its model card.",
+        "and the result was distilled from the model itself",
+    ):
+        assert said in card
+    for file in out.glob("*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+def test_a_card_keeps_passwords_and_paths_to_itself_and_says_what_was_not_done(run: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe |= {"align": None, "distill": None, "storage": "mysql://me:secret@host/db", "data": ["/home/me/data.jsonl"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    assert "secret" not in card
+    assert "/home" not in card
+    assert "storage: mysql://…" in card
+    assert "- data.jsonl" in card
+    assert "**not trained**" in card
+
+
+def test_the_baseline_says_what_it_is(run: Path, tmp_path: Path) -> None:
+    card = (export(run, "hf", tmp_path / "out", arm="baseline") / "README.md").read_text()
+    assert "the baseline of its run" in card
+    assert "This folder holds the baseline, not the RAD hybrid." in card
+    assert "| attention replaced by Mamba-2 in layers | 0 |" in card
+    assert "only from 5.23 on" in card
+
+
+def test_a_plain_model_folder_has_a_card_that_says_less(run: Path, tmp_path: Path) -> None:
+    card = (export(run / "student", "hf", tmp_path / "out", dtype="bfloat16") / "README.md").read_text()
+    assert "no run was given" in card
+    assert "Licence: **unknown: see the source model.**" in card
+    assert front_matter(card)["license"] == "unknown"
+    assert "What was measured" not in card
+    assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
+
+
+def test_figures_older_than_the_student_are_marked(run: Path, tmp_path: Path) -> None:
+    names = ("diagnose:rad", "convert:rad", "distill:rad", "evaluate")
+    stages = {name: {"fingerprint": "", "finished": f"2026-01-0{9 - at}"} for at, name in enumerate(names)}
+    write_json(run / "run.json", {"versions": {}, "seed": 7, "stages": stages})
+    assert "may be those of an earlier student" in (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+
+
+def test_the_gguf_of_a_run_names_its_lineage(run: Path, tmp_path: Path) -> None:
+    reader = gguf.GGUFReader(export(run, "gguf", tmp_path / "m.gguf"))
+    expected = {
+        "general.name": "my-base-hybrid",
+        "general.license": "cc-by-4.0",
+        "general.base_model.0.name": "my-base",
+        "radistill.replaced_layers": [0, 2],
+        "radistill.plan.model_fingerprint": "c0ffee",
+    }
+    assert {key: reader.get_field(key).contents() for key in expected} == expected
+
+
+@pytest.mark.real
+def test_the_licence_of_an_alias_is_in_its_file() -> None:
+    alias = lineage_of("smollm2-135m")
+    assert (alias.hub, alias.licence) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert "general.license" in alias.stated_in
+
+
+def test_licences(source: Path, tmp_path: Path) -> None:
+    (source / "README.md").unlink()
+    assert lineage_of(str(source)).licence == "unknown"
+    (source / "LICENSE").write_text("You may.")
+    assert (lineage_of(str(source)).licence, lineage_of(str(source)).terms) == ("other", "You may.")
+    gone = lineage_of(str(tmp_path / "gone" / "model.gguf"))
+    assert (gone.name, gone.hub, gone.licence) == ("model.gguf", None, "unknown")
+    hub = lineage_of("someone/some-model")
+    assert (hub.name, hub.url, hub.licence) == (
+        "someone/some-model",
+        "https://huggingface.co/someone/some-model",
+        "unknown",
+    )
+
+
+def test_a_licence_file_of_the_source_travels_with_the_student(run: Path, source: Path, tmp_path: Path) -> None:
+    (source / "LICENSE").write_text("You may.")
+    assert (export(run, "hf", tmp_path / "out") / "LICENSE.base").read_text() == "You may."
+
+
+def test_bad_input_is_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ({"run": tmp_path / "none"}, "none: no such run or model folder"),
+        ({"run": tmp_path / "empty"}, "neither a run folder"),
+        ({"to": "onnx"}, "target 'onnx' is unknown; choose from hf, gguf"),
+        ({"arm": "uniform"}, "arm is 'uniform'; it can be rad, baseline"),
+        ({"run": run / "student", "arm": "baseline"}, "a model, not a run folder"),
+        ({"dtype": "q8_0"}, "dtype is 'q8_0'; for a Hugging Face folder it can be float32"),
+        ({"to": "gguf", "dtype": "q4"}, "dtype is 'q4'; for a GGUF it can be float32"),
+        ({"to": "gguf", "out": tmp_path}, "is a folder; name a file"),
+        ({"out": run / "plan.json"}, "is a file; name a folder"),
+        ({"out": run, "force": True}, "holds the model that is exported"),
+        ({"out": run / "student", "force": True}, "holds the model that is exported"),
+    ):
+        settings = {"run": run, "to": "hf", "out": tmp_path / "out", **arguments}
+        with pytest.raises(RadistillError, match=message):
+            export(settings.pop("run"), settings.pop("to"), settings.pop("out"), **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_that_is_missing_or_older_than_the_plan(run: Path, tmp_path: Path) -> None:
+    plan = read_json(run / "plan.json")
+    write_json(run / "plan.json", {**plan, "replace": [0, 1]})
+    with pytest.raises(RadistillError, match="layer 1 has attention, but the run's plan replaces it"):
+        export(run, "gguf", tmp_path / "m.gguf")
+    (run / "student" / "config.json").unlink()
+    with pytest.raises(RadistillError, match="this run has no student there yet; run `radistill run --out"):
+        export(run, "gguf", tmp_path / "m.gguf")
+
+
+def test_an_earlier_export_is_replaced_only_when_asked(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def radistill(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["radistill", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        output = capsys.readouterr()
+        return int(leaving.value.code or 0), output.out + output.err
+
+    for to, out in (("hf", tmp_path / "out"), ("gguf", tmp_path / "m.gguf")):
+        command = ("export", str(run), "--to", to, "--out", str(out))
+        assert radistill(*command)[0] == 0
+        code, message = radistill(*command)
+        assert code == 2
+        assert "exists already; choose another name, or give --force" in message
+        assert radistill(*command, "--force")[0] == 0
+    other = tmp_path / "notes"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(RadistillError, match="holds files that are no model"):
+        export(run, "hf", other, force=True)
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_a_weight_that_is_no_number_leaves_no_folder(run: Path, tmp_path: Path) -> None:
+    model = small.model()
+    with torch.no_grad():
+        model.network.get_input_embeddings().weight[5, 5] = torch.nan
+    model.save(run / "student")
+    with pytest.raises(RadistillError, match=r"embed_tokens.weight holds NaN"):
+        export(run, "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert json.loads((run / "plan.json").read_text())["replace"] == [0, 2]

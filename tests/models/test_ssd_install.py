@@ -1,0 +1,194 @@
+"""Networks of transformers with our functions inside: the same function, and nothing else about them changes."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
+
+import tiny
+from radistill.models.loading import load
+from radistill.models.ssd import install
+from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
+
+TIME = 150
+FAMILIES = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "qwen3_next"]
+
+
+def hybrid(family: str = "granitemoehybrid", **settings: Any) -> PreTrainedModel:
+    return tiny.build(family, **{"mamba_n_groups": 2} | settings if family == "granitemoehybrid" else settings)
+
+
+def batch() -> dict[str, Tensor]:
+    """A full row, one padded on the left and one on the right."""
+    ids = torch.randint(4, 250, (3, TIME), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :70], mask[2, -20:] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def loss_and_gradients(network: nn.Module) -> dict[str, Tensor]:
+    given = batch()
+    logits = network(**given, use_cache=False).logits
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)) * given["attention_mask"][..., None]
+    network.zero_grad()
+    (logits * weights).sum().backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+    return {"logits": logits.detach() * given["attention_mask"][..., None], **gradients}
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - each).norm() / each.norm().clamp(min=1e-6)) for name, each in expected.items())
+
+
+def test_the_slots_are_where_this_transformers_looks_them_up() -> None:
+    network = hybrid()
+    use_fast_ssd(network)
+    for name in ("causal_conv1d_fn", "mamba2_chunk_scan"):
+        assert install._is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
+    assert all("forward" in vars(layer.mamba.norm) for layer in network.model.layers if layer.mamba is not None)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_those_of_transformers(family: str, training: bool) -> None:
+    network = hybrid(family).train(training)
+    use_fast_ssd(network)
+    with without_fast_ssd(network):
+        expected = loss_and_gradients(network)
+    found = loss_and_gradients(network)
+    assert largest_difference({"logits": found["logits"]}, {"logits": expected["logits"]}) < 1e-5
+    # Random networks of this size magnify the rounding of a part some forty times on the way to a gradient.
+    assert largest_difference(found, expected) < 2e-4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_block_and_its_gradients_are_those_of_transformers(groups: int, padded: bool) -> None:
+    # So few channels may all be near zero at some token, and a norm with a small eps would magnify their rounding.
+    network = hybrid(mamba_n_groups=groups, rms_norm_eps=0.1)
+    use_fast_ssd(network)
+    block = network.model.layers[0].mamba
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, TIME, 32, generator=generator, requires_grad=True)
+    weights = torch.randn(3, TIME, 32, generator=generator)
+    mask = batch()["attention_mask"] if padded else None
+
+    def run() -> dict[str, Tensor]:
+        y = block(x, attention_mask=mask)
+        leaves = {"x": x, **dict(block.named_parameters())}
+        return {"y": y.detach(), **dict(zip(leaves, torch.autograd.grad(y, leaves.values(), weights), strict=True))}
+
+    with without_fast_ssd(network):
+        expected = run()
+    assert largest_difference(run(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("part", ["chunked_scan", "causal_convolution", "gated_norm"])
+def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The negative control: a function of ours that is off by a hundredth shows."""
+    network = hybrid()
+    use_fast_ssd(network)
+    expected = loss_and_gradients(network)
+    real = getattr(install, part)
+
+    def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
+        found = real(x, *others, **settings)
+        return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
+
+    monkeypatch.setattr(install, part, wrong)
+    assert largest_difference(loss_and_gradients(network), expected) > 1e-3
+
+
+@torch.no_grad()
+def test_reading_a_prompt_fills_the_cache_as_transformers_does() -> None:
+    network = hybrid()
+    use_fast_ssd(network)
+    given, ours, theirs = batch(), DynamicCache(config=network.config), DynamicCache(config=network.config)
+    network(**given, past_key_values=ours, use_cache=True)
+    with without_fast_ssd(network):
+        network(**given, past_key_values=theirs, use_cache=True)
+    for one, other in zip(ours.layers, theirs.layers, strict=True):
+        for table in ("conv_states", "recurrent_states"):
+            for key, state in getattr(other, table, {}).items():
+                found = getattr(one, table)[key]
+                assert found.dtype == state.dtype
+                torch.testing.assert_close(found, state, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 3, 64, 100])
+@torch.no_grad()
+def test_a_prompt_and_then_tokens_are_one_forward(first: int) -> None:
+    """In one piece, as two prompts in a row, and token by token."""
+    network = hybrid()
+    use_fast_ssd(network)
+    ids = batch()["input_ids"]
+    expected = network(input_ids=ids, use_cache=False).logits
+    for ends in ([first, TIME], [first, *range(first + 1, first + 6)]):
+        cache, start = DynamicCache(config=network.config), 0
+        for end in ends:
+            logits = network(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True).logits
+            torch.testing.assert_close(logits, expected[:, start:end], rtol=1e-4, atol=1e-5)
+            start = end
+
+
+def test_copies_and_pickles_are_as_fast_and_independent() -> None:
+    network = hybrid()
+    use_fast_ssd(network)
+    expected = loss_and_gradients(network)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        norm = twin.model.layers[0].mamba.norm
+        assert norm.forward.args[0] is norm
+        assert largest_difference(loss_and_gradients(twin), expected) == 0
+        with torch.no_grad():
+            norm.weight.mul_(2)
+        assert largest_difference(loss_and_gradients(network), expected) == 0
+
+
+def test_twice_is_once_and_undone_is_undone() -> None:
+    network = hybrid()
+    keys = network.state_dict().keys()
+    use_fast_ssd(network)
+    swapped = granite.mamba2_chunk_scan
+    use_fast_ssd(network)
+    assert granite.mamba2_chunk_scan is swapped
+    assert network.state_dict().keys() == keys
+    assert type(network.model.layers[0].mamba) is granite.GraniteMoeHybridMambaLayer
+    with without_fast_ssd(network):
+        assert not install._is_swapped(granite.mamba2_chunk_scan)
+        assert "forward" not in vars(network.model.layers[0].mamba.norm)
+    assert granite.mamba2_chunk_scan is swapped
+    assert "forward" in vars(network.model.layers[0].mamba.norm)
+
+
+def test_a_loaded_model_is_fast_and_saves_plain_files(tmp_path: Path) -> None:
+    folder = tiny.save("granitemoehybrid", tmp_path / "model")
+    model = load(folder)
+    assert "forward" in vars(model.network.model.layers[0].mamba.norm)
+    model.save(tmp_path / "again")
+    plain = type(model.network).from_pretrained(tmp_path / "again")
+    assert "forward" not in vars(plain.model.layers[0].mamba.norm)
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], tensor)
+
+
+def test_what_is_not_ours_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = hybrid().eval()
+    use_fast_ssd(network)
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("ours was called")
+
+    for part in ("chunked_scan", "causal_convolution", "gated_norm"):
+        monkeypatch.setattr(install, part, forbidden)
+    ids = batch()["input_ids"][:1, :9]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(input_ids=ids, use_cache=False).logits.isfinite().all()
+    with pytest.raises(AssertionError, match="ours was called"):
+        network(input_ids=ids, use_cache=False)
