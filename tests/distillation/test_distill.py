@@ -43,7 +43,7 @@ def test_the_student_learns_in_thirty_steps() -> None:
 
 
 def test_twenty_steps_follow_the_committed_curve() -> None:
-    """A refactor gives these losses again; `python tests/distillation/test_distill.py` writes the file anew."""
+    """A refactor gives these losses again; `PYTHONPATH=tests python tests/distillation/test_distill.py` renews them."""
     expected = json.loads(CURVE.read_text(encoding="utf-8"))
     found = committed_run()
     for name in ("loss", "learning_rate", "gradient_norm"):
