@@ -1,6 +1,7 @@
 """What a model commits itself to in its own words, and answers that count by what they do."""
 
 import pytest
+from sandbox_here import needs_sandbox
 
 from radistill.distillation.data.examples import Example
 from radistill.evaluation.tasks.cruxeval import arguments_of, extract_code, judge_input, judge_output, output_of
@@ -66,6 +67,7 @@ def asked(code: str, answer: str) -> Example:
     return Example("e", messages=({"role": "user", "content": "?"},), verifier={"code": code, "answer": answer})
 
 
+@needs_sandbox
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
@@ -92,6 +94,7 @@ def test_outputs_count_by_their_value(answer: str, right: bool) -> None:
     assert judge_output(example, f"<answer>{answer}</answer>").correct is right
 
 
+@needs_sandbox
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
@@ -107,7 +110,8 @@ def test_outputs_count_by_their_value(answer: str, right: bool) -> None:
         ("6", False),
         ("", False),
         # Forgeries: what runs beside the function must not be the model's.
-        ("f([1], type('I', (int,), {'__radd__': lambda s, o: 6})(5))", False),
+        ("f([1], type('I', (int,), {'__radd__': lambda s, o: 6})(4))", False),
+        ("f([1], type('I', (int,), {'__radd__': lambda s, o: 0})(5))", True),  # it is a 5 that goes in
         ("f([], type('V', (), {'__radd__': lambda s, o: s, '__eq__': lambda s, o: True})())", False),
         ("f([], [__import__('os').write(n, b'[\"value\", \"6\"]\\n') for n in (1, 2)])", False),
         ("f([1], (globals().__setitem__('f', lambda *a: 6), 2)[1])", False),
@@ -122,6 +126,7 @@ def test_inputs_count_by_what_the_function_makes_of_them(answer: str, right: boo
     assert judge_input(example, f"<answer>{answer}</answer>").correct is right
 
 
+@needs_sandbox
 def test_a_forged_report_is_no_more_than_an_input() -> None:
     """The model's process claims that its arguments are others; they are then what the function is run on."""
     forged = "__import__('os').write(N, b'[\"value\", \"([[6], 0], {})\"]\\n'), __import__('os')._exit(0)"
@@ -130,6 +135,7 @@ def test_a_forged_report_is_no_more_than_an_input() -> None:
         assert not judge_input(example, f"<answer>{forged.replace('N', str(number))}</answer>").correct
 
 
+@needs_sandbox
 def test_an_answer_is_shown_as_it_was_read() -> None:
     example = asked("def f(x):\n    return x", "1")
     assert judge_output(example, "`1`").answer == "1"

@@ -25,6 +25,8 @@ def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
     Raises:
         RadistillError: for an unknown task, one that is named twice, or settings that none of them reads.
     """
+    if not names:
+        raise RadistillError("--tasks: names no task; for example --tasks gsm8k,recall")
     if repeated := [name for name in names if list(names).count(name) > 1]:
         raise RadistillError(f"--tasks: {repeated[0]} is named twice")
     tasks = [task_of(name) for name in names]
@@ -40,8 +42,8 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
     """Evaluate a model on tasks, one after the other.
 
     For each there is `TASK.jsonl` (one example a line, with all that the model said), and in `tasks.json` its figures.
-    Generated tokens are kept in `answers/` as they come: after a kill, the same call goes on with the batch that was
-    running, and ends with the same figures.
+    What the model made of each batch is kept in `answers/` as it comes: after a kill, the same call goes on with the
+    batch that was running, and ends with the same figures.
 
     Args:
         model: the model.
@@ -67,10 +69,11 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
                 log.write(_line(row))
                 log.flush()
 
+            cache = folder / "answers" / f"{file_name(task.name)}.jsonl"
             if isinstance(task, Generated):
-                _answer(task, model, settings, folder, keep)
+                _answer(task, model, settings, keep, cache)
             else:
-                task.measure(model, settings, keep)
+                task.measure(model, settings, keep, cache)
         rows.sort(key=lambda row: row.get("number", 0))
         write_text(path, "".join(map(_line, rows)))
         summary["tasks"][task.name] = figures_of(rows) | {"settings": _settings(task, settings)}
@@ -83,7 +86,7 @@ def file_name(task: str) -> str:
     return "".join(character if character.isalnum() or character in "-_." else "-" for character in task)
 
 
-def _answer(task: Generated, model: Model, settings: TaskSettings, folder: Path, keep: Callable[[Row], None]) -> None:
+def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
     """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     examples = task.read(model, settings)
     prompts = [_prompt(model, example) for example in examples]
@@ -121,7 +124,7 @@ def _answer(task: Generated, model: Model, settings: TaskSettings, folder: Path,
         prompts,
         max_new_tokens=most,
         batch_size=settings.batch_size,
-        cache=folder / "answers" / f"{file_name(task.name)}.jsonl",
+        cache=cache,
         description=task.name,
         on_response=judge,
     )

@@ -69,9 +69,9 @@ class Generated:
 
 
 class Measure(Protocol):
-    """Runs a task to its end and hands over its rows as they come."""
+    """Runs a task to its end and hands over its rows as they come; what it has done it may keep in `cache`."""
 
-    def __call__(self, model: Model, settings: TaskSettings, keep: Callable[[Row], None]) -> None: ...
+    def __call__(self, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None: ...
 
 
 @dataclass(frozen=True)

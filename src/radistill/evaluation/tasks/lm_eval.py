@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
@@ -19,8 +20,8 @@ def task(name: str) -> Measured:
     """
     harness = _harness()
 
-    def measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None]) -> None:
-        for row in _rows(_evaluate(harness, name, model, settings), name):
+    def measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
+        for row in _rows(_evaluate(harness, name, model, settings, cache), name):
             keep(row)
 
     return Measured(f"lm-eval:{name}", measure, data_names=(f"lm-eval:{name}",))
@@ -38,7 +39,9 @@ def _harness() -> Any:
     return lm_eval
 
 
-def _evaluate(harness: Any, name: str, model: Model, settings: TaskSettings) -> dict[str, list[dict[str, Any]]]:
+def _evaluate(
+    harness: Any, name: str, model: Model, settings: TaskSettings, cache: Path
+) -> dict[str, list[dict[str, Any]]]:
     own = settings.data.get(f"lm-eval:{name}")
     manager = harness.tasks.TaskManager(include_path=None if own is None else str(own))
     if name not in manager.all_tasks:
@@ -47,9 +50,17 @@ def _evaluate(harness: Any, name: str, model: Model, settings: TaskSettings) -> 
         pretrained=model.network, tokenizer=model.tokenizer, batch_size=settings.batch_size
     )
     generation = {} if settings.max_new_tokens is None else {"gen_kwargs": {"max_gen_toks": settings.max_new_tokens}}
+    cache.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = harness.simple_evaluate(
-            wrapped, tasks=[name], limit=settings.limit, task_manager=manager, bootstrap_iters=0, **generation
+            wrapped,
+            tasks=[name],
+            limit=settings.limit,
+            task_manager=manager,
+            bootstrap_iters=0,
+            # The harness keeps every answer there, in a database of its own. Its key is the question, not the model.
+            use_cache=str(cache.with_suffix(f".{model.fingerprint[:12]}")),
+            **generation,
         )
     except Exception as error:  # a task's data may be missing in any of the ways of the library that loads it
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
 from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
 from radistill.distillation.data.examples import Example, example_from_row
@@ -21,29 +23,38 @@ _TOKENS_PER_BATCH = 2048
 _NUMBERS_AT_ONCE = 2**24
 
 
-def _measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None]) -> None:
+def _measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
     """Texts count from their second token, conversations only in their response; long ones are read in windows."""
     examples = _examples(settings)
     windows: dict[str, list[Document]] = {example.id: _windows(model, example) for example in examples}
     nats: dict[str, float] = {}
-    documents = [document for parts in windows.values() for document in parts]
-    groups = batches(documents, _TOKENS_PER_BATCH)
-    with progress("perplexity", len(groups), "batches") as advance:
-        for group in groups:
-            nats |= _nats(model, group)
-            advance()
-    for example in examples:
-        parts = windows[example.id]
-        text = example.response if example.text is None else example.text
-        keep(
-            {
-                "id": example.id,
-                "key": hash_json([example.prompt, example.response])[:16],
-                "nats": sum(nats[part.id] for part in parts),
-                "bytes": len((text or "").encode()),
-                "tokens": sum(len(part.tokens) - part.response_start for part in parts),
-            }
-        )
+    groups = batches([document for parts in windows.values() for document in parts], _TOKENS_PER_BATCH)
+    keys = [hash_json([model.fingerprint, [(part.tokens, part.response_start) for part in group]]) for group in groups]
+    finished = read_batches(cache)
+    waiting = dict(enumerate(examples))
+    with progress("perplexity", len(groups), "batches", done=sum(key in finished for key in keys)) as advance:
+        for group, key in zip(groups, keys, strict=True):
+            if key not in finished:
+                finished[key] = _nats(model, group)
+                append_batch(cache, key, finished[key])
+                advance()
+            nats |= zip((part.id for part in group), finished[key], strict=True)
+            for number, example in list(waiting.items()):
+                if all(part.id in nats for part in windows[example.id]):
+                    keep(_row(number, example, windows[example.id], nats))
+                    del waiting[number]
+
+
+def _row(number: int, example: Example, parts: list[Document], nats: dict[str, float]) -> Row:
+    text = example.response if example.text is None else example.text
+    return {
+        "number": number,
+        "id": example.id,
+        "key": hash_json([example.prompt, example.response])[:16],
+        "nats": sum(nats[part.id] for part in parts),
+        "bytes": len((text or "").encode()),
+        "tokens": sum(len(part.tokens) - part.response_start for part in parts),
+    }
 
 
 def _examples(settings: TaskSettings) -> list[Example]:
@@ -82,7 +93,8 @@ def _windows(model: Model, example: Example) -> list[Document]:
 
 
 @torch.no_grad()
-def _nats(model: Model, group: list[Document]) -> dict[str, float]:
+def _nats(model: Model, group: list[Document]) -> list[float]:
+    """Negative log-likelihood of each document's response, in nats, summed over its tokens."""
     states = response_states(model.network, collate(group, model.pad_token_id, model.network.device))
     chunk = max(1, _NUMBERS_AT_ONCE // len(states.output.weight))
     losses = [
@@ -96,7 +108,7 @@ def _nats(model: Model, group: list[Document]) -> dict[str, float]:
     for document, total in zip(group, sums, strict=True):
         if not math.isfinite(total):
             raise RadistillError(f"perplexity: the model's loss on {document.id} is not finite")
-    return {document.id: total for document, total in zip(group, sums, strict=True)}
+    return sums
 
 
 TASKS = (Measured("perplexity", _measure, data_names=("perplexity",)),)
