@@ -69,7 +69,8 @@ def test_gsm8k_few_shot_shows_worked_problems_that_are_right(model: Model, tmp_p
         steps, hashes, answer = problem.partition("\n#### ")
         assert hashes
         assert extract_answer(steps.partition("Answer:")[2]) == answer.strip()
-    assert task.stop == "\nQuestion:"
+    assert task.answer_in(" It is 4.\n#### 4\n\nQuestion: Next?") == ("It is 4.\n#### 4\n", True)
+    assert task.answer_in(" It is") == (" It is", False)
 
 
 def test_svamp_joins_story_and_question(model: Model, tmp_path: Path) -> None:
@@ -141,10 +142,15 @@ def test_recall_fills_the_context_and_can_be_answered_from_it(model: Model, cont
         assert example.text.count(example.verifier["answer"]) == 1
         key = example.text.rpartition("\n")[2].removesuffix(":") if "\n" in example.text else "The number of the"
         assert example.text.count(key) == 2
-        assert task.judge(example, f" {example.verifier['answer']}\nsmall red boat: 1111").correct
-        assert task.judge(example, f" {example.verifier['answer']}. The rain").correct
-        assert not task.judge(example, f" 10{example.verifier['answer']}").correct
-        assert not task.judge(example, f"\n1234\n{example.verifier['answer']}").correct
+        for said, right in (
+            (" {}\nsmall red boat: 1111", True),
+            (" {}. The rain", True),
+            (" 10{}", False),
+            ("\n1\n{}", False),
+        ):
+            answer, _ = task.answer_in(said.format(example.verifier["answer"]))
+            assert task.judge(example, answer).correct is right
+    assert task.longest_answer(TaskSettings(max_new_tokens=500)) == 12
 
 
 def test_what_recall_asks_for_lies_everywhere(model: Model) -> None:

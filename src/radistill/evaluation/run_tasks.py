@@ -90,17 +90,15 @@ def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callabl
     """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     examples = task.read(model, settings)
     prompts = [_prompt(model, example) for example in examples]
-    most = settings.max_new_tokens or task.max_new_tokens
+    most = task.longest_answer(settings)
     _check_room(task.name, model, examples, prompts, most)
     ends = end_tokens(model)
 
     def judge(index: int, tokens: list[int]) -> None:
-        example, finished = examples[index], tokens[-1] in ends
+        example = examples[index]
         response = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-        read = response
-        if task.stop is not None and task.stop in response.lstrip():
-            read, finished = response.lstrip().partition(task.stop)[0], True
-        verdict = task.judge(example, read)
+        answer, stopped = task.answer_in(response)
+        verdict = task.judge(example, answer)
         verifier = example.verifier or {}
         keep(
             {
@@ -111,7 +109,7 @@ def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callabl
                 "correct": verdict.correct,
                 "answer": verdict.answer,
                 "expected": verifier.get("answer"),
-                "finished": finished,
+                "finished": stopped or tokens[-1] in ends,
                 "prompt": example.text if example.text is not None else list(example.messages or ()),
                 "response": response,
                 "prompt_tokens": len(prompts[index]),
@@ -172,9 +170,7 @@ def _opened(path: Path, model: Model) -> dict[str, Any]:
 
 def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:
     """What two evaluations must have in common to be compared."""
-    most = settings.max_new_tokens
-    if isinstance(task, Generated) and most is None:
-        most = task.max_new_tokens
+    most = task.longest_answer(settings) if isinstance(task, Generated) else settings.max_new_tokens
     return {"max_new_tokens": most, "batch_size": settings.batch_size, "seed": settings.seed}
 
 

@@ -89,6 +89,11 @@ def _texts(model: Model, settings: TaskSettings) -> list[Example]:
 TASKS = (
     Generated("gsm8k", _conversations, judge, max_new_tokens=512, data_names=("gsm8k",)),
     Generated(
-        "gsm8k-fewshot", _texts, judge, max_new_tokens=256, stop="\nQuestion:", data_names=("gsm8k-fewshot", "gsm8k")
+        "gsm8k-fewshot",
+        _texts,
+        judge,
+        max_new_tokens=256,
+        stops=("\nQuestion:",),
+        data_names=("gsm8k-fewshot", "gsm8k"),
     ),
 )

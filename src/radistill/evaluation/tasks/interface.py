@@ -56,7 +56,8 @@ class Generated:
         read: the examples; `group` in a verifier puts an example into a line of its own in the summary.
         judge: whether a response is right.
         max_new_tokens: longest answer, unless the settings say otherwise.
-        stop: text with which a model without turns begins its next question; what follows is not the answer.
+        is_short: whether an answer is a word or a number, so that no setting makes it longer.
+        stops: texts that end the answer of a model without turns, which goes on with the next question or line.
         data_names: names under which `TaskSettings.data` may have its file; the first that has one counts.
     """
 
@@ -64,8 +65,20 @@ class Generated:
     read: Callable[[Model, TaskSettings], list[Example]]
     judge: Callable[[Example, str], Verdict]
     max_new_tokens: int
-    stop: str | None = None
+    is_short: bool = False
+    stops: tuple[str, ...] = ()
     data_names: tuple[str, ...] = ()
+
+    def longest_answer(self, settings: TaskSettings) -> int:
+        """Tokens of the longest answer."""
+        asked = settings.max_new_tokens or self.max_new_tokens
+        return min(asked, self.max_new_tokens) if self.is_short else asked
+
+    def answer_in(self, response: str) -> tuple[str, bool]:
+        """What of a response is the answer, and whether one of the stops ended it."""
+        text = response.lstrip()
+        ends = [text.index(stop) for stop in self.stops if stop in text]
+        return (text[: min(ends)], True) if ends else (response, False)
 
 
 class Measure(Protocol):

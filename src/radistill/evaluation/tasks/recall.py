@@ -110,10 +110,10 @@ def _example(model: Model, kind: str, context: int, number: int, seed: int) -> E
 
 
 def _judge(example: Example, response: str) -> Verdict:
-    """The first line counts: after it a model without turns goes on with the list."""
     assert example.verifier is not None
-    answer = extract_answer(response.strip().partition("\n")[0].partition(".")[0])
+    answer = extract_answer(response)
     return Verdict(answer == example.verifier["answer"], answer)
 
 
-TASKS = (Generated("recall", _read, _judge, max_new_tokens=_ANSWER_TOKENS, stop="\n"),)
+# After the number a model without turns goes on: with the list, or with another sentence.
+TASKS = (Generated("recall", _read, _judge, max_new_tokens=_ANSWER_TOKENS, is_short=True, stops=("\n", ".")),)
