@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from radistill.cli import main
+from small_run import small_run
 
 
 class Shell:
@@ -59,6 +60,18 @@ def test_evaluate_and_compare(shell: Shell) -> None:
     assert by_task["gsm8k"]["figures"][0]["n"] == 6
     assert by_task["perplexity"]["differences"][0]["n"] == 9
     assert by_task["perplexity"]["real"] == [True]
+
+
+def test_a_run_is_its_base_and_its_hybrid(shell: Shell, tmp_path: Path) -> None:
+    run = str(small_run(tmp_path / "small"))
+    code, out, _ = shell.evaluate(run)
+    assert code == 0
+    assert "McNemar" in out  # both were evaluated and are set side by side
+    assert Path(run, "tasks", "base", "tasks.json").is_file()
+    assert Path(run, "tasks", "hybrid", "gsm8k.jsonl").is_file()
+    code, out, _ = shell("compare", run)
+    assert code == 0
+    assert "hybrid" in out
 
 
 WRONG = {

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from radistill.errors import RadistillError
 from radistill.evaluation.comparison import Results, compare, read_results
-from radistill.evaluation.places import default_folder, model_of, results_folder
+from radistill.evaluation.places import Subject, results_folder, subjects_of
 from radistill.report.task_table import comparison_table, task_table
+from small_run import write_plan
 
 
 def answers(right: Sequence[bool], groups: Sequence[str] | None = None, first: int = 0) -> list[dict[str, Any]]:
@@ -125,22 +126,27 @@ def test_results_are_read_from_files(tmp_path: Path) -> None:
 
 def test_where_results_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert default_folder("org/model") == Path("evaluations/org-model")
+    assert subjects_of("org/model") == [Subject("org/model", "org/model", Path("evaluations/org-model"))]
+    assert subjects_of("org/model", Path("x"))[0].folder == Path("x")
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
-    assert default_folder("run") == Path("run/tasks")
-    assert model_of("org/model") == "org/model"
     with pytest.raises(RadistillError, match="run/student: this run has no student there yet"):
-        model_of("run")
+        subjects_of("run")
     (run / "student").mkdir()
     (run / "student" / "config.json").write_text("{}")
-    assert model_of("run") == "run/student"
+    with pytest.raises(RadistillError, match=r"run/plan\.json"):
+        subjects_of("run")
+    write_plan(run / "plan.json", "the/base")
+    assert subjects_of("run") == [
+        Subject("base", "the/base", Path("run/tasks/base")),
+        Subject("hybrid", "run/student", Path("run/tasks/hybrid")),
+    ]
     with pytest.raises(RadistillError, match=r"run: has no results of tasks .*first: radistill evaluate run --tasks"):
         results_folder("run")
-    written(run / "tasks", [])
-    assert results_folder("run") == Path("run/tasks")
-    assert results_folder("run/tasks") == Path("run/tasks")
+    written(run / "tasks" / "hybrid", [])
+    assert results_folder("run") == Path("run/tasks/hybrid")
+    assert results_folder("run/tasks/hybrid") == Path("run/tasks/hybrid")
 
 
 def shown(table: Any) -> str:

@@ -12,7 +12,7 @@ def compare(
         typer.Argument(
             metavar="RUN_OR_MODEL...",
             help="Run folders, models, or folders of results that `radistill evaluate --tasks` has written; "
-            "the others are compared to the first.",
+            "the others are compared to the first. One run alone: its base and its hybrid.",
             show_default=False,
         ),
     ],
@@ -28,17 +28,22 @@ def compare(
     from radistill.errors import RadistillError
     from radistill.evaluation.comparison import compare as compare_results
     from radistill.evaluation.comparison import read_results
-    from radistill.evaluation.places import results_folder
+    from radistill.evaluation.places import folders_of, results_folder
     from radistill.files import write_json
     from radistill.report.task_table import comparison_table
 
-    if len(set(models)) < max(2, len(models)):
-        raise RadistillError("compare: name at least two models, each of them once")
-    lines = compare_results([read_results(name, results_folder(name)) for name in models])
+    if len(models) == 1 and len(pair := folders_of(models[0])) == 2:
+        results = [read_results(name, results_folder(str(folder))) for name, folder in pair.items()]
+    elif len(set(models)) < max(2, len(models)):
+        raise RadistillError("compare: name at least two models, each of them once, or one run folder")
+    else:
+        results = [read_results(name, results_folder(name)) for name in models]
+    names = [one.name for one in results]
+    lines = compare_results(results)
     if json_file is not None:
         real = [[line.is_real(index) for index in range(len(line.differences))] for line in lines]
         write_json(
             json_file,
-            {"models": models, "lines": [asdict(line) | {"real": of} for line, of in zip(lines, real, strict=True)]},
+            {"models": names, "lines": [asdict(line) | {"real": of} for line, of in zip(lines, real, strict=True)]},
         )
-    Console(highlight=False).print(comparison_table(models, lines))
+    Console(highlight=False).print(comparison_table(names, lines))

@@ -15,7 +15,8 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="[RECIPE|MODEL]",
-            help="A recipe (left out, the run folder's own). With --tasks: a model, or a run folder for its student.",
+            help="A recipe (left out, the run folder's own). With --tasks: a model, or a run folder for its base and "
+            "its hybrid.",
             show_default=False,
         ),
     ] = None,
@@ -121,18 +122,25 @@ def _run_tasks(subject: str, out: Path | None, names: str, chosen: dict[str, Any
     from rich.console import Console
 
     from radistill.console import note
-    from radistill.evaluation.places import default_folder, model_of
+    from radistill.evaluation.comparison import compare, read_results
+    from radistill.evaluation.places import subjects_of
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
     from radistill.models.loading import load
-    from radistill.report.task_table import task_table
+    from radistill.report.task_table import comparison_table, task_table
 
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
-    model, folder = load(model_of(subject), **loading), out or default_folder(subject)
-    figures = run_tasks(model, tasks, settings, folder)
-    note(f"{folder}: every answer is in TASK.jsonl, every figure in tasks.json")
-    Console(highlight=False).print(task_table(figures))
+    subjects = subjects_of(subject, out)
+    console = Console(highlight=False)
+    for one in subjects:
+        # Loaded one after the other: two models need not fit into memory at once.
+        figures = run_tasks(load(one.model, **loading), tasks, settings, one.folder)
+        note(f"{one.folder}: every answer of {one.name} is in TASK.jsonl, every figure in tasks.json")
+        console.print(task_table(figures))
+    if len(subjects) > 1:
+        lines = compare([read_results(one.name, one.folder) for one in subjects])
+        console.print(comparison_table([one.name for one in subjects], lines))
 
 
 def _paths(data: list[str]) -> dict[str, Path]:

@@ -1,45 +1,67 @@
-"""Where the results of tasks lie, for a model or a run folder."""
+"""Which models a user means by a name, and where their results of tasks lie."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.evaluation.run_tasks import SUMMARY, file_name
 
 
-def model_of(name: str) -> str:
-    """The model that a user means: of a run folder its student, else what was named.
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated.
+
+    Attributes:
+        name: what people call it.
+        model: what `models.loading.load` takes.
+        folder: where its results of tasks go.
+    """
+
+    name: str
+    model: str
+    folder: Path
+
+
+def subjects_of(name: str, out: Path | None = None) -> list[Subject]:
+    """Of a run folder its base and its hybrid, side by side; else the one model that was named.
+
+    Args:
+        name: a run folder, or what `load` takes.
+        out: where results go instead of `RUN/tasks` or `evaluations/MODEL`.
 
     Raises:
-        RadistillError: if the run has no student yet.
+        RadistillError: if the run has no plan or no student yet.
     """
-    if not _is_run(name):
-        return name
+    folders = folders_of(name, out)
+    if len(folders) == 1:
+        return [Subject(name, name, folders[name])]
     student = Path(name) / "student"
     if not (student / "config.json").is_file():
         raise RadistillError(f"{student}: this run has no student there yet; run `radistill run --out {name}` first")
-    return str(student)
+    models = {"base": Plan.load(Path(name) / "plan.json").model, "hybrid": str(student)}
+    return [Subject(key, models[key], folder) for key, folder in folders.items()]
 
 
-def default_folder(name: str) -> Path:
-    """Where results go unless the user says otherwise: into a run's folder, or to `evaluations/`."""
-    return Path(name) / "tasks" if _is_run(name) else Path("evaluations") / file_name(name.strip("/"))
+def folders_of(name: str, out: Path | None = None) -> dict[str, Path]:
+    """Where results go: of a run folder those of `base` and of `hybrid`, else those of the model, by its name."""
+    if (Path(name) / "run.json").is_file():
+        folder = out or Path(name) / "tasks"
+        return {"base": folder / "base", "hybrid": folder / "hybrid"}
+    return {name: out or Path("evaluations") / file_name(name.strip("/"))}
 
 
 def results_folder(name: str) -> Path:
-    """Where the results are of a model, a run folder, or a folder of results itself.
+    """Where the results are of a model, of a run's hybrid, or a folder of results itself.
 
     Raises:
         RadistillError: if there are none.
     """
-    candidates = [Path(name), default_folder(name)]
-    found = next((folder for folder in candidates if (folder / SUMMARY).is_file()), None)
+    usual = list(folders_of(name).values())[-1]
+    found = next((folder for folder in (Path(name), usual) if (folder / SUMMARY).is_file()), None)
     if found is None:
         raise RadistillError(
-            f"{name}: has no results of tasks ({candidates[-1] / SUMMARY} is not there); "
+            f"{name}: has no results of tasks ({usual / SUMMARY} is not there); "
             f"first: radistill evaluate {name} --tasks gsm8k"
         )
     return found
-
-
-def _is_run(name: str) -> bool:
-    return (Path(name) / "run.json").is_file()
