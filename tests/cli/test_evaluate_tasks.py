@@ -74,6 +74,19 @@ def test_a_run_is_its_base_and_its_hybrid(shell: Shell, tmp_path: Path) -> None:
     assert "hybrid" in out
 
 
+def test_savings_of_a_run(shell: Shell, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "small")
+    options = ("--contexts", "32", "--decode-tokens", "4", "--repeats", "1")
+    code, out, _ = shell("savings", str(run), *options)
+    assert code == 0
+    assert "hybrid / base" in out
+    figures = json.loads((run / "savings.json").read_text())
+    assert figures["models"]["hybrid"]["kv_bytes_per_token"] == figures["models"]["base"]["kv_bytes_per_token"] / 2
+    code, _, _ = shell("savings", str(tmp_path / "small" / "base"), str(run / "student"), *options, "--out", "s.json")
+    assert code == 0
+    assert json.loads(Path("s.json").read_text())["fingerprints"] == figures["fingerprints"]
+
+
 WRONG = {
     "no such task": (("evaluate", "base", "--tasks", "gsm9k"), "no task 'gsm9k'; did you mean gsm8k"),
     "no tasks": (("evaluate", "base", "--tasks", ","), "--tasks: names no task"),
@@ -89,6 +102,8 @@ WRONG = {
     "contexts": (("evaluate", "base", "--tasks", "recall", "--contexts", "1k"), "--contexts '1k': must be"),
     "too long a context": (("evaluate", "base", "--tasks", "recall", "--contexts", "4096"), "beyond the 512 tokens"),
     "results of nothing": (("compare", "base", "other"), "base: has no results of tasks"),
+    "savings of one model": (("savings", "base"), "savings: name a run folder alone, or a base model and a hybrid"),
+    "savings beyond the context": (("savings", "base", "other", "--contexts", "512"), "beyond the 512 tokens"),
     "one model": (("compare", "base"), "compare: name at least two models"),
     "twice the same": (("compare", "base", "base"), "compare: name at least two models, each of them once"),
 }

@@ -18,6 +18,7 @@ from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
+from radistill.cli.savings import savings
 
 app = typer.Typer(
     name="radistill",
@@ -47,6 +48,7 @@ for _name, _command in STAGE_COMMANDS.items():
 app.command("inspect")(inspect)
 app.command("components")(components)
 app.command("compare")(compare)
+app.command("savings")(savings)
 app.add_typer(plan, name="plan")
 app.command("generate")(generate)
 app.command("export")(export)

@@ -85,6 +85,7 @@ def evaluate(
     What a model answers is kept, so an evaluation that was interrupted goes on where it was when the same command is
     given again. `radistill compare` sets several models side by side.
     """
+    from radistill.cli.lengths import lengths
     from radistill.errors import RadistillError
 
     given = {
@@ -93,7 +94,7 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "data": _paths(data) if data else None,
-        "contexts": _lengths(contexts) if contexts else None,
+        "contexts": lengths(contexts) if contexts else None,
     }
     chosen = {field: value for field, value in given.items() if value is not None}
     loading = {field: value for field, value in {"dtype": dtype, "device": device}.items() if value is not None}
@@ -154,12 +155,3 @@ def _paths(data: list[str]) -> dict[str, Path]:
             raise RadistillError(f"--data {text!r}: must be TASK=PATH, as gsm8k=test.jsonl")
         found[name] = Path(path).expanduser()
     return found
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    from radistill.errors import RadistillError
-
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(words):
-        raise RadistillError(f"--contexts {text!r}: must be different numbers of tokens, as 128,512,2048")
-    return tuple(map(int, words))

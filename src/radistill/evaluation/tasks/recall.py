@@ -12,6 +12,7 @@ from collections.abc import Callable
 from radistill.distillation.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import extract_answer
+from radistill.evaluation.sentences import SENTENCES
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.models.loading import Model
 
@@ -32,20 +33,6 @@ _NAMES = [
     for colour in _COLOURS
     for thing in _THINGS
 ]
-_FILLER = (
-    "The market opens early, and by noon most of the stalls are empty.",
-    "Rain had fallen all night, so the path along the river was soft.",
-    "A cat slept on the wall and did not look up when the bus went by.",
-    "In the library someone was reading a newspaper from the week before.",
-    "The baker said that bread is best on the second day.",
-    "Two children flew a kite until the wind changed.",
-    "The old road leads over the hill and down to the harbour.",
-    "Nobody could remember when the fountain had last been cleaned.",
-    "On the far side of the square a band was tuning its instruments.",
-    "The train was late again, but the passengers did not seem to mind.",
-    "She closed the shutters, lit the stove and began to write.",
-    "Swallows had built their nest under the roof of the station.",
-)
 
 
 def _key_value(names: list[str], numbers: list[int], size: int, depth: float) -> tuple[str, int]:
@@ -56,7 +43,7 @@ def _key_value(names: list[str], numbers: list[int], size: int, depth: float) ->
 
 def _needle(names: list[str], numbers: list[int], size: int, depth: float) -> tuple[str, int]:
     # The numbers, which are in no order, also choose the sentences.
-    sentences = [_FILLER[numbers[index % len(numbers)] % len(_FILLER)] for index in range(1, size + 1)]
+    sentences = [SENTENCES[numbers[index % len(numbers)] % len(SENTENCES)] for index in range(1, size + 1)]
     sentences.insert(int(depth * (size + 1)), f"The number of the {names[0]} is {numbers[0]}.")
     return f"{' '.join(sentences)} The number of the {names[0]} is", numbers[0]
 
