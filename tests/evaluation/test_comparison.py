@@ -74,10 +74,10 @@ def test_groups_have_lines_of_their_own() -> None:
     lines = compare(
         [results("a", t=answers([True] * 10, groups)), results("b", t=answers([True] * 5 + [False] * 5, groups))]
     )
-    assert [(line.task, line.figures[1] and line.figures[1]["correct"]) for line in lines] == [
-        ("t", 5),
-        ("t short", 5),
-        ("t long", 0),
+    assert [(line.task, line.group, line.figures[1] and line.figures[1]["correct"]) for line in lines] == [
+        ("t", "", 5),
+        ("t", "short", 5),
+        ("t", "long", 0),
     ]
 
 

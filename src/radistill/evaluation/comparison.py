@@ -37,16 +37,19 @@ class Line:
     """One task, or one group of its examples, over all models.
 
     Attributes:
-        task: name, with the group where there is one.
+        task: name.
         figures: of each model, on the examples that all of them have; None where it has not done the task.
         differences: of each model but the first to the first; None where one of both has not done the task.
-        adjusted: p of each difference after Holm's adjustment over the whole table; None likewise.
+        adjusted: p of each difference after Holm's adjustment; None likewise. Tasks are adjusted together, and the
+            groups of each task among themselves, so that a finer table weakens no task.
+        group: the group of the task's examples; '' for all of them.
     """
 
     task: str
     figures: list[Figures | None]
     differences: list[Difference | None]
     adjusted: list[float | None]
+    group: str = ""
 
     def is_real(self, index: int) -> bool:
         """Whether the difference `index` is one that chance does not explain."""
@@ -81,7 +84,13 @@ def compare(models: Sequence[Results]) -> list[Line]:
         lines.append(_line(task, common))
         groups = dict.fromkeys(row["group"] for rows in common if rows for row in rows if row.get("group"))
         if len(groups) > 1:
-            lines += [_line(f"{task} {group}", _of_group(common, group)) for group in groups]
+            lines += (of_groups := [_line(task, _of_group(common, group), group) for group in groups])
+            _adjust(of_groups)
+    _adjust([line for line in lines if not line.group])
+    return lines
+
+
+def _adjust(lines: Sequence[Line]) -> None:
     found = [
         (line, index, difference.p)
         for line in lines
@@ -90,7 +99,6 @@ def compare(models: Sequence[Results]) -> list[Line]:
     ]
     for (line, index, _), p in zip(found, holm([p for _, _, p in found]), strict=True):
         line.adjusted[index] = p
-    return lines
 
 
 def _rows(path: Path) -> list[Row]:
@@ -132,12 +140,11 @@ def _of_group(models: Sequence[list[Row] | None], group: str) -> list[list[Row] 
     return [None if rows is None else [row for row in rows if row.get("group") == group] for rows in models]
 
 
-def _line(task: str, models: Sequence[list[Row] | None]) -> Line:
+def _line(task: str, models: Sequence[list[Row] | None], group: str = "") -> Line:
     first, *others = models
     differences = [None if first is None or rows is None else _difference(first, rows) for rows in others]
-    return Line(
-        task, [None if rows is None else figures_of(rows) for rows in models], differences, [None] * len(others)
-    )
+    figures = [None if rows is None else figures_of(rows) for rows in models]
+    return Line(task, figures, differences, [None] * len(others), group)
 
 
 def _difference(first: Sequence[Row], second: Sequence[Row]) -> Difference:

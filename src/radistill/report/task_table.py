@@ -31,11 +31,10 @@ def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
     """What `compare` returns: the figure of each model, and below it what sets it apart from the first model."""
-    count = sum(difference is not None for line in lines for difference in line.differences)
     table = _table(
         f"Each model against {names[0]}, on the same examples: +a {MINUS}b are those that only one of both has right "
-        "(McNemar's exact test); nats a byte are bootstrapped over the texts. A difference is real if its p, adjusted "
-        f"for {count} comparisons (Holm), is below {LEVEL}."
+        "(McNemar's exact test); nats a byte are bootstrapped over the texts. A difference is real if its p is below "
+        f"{LEVEL}, adjusted (Holm) for the number of tasks and models, and within a task for that of its groups."
     )
     table.add_column("task", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
@@ -45,7 +44,7 @@ def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
         n = next(figures["n"] for figures in line.figures if figures is not None)
         first, *others = [_cell(figures) for figures in line.figures]
         cells = [f"{cell}{_apart(line, index)}" for index, cell in enumerate(others)]
-        table.add_row(Text(line.task), f"{n:,}", first, *cells)
+        table.add_row(Text(f"  {line.group}" if line.group else line.task), f"{n:,}", first, *cells)
     return table
 
 
