@@ -112,7 +112,9 @@ def test_results_are_read_from_files(tmp_path: Path) -> None:
     found = read_results("m", written(tmp_path / "good", rows))
     assert found == results("m", svamp=rows)
     bad = written(tmp_path / "bad", [])
-    for content, message in (("{", "cannot be read"), ('{"key": 1}\n', "has a line that is no example")):
+    junk = ['{"key": "k"}', '{"key": 1, "correct": true}', '{"key": "k", "correct": "yes"}', "3"]
+    junk += ['{"key": "k", "nats": 1.0, "bytes": 0, "tokens": 1}', '{"key": "k", "nats": NaN, "bytes": 1, "tokens": 1}']
+    for content, message in [("{", "cannot be read"), *((f"{row}\n", "has a line that is no example") for row in junk)]:
         (bad / "svamp.jsonl").write_text(content)
         with pytest.raises(RadistillError, match=rf"svamp\.jsonl: {message}.*; evaluate the task again"):
             read_results("m", bad)

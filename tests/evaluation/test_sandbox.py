@@ -281,7 +281,9 @@ def test_nothing_of_the_caller_is_inherited(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     code = "import os, sys\ntry: proc = open('/proc/self/environ').read()\nexcept OSError: proc = ''"
     outcome = run_code(code, "(dict(os.environ), proc, sys.stdin.read(), os.listdir('.'), sys.argv)")
-    assert outcome.text == "({}, '', '', [], ['program'])"
+    # Landlock hides /proc; without it the program sees what we set ourselves, and no more.
+    own = "" if "landlock" in LAYERS else "PYTHONHASHSEED=0\\x00"
+    assert outcome.text == f"({{}}, '{own}', '', [], ['program'])"
 
 
 @linux

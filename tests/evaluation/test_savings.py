@@ -1,5 +1,6 @@
 """Savings: what the figures are made of, and that a second call goes on where the first was."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_decoding_is_the_models_own(base: Model, monkeypatch: pytest.MonkeyPatch
     read: list[torch.Tensor] = []
     forward = type(base.network).forward
 
+    @functools.wraps(forward)  # its signature says what the cache is called
     def watched(network: Any, *arguments: Any, **named: Any) -> Any:
         read.append(named["input_ids"])
         return forward(network, *arguments, **named)

@@ -1,6 +1,7 @@
 """Models side by side on the same examples, and which of their differences are real."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,17 @@ def _rows(path: Path) -> list[Row]:
     except (ValueError, OSError) as error:
         raise RadistillError(f"{path}: cannot be read ({error}); evaluate the task again") from None
     for row in rows:
-        if not isinstance(row, dict) or "key" not in row or not ("correct" in row or {"nats", "bytes"} <= row.keys()):
+        if not _is_example(row):
             raise RadistillError(f"{path}: has a line that is no example; evaluate the task again")
     return rows
+
+
+def _is_example(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        return False
+    numbers = [row.get(name) for name in ("nats", "bytes", "tokens")]
+    is_read = all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers)
+    return isinstance(row.get("correct"), bool) or (is_read and min(row["bytes"], row["tokens"]) > 0)
 
 
 def _check_settings(task: str, models: Sequence[Results]) -> None:

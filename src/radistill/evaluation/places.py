@@ -46,9 +46,13 @@ def subjects_of(name: str, out: Path | None = None) -> list[Subject]:
 def folders_of(name: str, out: Path | None = None) -> dict[str, Path]:
     """Where results go: of a run folder those of `base` and of `hybrid`, else those of the model, by its name."""
     if (Path(name) / "run.json").is_file():
-        folder = out or Path(name) / "tasks"
-        return {"base": folder / "base", "hybrid": folder / "hybrid"}
+        return folders_in(out or Path(name) / "tasks")
     return {name: out or Path("evaluations") / file_name(name.strip("/"))}
+
+
+def folders_in(tasks: Path) -> dict[str, Path]:
+    """The folders of both models of a run, below the one of its tasks."""
+    return {"base": tasks / "base", "hybrid": tasks / "hybrid"}
 
 
 def results_folder(name: str) -> Path:

@@ -8,7 +8,7 @@ import yaml
 
 from radistill.errors import RadistillError
 from radistill.evaluation.comparison import Results, read_results
-from radistill.evaluation.places import folders_of
+from radistill.evaluation.places import folders_in
 from radistill.evaluation.run_tasks import SUMMARY
 from radistill.files import read_json
 from radistill.report.numbers import integer
@@ -128,7 +128,9 @@ def read_run_folder(path: Path | str) -> RunFolder:
     if (path / "savings.json").is_file():
         files["savings.json"] = _json_mapping(path / "savings.json")
     results = tuple(
-        read_results(name, folder) for name, folder in folders_of(str(path)).items() if (folder / SUMMARY).is_file()
+        read_results(name, folder)
+        for name, folder in folders_in(path / "tasks").items()
+        if (folder / SUMMARY).is_file()
     )
     layers = files["plan.json"]["num_layers"]
     baseline_layers = files.get("baseline/plan.json", {}).get("num_layers", layers)
