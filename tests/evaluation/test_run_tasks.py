@@ -13,6 +13,7 @@ from radistill.evaluation import run_tasks as module
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks import perplexity
 from radistill.evaluation.tasks.interface import TaskSettings
+from radistill.files import hash_file
 from radistill.models import generation
 from radistill.models.loading import Model
 
@@ -51,6 +52,9 @@ def test_every_answer_is_kept(model: Model, settings: TaskSettings, tmp_path: Pa
     assert summary["tasks"] == figures
     assert summary["fingerprint"] == model.fingerprint
     assert {"versions", "machine", "dtype"} <= summary.keys()
+    asked = figures["gsm8k"]["settings"]
+    assert (asked["max_new_tokens"], asked["batch_size"], asked["data"]) == (6, 2, "gsm8k-rows.jsonl")
+    assert asked["data_sha256"] == hash_file(settings.data["gsm8k"])
 
 
 def killed_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:

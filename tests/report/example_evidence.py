@@ -47,7 +47,9 @@ def write_tasks(folder: Path, name: str, right: int, **fields: Any) -> None:
     texts = [{"number": n, "key": f"t{n}", "nats": 60.0 - right, "bytes": 100, "tokens": 25} for n in range(20)]
     tasks = {"gsm8k": problems, "recall": recall, "perplexity": texts}
     settings = {"max_new_tokens": 512, "batch_size": 16, "seed": 0}
-    (out / "tasks.json").write_text(json.dumps({"tasks": {task: {"settings": settings} for task in tasks}}))
+    more = {"gsm8k": {"data": "my test.jsonl", "data_sha256": "0123456789abcdef"}, "recall": {"contexts": [512, 1024]}}
+    summary = {task: {"settings": settings | more.get(task, {})} for task in tasks}
+    (out / "tasks.json").write_text(json.dumps({"tasks": summary}), encoding="utf-8")
     for task, rows in tasks.items():
         (out / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -73,6 +73,18 @@ def test_answers_to_tasks_stand_side_by_side_and_stay_text(tmp_path: Path) -> No
     assert "right, unfinished; " in page.text
 
 
+def test_the_commands_that_measure_it_again(tmp_path: Path) -> None:
+    folder = write_example_evidence(write_example_run(tmp_path / "mine"))
+    text = page_of(folder).text
+    assert (
+        "radistill evaluate mine-again --tasks gsm8k --data 'gsm8k=my test.jsonl' "
+        "--max-new-tokens 512 --batch-size 16 --seed 0\n"
+    ) in text
+    assert "--tasks recall --contexts 512,1024 --max" in text
+    assert "radistill savings mine-again --contexts 512,1024,4096 --batch-size 1 --decode-tokens 32 --repeats 3" in text
+    assert "data my test.jsonl (SHA-256 0123456789ab…)" in text
+
+
 def test_a_base_alone_is_shown_alone(tmp_path: Path) -> None:
     write_tasks(write_example_run(tmp_path), "base", 30)
     text = page_of(tmp_path).text

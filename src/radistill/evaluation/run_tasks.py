@@ -11,7 +11,7 @@ from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.interface import Generated, Row, Task, TaskSettings
-from radistill.files import hash_json, read_json, write_json, write_text
+from radistill.files import hash_file, hash_json, read_json, write_json, write_text
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model
 from radistill.provenance import machine, versions
@@ -169,9 +169,17 @@ def _opened(path: Path, model: Model) -> dict[str, Any]:
 
 
 def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:
-    """What two evaluations must have in common to be compared."""
+    """What has to be asked for to get the same figures again."""
     most = task.longest_answer(settings) if isinstance(task, Generated) else settings.max_new_tokens
-    return {"max_new_tokens": most, "batch_size": settings.batch_size, "seed": settings.seed}
+    found: dict[str, Any] = {"max_new_tokens": most, "batch_size": settings.batch_size, "seed": settings.seed}
+    found["limit"] = settings.limit
+    if task.name == "recall":
+        found["contexts"] = settings.contexts
+    if (path := next((settings.data[name] for name in task.data_names if name in settings.data), None)) is not None:
+        # By name only: where it lies on this machine says nothing to anybody else.
+        found["data"] = path.name
+        found["data_sha256"] = hash_file(path) if path.is_file() else None
+    return found
 
 
 def _line(row: Row) -> str:

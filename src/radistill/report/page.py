@@ -1,5 +1,6 @@
 """The report: one HTML page that holds everything and loads nothing, made from the files of a run folder alone."""
 
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from radistill.report.results import footnotes, rows_of, tiles_of
 from radistill.report.run_folder import CONTENTS, RunFolder, mapping, read_run_folder, records
 from radistill.report.samples import readable, samples_of
 from radistill.report.savings import cache_rows, savings_note, speed_rows
-from radistill.report.tasks import task_rows, task_samples, task_sentence, task_settings
+from radistill.report.tasks import task_commands, task_rows, task_samples, task_sentence, task_settings
 from radistill.report.verdict import verdict
 
 # Without these a run has not come to its end.
@@ -71,6 +72,7 @@ def render(folder: RunFolder) -> str:
         task_settings=task_settings(folder.results),
         recall_figures=recall_figures(folder.results),
         task_samples=task_samples(folder.results),
+        commands=_commands(folder),
         savings_figures=savings_figures(folder),
         cache_rows=cache_rows(folder),
         speed_rows=speed_rows(folder),
@@ -112,6 +114,17 @@ def outdated(folder: RunFolder) -> bool:
     finished = {name: str(mapping(record).get("finished", "")) for name, record in stages.items()}
     unfinished = any(name not in finished for name in ("diagnose:rad", "convert:rad", "distill:rad", "evaluate"))
     return unfinished or finished["evaluate"] < max(finished.values())
+
+
+def _commands(folder: RunFolder) -> list[str]:
+    """What has to be typed after the run to measure again what was measured with it."""
+    again = f"{folder.path.resolve().name}-again"
+    commands = task_commands(again, folder.results)
+    if settings := mapping(folder["savings.json"].get("settings")):
+        contexts = ",".join(str(integer(row.get("context"))) for row in records(folder["savings.json"].get("contexts")))
+        options = [f"--{name.replace('_', '-')} {value or 0}" for name, value in settings.items()]
+        commands.append(" ".join(["radistill savings", shlex.quote(again), "--contexts", contexts, *options]))
+    return [readable(command) for command in commands]
 
 
 def _search_facts(plan: dict[str, Any]) -> Facts:

@@ -1,5 +1,6 @@
 """Tasks in the report: base and hybrid on the same examples, which differences are real, and what they answered."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,11 +50,34 @@ def task_sentence(rows: Sequence[TaskRow]) -> str:
 
 
 def task_settings(results: Sequence[Results]) -> list[tuple[str, str]]:
-    """How each task was run, of the first model that has done it."""
+    """How each task was run, in words."""
+    return [(task, _settings_words(of_task)) for task, of_task in _settings(results).items()]
+
+
+def task_commands(run: str, results: Sequence[Results]) -> list[str]:
+    """For each task, the command that evaluates it in the same way."""
+    return [
+        shlex.join(["radistill", "evaluate", run, "--tasks", task, *_options(task, settings)])
+        for task, settings in _settings(results).items()
+    ]
+
+
+def _settings(results: Sequence[Results]) -> dict[str, Mapping[str, Any]]:
+    """Settings by task, of the first model that has done it."""
     settings: dict[str, Mapping[str, Any]] = {}
     for model in results:
         settings = {**model.settings, **settings}
-    return [(task, _settings_words(of_task)) for task, of_task in settings.items()]
+    return settings
+
+
+def _options(task: str, settings: Mapping[str, Any]) -> list[str]:
+    options = [] if settings.get("data") is None else ["--data", f"{task}={settings['data']}"]
+    for name in ("limit", "contexts", "max_new_tokens", "batch_size", "seed"):
+        value = settings.get(name)
+        if value is not None:
+            words = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            options += [f"--{name.replace('_', '-')}", words]
+    return options
 
 
 def task_samples(results: Sequence[Results]) -> list[Sample]:
@@ -97,6 +121,9 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
     longest = settings.get("max_new_tokens")
     words = [f"answers of at most {longest} tokens"] if longest is not None else []
     words += [f"{name.replace('_', ' ')} {settings[name]}" for name in ("batch_size", "seed") if name in settings]
+    if settings.get("data") is not None:
+        digest = f" (SHA-256 {str(settings['data_sha256'])[:12]}…)" if settings.get("data_sha256") else ""
+        words.append(f"data {settings['data']}{digest}")
     return ", ".join(words)
 
 
