@@ -10,7 +10,7 @@ from rich.console import Console
 
 from radistill.errors import RadistillError
 from radistill.evaluation.comparison import Results, compare, read_results
-from radistill.evaluation.places import Subject, results_folder, subjects_of
+from radistill.evaluation.places import Subject, results_folder, results_of_run, subjects_of
 from radistill.report.task_table import comparison_table, task_table
 from small_run import write_plan
 
@@ -147,6 +147,8 @@ def test_where_results_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RadistillError, match=r"run: has no results of tasks .*first: radistill evaluate run --tasks"):
         results_folder("run")
     written(run / "tasks" / "hybrid", [])
+    with pytest.raises(RadistillError, match=r"run: .*base/tasks\.json is not there.* radistill evaluate run --tasks"):
+        results_of_run("run")
     assert results_folder("run") == Path("run/tasks/hybrid")
     assert results_folder("run/tasks/hybrid") == Path("run/tasks/hybrid")
 

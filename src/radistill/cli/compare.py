@@ -28,12 +28,12 @@ def compare(
     from radistill.errors import RadistillError
     from radistill.evaluation.comparison import compare as compare_results
     from radistill.evaluation.comparison import read_results
-    from radistill.evaluation.places import folders_of, results_folder
+    from radistill.evaluation.places import folders_of, results_folder, results_of_run
     from radistill.files import write_json
     from radistill.report.task_table import comparison_table
 
-    if len(models) == 1 and len(pair := folders_of(models[0])) == 2:
-        results = [read_results(name, results_folder(str(folder))) for name, folder in pair.items()]
+    if len(models) == 1 and len(folders_of(models[0])) == 2:
+        results = [read_results(name, folder) for name, folder in results_of_run(models[0]).items()]
     elif len(set(models)) < max(2, len(models)):
         raise RadistillError("compare: name at least two models, each of them once, or one run folder")
     else:

@@ -62,10 +62,22 @@ def results_folder(name: str) -> Path:
         RadistillError: if there are none.
     """
     usual = list(folders_of(name).values())[-1]
-    found = next((folder for folder in (Path(name), usual) if (folder / SUMMARY).is_file()), None)
-    if found is None:
+    return Path(name) if (Path(name) / SUMMARY).is_file() else _checked(usual, name)
+
+
+def results_of_run(name: str) -> dict[str, Path]:
+    """Where the results of both models of a run are.
+
+    Raises:
+        RadistillError: if one of them has none.
+    """
+    return {key: _checked(folder, name) for key, folder in folders_of(name).items()}
+
+
+def _checked(folder: Path, name: str) -> Path:
+    if not (folder / SUMMARY).is_file():
         raise RadistillError(
-            f"{name}: has no results of tasks ({usual / SUMMARY} is not there); "
+            f"{name}: has no results of tasks ({folder / SUMMARY} is not there); "
             f"first: radistill evaluate {name} --tasks gsm8k"
         )
-    return found
+    return folder
