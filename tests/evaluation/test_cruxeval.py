@@ -127,6 +127,14 @@ def test_inputs_count_by_what_the_function_makes_of_them(answer: str, right: boo
 
 
 @needs_sandbox
+def test_arguments_may_use_what_the_code_defines() -> None:
+    example = asked("WORDS = ['a', 'b']\ndef f(words):\n    return words[::-1]", "['b', 'a']")
+    assert judge_input(example, "<answer>f(WORDS)</answer>").correct
+    assert judge_input(example, "<answer>f(f(['b', 'a']))</answer>").correct
+    assert not judge_input(example, "<answer>f(lambda: ['a', 'b'])</answer>").correct
+
+
+@needs_sandbox
 def test_a_forged_report_is_no_more_than_an_input() -> None:
     """The model's process claims that its arguments are others; they are then what the function is run on."""
     forged = "__import__('os').write(N, b'[\"value\", \"([[6], 0], {})\"]\\n'), __import__('os')._exit(0)"
