@@ -15,6 +15,7 @@ from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
+from radistill.distillation.sharding import sharded
 from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
@@ -22,6 +23,7 @@ from radistill.files import hash_json, read_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.models.ssd.install import use_fast_ssd
+from radistill.processes import join
 
 # Settings that change how a run is watched or kept, not what comes out of it.
 _WITHOUT_EFFECT = {"save_seconds", "report_to"}
@@ -79,6 +81,10 @@ def distill(
     when the student is saved, calls `remove_checkpoints(folder)`; until then a further call returns its result at once.
     The student keeps the number format it was loaded in; bfloat16 weights are trained as they are.
 
+    Started in several processes, by torchrun or `accelerate launch`, all of which call this with the same arguments,
+    it shares each optimiser step among them: with DDP, or with FSDP2 where the launcher says so. All of them end with
+    the trained student.
+
     Args:
         student: the hybrid; on return in the mode (training or evaluation) in which it came.
         teacher: the model to imitate, with the student's tokenizer; never changed. It may be on another device.
@@ -91,23 +97,30 @@ def distill(
 
     Raises:
         RadistillError: if the tokenizers differ, hidden states of different width are to be compared, there is nothing
-            to train or to train on, a loss or gradient is not finite (the message names step and documents), or a
-            checkpoint cannot be written.
+            to train or to train on, the processes cannot share a step evenly, a loss or gradient is not finite (the
+            message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
     settings = settings or DistillSettings()
     _check(student, teacher, train, heldout, settings, new_parameters, folder)
+    processes = join(student.network.device.type)
+    settings.check_processes(processes.count)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
     if folder is not None:
         checkpoints = Checkpoints(folder, _key(student, teacher, train, heldout, settings, new_parameters, seed))
         student.__dict__.pop("fingerprint", None)
-    use_fast_ssd(student.network)
-    with _prepared(student.network, teacher.network, new_parameters, settings):
+    with _prepared(student.network, teacher.network, new_parameters, settings), ExitStack() as stack:
+        trained, taught = student.network, teacher.network
+        if processes.sharded:
+            if taught.device == trained.device:
+                taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count))
+            trained = stack.enter_context(sharded(trained, student.anatomy, processes.count))
+        use_fast_ssd(trained)
         trainer = DistillTrainer(
-            student.network,
-            teacher.network,
+            trained,
+            taught,
             train,
             heldout,
             settings,
@@ -116,15 +129,19 @@ def distill(
             folder=folder,
             checkpoints=checkpoints,
             seed=seed,
+            processes=processes,
         )
         _train(trainer, settings, folder, checkpoints)
+        if trained is not student.network:
+            student.network.load_state_dict(trainer.whole_weights(), strict=False)
     return _result(trainer.state.log_history)
 
 
 def _train(
     trainer: DistillTrainer, settings: DistillSettings, folder: Path | None, checkpoints: Checkpoints | None
 ) -> None:
-    latest = checkpoints.latest() if checkpoints else None
+    processes = trainer.processes
+    latest = processes.decide(lambda: checkpoints.latest() if checkpoints else None)
     done = read_json(latest / TRAINER_STATE_NAME)["global_step"] if latest else 0
     if latest and done >= settings.steps:
         note(f"distill: all {settings.steps} steps were done before, taken from {latest}")
@@ -140,12 +157,12 @@ def _train(
         interrupted = stack.enter_context(
             deferred_interrupt("stopping after this step; press Ctrl-C again to stop now")
         )
-        trainer.add_callback(Pace(trainer, interrupted, advance))
-        if settings.report_to == "tensorboard" and folder is not None:
+        pace = Pace(trainer, interrupted, advance)
+        trainer.add_callback(pace)
+        if settings.report_to == "tensorboard" and folder is not None and processes.is_main:
             trainer.add_callback(_tensorboard(folder, done))
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        stopped = interrupted()
-    if stopped:
+    if pace.stopped:
         step = trainer.state.global_step
         way_on = f"saved in {folder}; the same command goes on from there" if folder else "nothing was kept"
         note(f"distill: stopped after step {step} of {settings.steps}, {way_on}")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
+from radistill.errors import RadistillError
 
 
 class DistillSettings(BaseModel):
@@ -17,7 +18,10 @@ class DistillSettings(BaseModel):
         default=2048, ge=1, description="padded tokens in one forward; a longer document gets a batch of its own"
     )
     gradient_accumulation: int = Field(
-        default=1, ge=1, description="batches in one optimiser step; every response token in them weighs the same"
+        default=1,
+        ge=1,
+        description="batches in one optimiser step, of all processes together; every response token in them weighs the "
+        "same",
     )
     new_block_learning_rate: float = Field(
         default=1e-4, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
@@ -58,3 +62,15 @@ class DistillSettings(BaseModel):
     report_to: Literal["none", "tensorboard"] = Field(
         default="none", description="where the curve goes besides distill.json"
     )
+
+    def check_processes(self, count: int) -> None:
+        """Refuse a step that `count` processes cannot share.
+
+        Raises:
+            RadistillError: if `gradient_accumulation` is no multiple of `count`.
+        """
+        if self.gradient_accumulation % count:
+            raise RadistillError(
+                f"distill.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot share "
+                f"evenly; set it to a multiple of {count}"
+            )
