@@ -68,6 +68,7 @@ class Case:
     folder: Path
     decoded_documents: int
     decoded_trials: int
+    decoded_tokens: int
 
 
 def selectors(case: Case) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def speedup(case: Case) -> dict[str, Any]:
     other, because a machine may slow down meanwhile, and the slower time counts. Of the other only the decoding itself
     counts, one prompt at a time, as in Draft & Verify.
     """
-    documents = case.calibration[: case.decoded_documents]
+    documents = _answered(case.model, case.decoded_documents, case.seed, case.decoded_tokens)
     selector = Bayes(trials=case.decoded_trials, startup=max(1, case.decoded_trials // 2), warm_start=False)
 
     def ours() -> tuple[Found, float]:
@@ -284,20 +285,15 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=8, help="documents")
     parser.add_argument("--heldout", type=int, default=24, help="documents")
     parser.add_argument("--fit", type=int, default=32, help="documents that blocks are fitted on, for `replaceability`")
-    parser.add_argument("--decoded-documents", type=int, default=4, help="of the calibration documents, for `speedup`")
-    parser.add_argument("--decoded-trials", type=int, default=8, help="of each search, for `speedup`")
+    parser.add_argument("--decoded-documents", type=int, default=3, help="for `speedup`")
+    parser.add_argument("--decoded-trials", type=int, default=12, help="of each search, for `speedup`")
+    parser.add_argument("--decoded-tokens", type=int, default=256, help="longest response, for `speedup`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     seed_everything(given.seed, given.threads)
     model = load(given.model)
-    documents = load_data(
-        "reasoning-gym:gsm_symbolic",
-        model,
-        given.calibration + given.heldout + given.fit,
-        seed=given.seed,
-        max_new_tokens=128,
-    )
+    documents = _answered(model, given.calibration + given.heldout + given.fit, given.seed, 128)
     case = Case(
         model,
         documents[: given.calibration],
@@ -310,6 +306,7 @@ def main() -> None:
         ROOT / "runs" / "benchmark-diagnosis",
         given.decoded_documents,
         given.decoded_trials,
+        given.decoded_tokens,
     )
     path = ROOT / "benchmarks" / "results" / "diagnosis.json"
     result: dict[str, Any] = {
@@ -337,6 +334,10 @@ def main() -> None:
             print(_described(row))
     if "speedup" in given.parts:
         print(f"a search of {given.decoded_trials} trials: {result['speedup']:.0f} times as fast as one that decodes")
+
+
+def _answered(model: Model, count: int, seed: int, max_new_tokens: int) -> list[Document]:
+    return load_data("reasoning-gym:gsm_symbolic", model, count, seed=seed, max_new_tokens=max_new_tokens)
 
 
 def _size(documents: list[Document]) -> dict[str, int]:

@@ -67,15 +67,21 @@ def measure(variant: str, arguments: argparse.Namespace, folder: Path) -> dict[s
     loss(*(part._replace(hidden=part.hidden[few], targets=part.targets[few]) for part in (teacher, student))).backward()
     student.hidden.grad = student.output.weight.grad = None
     before = psutil.Process().memory_info().rss
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     total = loss(teacher, student)
     total.backward()
-    seconds = time.perf_counter() - started
+    seconds, processor = time.perf_counter() - started, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert student.hidden.grad is not None
     assert student.output.weight.grad is not None
     save_file({"hidden": student.hidden.grad, "weight": student.output.weight.grad}, folder / f"{variant}.safetensors")
-    return {"loss": total.item() / tokens, "seconds": seconds, "peak_bytes": peak - before, "resident_bytes": before}
+    return {
+        "loss": total.item() / tokens,
+        "seconds": seconds,
+        "processor_seconds": processor,  # of all threads; does not count waiting for other processes
+        "peak_bytes": peak - before,
+        "resident_bytes": before,
+    }
 
 
 def gradient_differences(folder: Path) -> dict[str, float]:
@@ -111,6 +117,7 @@ def main() -> None:
     result = {
         "memory_ratio": figures["chunked"]["peak_bytes"] / figures["plain"]["peak_bytes"],
         "time_ratio": figures["chunked"]["seconds"] / figures["plain"]["seconds"],
+        "processor_time_ratio": figures["chunked"]["processor_seconds"] / figures["plain"]["processor_seconds"],
         "gradient_differences": differences,
         **figures,
         "dtype": "float32",

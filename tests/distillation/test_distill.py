@@ -9,7 +9,7 @@ import pytest
 import torch
 from distill_case import HELDOUT, REPLACED, TRAIN, models, run, weights
 from pydantic import ValidationError
-from test_losses import naive_forward_kl
+from test_losses import log_softmax, naive, naive_forward_kl
 from torch import Tensor
 
 import tiny
@@ -43,7 +43,7 @@ def test_the_student_learns_in_thirty_steps() -> None:
 
 
 def test_twenty_steps_follow_the_committed_curve() -> None:
-    """A refactor gives these losses again; `python tests/distillation/test_distill.py` writes the file anew."""
+    """A refactor gives these losses again; `PYTHONPATH=tests python tests/distillation/test_distill.py` renews them."""
     expected = json.loads(CURVE.read_text(encoding="utf-8"))
     found = committed_run()
     for name in ("loss", "learning_rate", "gradient_norm"):
@@ -104,6 +104,47 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_whole_step() -> None:
     assert result.curve[0]["loss"] == pytest.approx(sum(values) / len(values), rel=1e-5)
     assert result.tokens == sum(len(document.tokens) for document in TRAIN)
     assert result.response_tokens == len(values)
+
+
+def test_cross_entropy_and_hidden_states_are_added_as_the_settings_say() -> None:
+    teacher, student = models("random")
+    settings = with_(
+        steps=1,
+        tokens_per_batch=10_000,
+        cross_entropy=0.25,
+        hidden={"kind": "mse", "weight": 3.0},
+        loss={"kind": "jsd"},
+    )
+    values: list[float] = []
+    for document in TRAIN:
+        ids, response = torch.tensor([document.tokens]), slice(document.response_start - 1, -1)
+        with torch.no_grad():
+            p, q = (model.network(input_ids=ids, output_hidden_states=True) for model in (teacher, student))
+        own = [log_softmax(row, 1.0) for row in q.logits[0, response].tolist()]
+        cross_entropy = [
+            -row[token] for row, token in zip(own, document.tokens[document.response_start :], strict=True)
+        ]
+        divergence = naive("jsd-0.5", p.logits[0, response], q.logits[0, response])
+        hidden = (p.hidden_states[-1] - q.hidden_states[-1])[0, response].square().mean(dim=1)
+        values += (0.25 * torch.tensor(cross_entropy) + 0.75 * divergence + 3.0 * hidden).tolist()
+    result = run(student, teacher, settings)
+    assert result.curve[0]["loss"] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [None, {"kind": "cosine"}])
+@pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation"])
+def test_every_loss_brings_the_student_nearer(kind: str, hidden: dict[str, Any] | None) -> None:
+    teacher, student = models("zero")
+    settings = with_(
+        steps=10,
+        tokens_per_batch=400,
+        new_block_learning_rate=3e-2,
+        other_learning_rate=3e-3,
+        loss={"kind": kind, "temperature": 2.0},
+        hidden=hidden,
+    )
+    result = run(student, teacher, settings, heldout=TRAIN)
+    assert result.evaluations[-1]["kl"] < 0.8 * result.evaluations[0]["kl"]
 
 
 def test_two_half_batches_are_one_batch() -> None:
@@ -250,6 +291,9 @@ def test_what_cannot_be_trained_is_refused() -> None:
     refused("share the weight", with_(other_learning_rate=1e-3), teacher=student)
     other = tiny.tokenizer()
     other.add_tokens(["more"])
+    wide = tiny.model("llama", hidden_size=64)
+    message = "distill.hidden: the teacher's hidden states have 64 numbers and the student's 32; set it to null"
+    refused(message, with_(hidden={"kind": "mse"}), teacher=wide)
     stranger = Model(network=teacher.network, tokenizer=other, anatomy=teacher.anatomy, source="stranger")
     refused("teacher stranger has another tokenizer", teacher=stranger)
 

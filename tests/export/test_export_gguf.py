@@ -42,7 +42,7 @@ def test_settings(tmp_path: Path) -> None:
         "granitehybrid.block_count": 4,
         "granitehybrid.context_length": 512,
         "granitehybrid.embedding_length": 32,
-        "granitehybrid.feed_forward_length": 48,
+        "granitehybrid.feed_forward_length": 64,
         "granitehybrid.attention.head_count": 4,
         "granitehybrid.attention.head_count_kv": [0, 2, 0, 2],
         "granitehybrid.rope.dimension_count": 8,
@@ -116,7 +116,7 @@ def test_rotary_pairs_are_one_reordering_within_each_head() -> None:
     [("float32", "F32", 0), ("float16", "F16", 1e-3), ("bfloat16", "BF16", 1e-2), ("q8_0", "Q8_0", 2e-2)],
 )
 def test_types(tmp_path: Path, dtype: str, matrices: str, tolerance: float) -> None:
-    reader, weights = written(tmp_path, dtype)
+    reader, weights = written(tmp_path, dtype, shared_intermediate_size=48)
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert types["blk.1.attn_v.weight"] == types["token_embd.weight"] == matrices
     # Rows of 48 do not divide into blocks of 32.

@@ -37,8 +37,8 @@ def test_parameters_add_up(family: str) -> None:
 
 def test_parameters_by_hand() -> None:
     network = tiny.build("llama", layers=2)
-    # hidden 32, 4 heads and 2 KV heads of size 8, MLP 48: q and o 32x32, k and v 32x16; gate, up and down 32x48.
-    attention, mlp = 2 * (2 * 32 * 32 + 2 * 32 * 16), 2 * 3 * 32 * 48
+    # hidden 32, 4 heads and 2 KV heads of size 8, MLP 64: q and o 32x32, k and v 32x16; gate, up and down 32x64.
+    attention, mlp = 2 * (2 * 32 * 32 + 2 * 32 * 16), 2 * 3 * 32 * 64
     expected = {"attention": attention, "ssm": 0, "mlp": mlp, "embedding": 2 * tiny.VOCAB_SIZE * 32, "other": 5 * 32}
     assert anatomy_of(network).parameters(network) == expected
 

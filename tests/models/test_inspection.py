@@ -30,7 +30,7 @@ def test_a_hybrid_by_hand(tmp_path: Path) -> None:
     parameters = {
         "attention": attention,
         "ssm": 2 * ssm,
-        "mlp": 3 * 3 * 32 * 48,
+        "mlp": 3 * 3 * 32 * 64,
         "embedding": 2 * tiny.VOCAB_SIZE * 32,
         "other": 7 * 32,
     }

@@ -135,13 +135,14 @@ def test_a_response_depends_on_the_seed_and_its_place_alone() -> None:
 
     def respond(seed: int, batch_size: int) -> list[list[int]]:
         return speculative_generate(
-            model, prompts, mask, draft_length=3, max_new_tokens=6, temperature=1.0, seed=seed, batch_size=batch_size
+            model, prompts, mask, draft_length=3, max_new_tokens=9, temperature=1.0, seed=seed, batch_size=batch_size
         ).responses
 
-    one = respond(1, 1)
-    assert respond(1, 4) == respond(1, 3) == one
-    assert respond(2, 4) != one
-    assert one[0] != one[2]
+    alone = [respond(seed, 1) for seed in range(8)]
+    for seed, responses in enumerate(alone):
+        assert respond(seed, 4) == respond(seed, 3) == responses
+        assert responses[0] != responses[2]
+    assert all(one != other for one, other in itertools.combinations(alone, 2))
 
 
 def test_greedy_judges_by_hand() -> None:

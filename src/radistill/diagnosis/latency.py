@@ -15,6 +15,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.anatomy import Component
+from radistill.models.cache_argument import cache_argument
 from radistill.models.loading import Model
 from radistill.provenance import machine
 from radistill.speculation.masks import ComponentMask
@@ -120,7 +121,8 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
 
         def step(tokens: int) -> float:
             new = ids[:, -1:].expand(1, tokens)
-            return _seconds(lambda: network(input_ids=new, past_key_values=cache, use_cache=True), network.device)
+            given = {cache_argument(network): cache}
+            return _seconds(lambda: network(input_ids=new, use_cache=True, **given), network.device)
 
         passes = {}
         for tokens in _VERIFIED:

@@ -59,9 +59,12 @@ class ResponseStates(NamedTuple):
             rows: which tokens.
             vocabulary: only this many entries, from the first; None is all of them.
         """
-        weight, bias, shape = self.output
-        bias = None if bias is None else bias[:vocabulary]
-        return shape(nn.functional.linear(self.hidden[rows], weight[:vocabulary], bias))
+        return self.output.shape(self.raw_logits(rows, vocabulary))
+
+    def raw_logits(self, rows: slice, vocabulary: int | None = None) -> Tensor:
+        """`logits` before the output's `shape`."""
+        weight, bias, _ = self.output
+        return nn.functional.linear(self.hidden[rows], weight[:vocabulary], None if bias is None else bias[:vocabulary])
 
 
 class _Positions(NamedTuple):

@@ -26,6 +26,7 @@ from transformers.cache_utils import (
 )
 
 from radistill.models.anatomy import Component
+from radistill.models.cache_argument import cache_argument
 from radistill.models.loading import Model
 from radistill.speculation.masks import restore_forward, shadow_forward
 
@@ -175,9 +176,9 @@ def read_tokens(
         input_ids=tokens,
         attention_mask=(slots >= padding).long(),
         position_ids=(slots[cache.width :] - padding).clamp(min=0),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=keep,
+        **{cache_argument(model.network): cache},
     )
     cache.width += time
     cache.lengths = lengths

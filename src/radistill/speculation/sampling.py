@@ -80,40 +80,61 @@ class Greedy:
 
 
 class Sampling:
-    """Speculative sampling. Every row draws from a generator of its own, so its batch has no influence on it."""
+    """Speculative sampling, each row with random numbers of its own, so that its batch has no influence on it.
+
+    Every place of a response has three numbers: one to draft a token there, one to accept it, one to write another. A
+    place that was drafted and given up meets the same numbers again in the next round. They are still independent of
+    the text: of what they decided, nothing was kept.
+    """
 
     def __init__(self, temperature: float, top_p: float, seeds: Sequence[int]) -> None:
         """Sample after `temperature` and `top_p` as `models.generation.generate` does, with a seed for each row."""
         self.temperature = temperature
         self.top_p = top_p
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._numbers = [torch.empty(0, 3, dtype=torch.float64) for _ in seeds]
+        self._written = [0] * len(seeds)  # tokens of each response so far
+        self._drafted = 0  # tokens in this round
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Draw one token for each row."""
         probabilities = distribution(logits, self.temperature, self.top_p)
-        return draw(probabilities, self._uniform(1, logits.device).squeeze(1)), probabilities
+        uniform = self._uniform(self._drafted, 1)[:, 0, 0].to(logits.device)
+        self._drafted += 1
+        return draw(probabilities, uniform), probabilities
 
     def judge(self, proposal: Proposal, logits: Tensor) -> Judgement:
         """Accept with probability min(1, p / q), then draw from what is left of p."""
         assert proposal.probabilities is not None
         rows, drafted = proposal.tokens.shape
         target = distribution(logits, self.temperature, self.top_p)
-        uniform = self._uniform(drafted + 1, logits.device)
-        accepted = accepted_tokens(proposal, target[:, :-1], uniform[:, :-1])
+        uniform = self._uniform(0, drafted + 1).to(logits.device)
+        accepted = accepted_tokens(proposal, target[:, :-1], uniform[:, :-1, 1])
         every_row = torch.arange(rows, device=logits.device)
         rejected = proposal.probabilities.new_zeros(target[:, 0].shape)
         refused = (proposal.proposed().sum(dim=1) > accepted).nonzero().squeeze(1)
         rejected[refused] = proposal.probabilities[refused, accepted[refused]]
         rest = residual(target[every_row, accepted], rejected)
-        return Judgement(accepted, draw(rest, uniform[:, -1]))
+        following = draw(rest, uniform[every_row, accepted, 2])
+        self._written = [before + new + 1 for before, new in zip(self._written, accepted.tolist(), strict=True)]
+        self._drafted = 0
+        return Judgement(accepted, following)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only the generators of these rows."""
+        """Keep only the numbers of these rows."""
         self._generators = [self._generators[row] for row in rows]
+        self._numbers = [self._numbers[row] for row in rows]
+        self._written = [self._written[row] for row in rows]
 
-    def _uniform(self, count: int, device: torch.device) -> Tensor:
-        drawn = [torch.rand(count, generator=generator, dtype=torch.float64) for generator in self._generators]
-        return torch.stack(drawn).to(device)
+    def _uniform(self, start: int, count: int) -> Tensor:
+        """[batch, count, 3], the numbers of each row's places from `start` after the tokens that it has."""
+        found = []
+        for row, written in enumerate(self._written):
+            while len(self._numbers[row]) < written + start + count:
+                more = torch.rand(64, 3, generator=self._generators[row], dtype=torch.float64)
+                self._numbers[row] = torch.cat([self._numbers[row], more])
+            found.append(self._numbers[row][written + start :][:count])
+        return torch.stack(found)
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:

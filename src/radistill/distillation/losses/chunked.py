@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from radistill.models.logits import ResponseStates
 
@@ -14,8 +14,8 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHUNK_NUMBERS = 2**26
 """Logits that one matrix product makes: 256 MiB in float32. Fewer would multiply too few rows at a time."""
 
-_PIECE_ON_CPU, _PIECE_ON_GPU = 2**20, 2**24
-"""Logits that the loss works on at a time. On a CPU, 4 MiB in float32: what it makes of them stays in the cache. On a
+_PIECE_ON_CPU, _PIECE_ON_GPU = 2**19, 2**24
+"""Logits that the loss works on at a time. On a CPU, 2 MiB in float32: what it makes of them stays in the cache. On a
 GPU, enough for its kernels to be worth starting; their best number has not been measured."""
 
 
@@ -84,33 +84,48 @@ class _ChunkedSum(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
+        # Autograd wants to see what gradients flow to as arguments of their own.
+        student = student._replace(hidden=hidden, output=student.output._replace(weight=weight, bias=bias))
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[4:])
-        parts = [torch.zeros((), dtype=_accumulator(hidden), device=hidden.device)]
+        # One place for each token: a small tensor for each piece, left between large ones that come and go, would keep
+        # the allocator from using their memory again.
+        values = torch.zeros(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
         for start in range(0, len(hidden), sizes.chunk):
-            rows = slice(start, start + sizes.chunk)
-            raw = nn.functional.linear(
-                hidden[rows], weight[: sizes.vocabulary], None if bias is None else bias[: sizes.vocabulary]
-            )
-            of_teacher = teacher.logits(rows, sizes.vocabulary)
-            targets = student.targets[rows]
-            for piece in (slice(at, at + sizes.piece) for at in range(0, len(raw), sizes.piece)):
-                leaf = raw[piece].detach().requires_grad_(gradients.wanted)
-                with torch.set_grad_enabled(gradients.wanted):
-                    value = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece]).sum()
-                    if gradients.wanted:
-                        # The logits are not needed any more, and their gradient takes their place.
-                        raw[piece] = torch.autograd.grad(value, leaf)[0]
-                parts.append(value.detach())
-            gradients.add(rows, raw)
+            _take_chunk(loss, teacher, student, slice(start, start + sizes.chunk), sizes, gradients, values)
         ctx.save_for_backward(*gradients.found())
         ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
-        return torch.stack(parts).sum()
+        return values.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return None, None, None, None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
+
+
+def _take_chunk(
+    loss: TokenLoss,
+    teacher: ResponseStates,
+    student: ResponseStates,
+    rows: slice,
+    sizes: _Sizes,
+    gradients: "_Gradients",
+    values: Tensor,
+) -> None:
+    """Write the loss of a chunk's tokens to `values`. A function of its own, so that its logits go before the next."""
+    raw = student.raw_logits(rows, sizes.vocabulary)
+    of_teacher = teacher.logits(rows, sizes.vocabulary)
+    targets, values = student.targets[rows], values[rows]
+    for start in range(0, len(raw), sizes.piece):
+        piece = slice(start, start + sizes.piece)
+        leaf = raw[piece].detach().requires_grad_(gradients.wanted)
+        with torch.set_grad_enabled(gradients.wanted):
+            of_tokens = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece])
+            if gradients.wanted:
+                # The logits are not needed any more, and their gradient takes their place.
+                raw[piece] = torch.autograd.grad(of_tokens.sum(), leaf)[0]
+        values[piece] = of_tokens.detach()
+    gradients.add(rows, raw)
 
 
 class _Gradients:
