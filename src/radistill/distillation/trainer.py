@@ -26,11 +26,14 @@ from transformers import (
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.heldout import compare
 from radistill.distillation.losses import chunked_sum, cross_entropy_mix
+from radistill.distillation.precision import computing
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
+from radistill.distillation.stopping import Divergence, best_step, out_of_patience
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
@@ -97,11 +100,12 @@ class DistillTrainer(Trainer):
         self._response_tokens = self._totals(lambda document: len(document.tokens) - document.response_start)
         # While a sharded weight is whole, another parameter stands in its place in the network.
         self._trained = [(name, tensor) for name, tensor in student.named_parameters() if tensor.requires_grad]
+        self._remembered: list[Tensor] = []
         self._seconds_before = 0.0
         self._started = time.perf_counter()
         super().__init__(
             model=student,
-            args=_arguments(settings, student, checkpoints, seed, processes),
+            args=_arguments(settings, student, folder, checkpoints, seed, processes),
             data_collator=partial(_collate_group, groups=self.groups, pad_token_id=pad_token_id),
             train_dataset=self.order,
             eval_dataset=heldout,
@@ -123,10 +127,10 @@ class DistillTrainer(Trainer):
         steps = (sum(of_group[index] for index in self.order[at : at + each]) for at in range(0, len(self.order), each))
         return [0, *itertools.accumulate(steps)]
 
-    def _step_groups(self) -> list[int]:
-        """Indices of the batches of the step that runs, of all processes."""
+    def _step_groups(self, step: int) -> list[int]:
+        """Indices of the batches of a step, from 1, of all processes."""
         each = self.settings.gradient_accumulation
-        return self.order[self.state.global_step * each : (self.state.global_step + 1) * each]
+        return self.order[(step - 1) * each : step * each]
 
     # ---- loss ----
 
@@ -140,10 +144,11 @@ class DistillTrainer(Trainer):
         """The settings' loss, summed over the batch's response tokens, over those of the whole optimiser step."""
         assert num_items_in_batch is not None  # Trainer counts them, because the batch has labels
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
-        with torch.no_grad():
+        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
             teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
-        total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
+        with computing(self.settings.precision, self.student.device):
+            total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
         # Gradients are averaged over processes, but each has only its own terms of the sum.
         loss = total * self.processes.count / num_items_in_batch
         losses = self.processes.collect((int(inputs["group"]), loss.item()))
@@ -160,15 +165,16 @@ class DistillTrainer(Trainer):
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
 
-    def refusal(self, what: str, groups: Sequence[int] | None = None) -> RadistillError:
-        """The error for a step that cannot be taken; writes its documents down first.
+    def refusal(self, what: str, groups: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
+        """The error for a step that went wrong; writes its documents down first.
 
         Args:
             what: what is wrong.
             groups: indices of the batches to blame; None is all of the step.
+            step: from 1; None is the one that runs.
         """
-        step = self.state.global_step + 1
-        documents = [document for group in groups or self._step_groups() for document in self.groups[group]]
+        step = step or self.state.global_step + 1
+        documents = [document for group in groups or self._step_groups(step) for document in self.groups[group]]
         names = ", ".join(document.id for document in documents)
         if self.folder is not None:
             path = self.folder / "failed_batch.json"
@@ -203,14 +209,16 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Measure the student on the held-out documents."""
-        measured = compare(
-            self.teacher,
-            self.student,
-            self.heldout,
-            self.pad_token_id,
-            self.settings.tokens_per_batch,
-            processes=self.processes,
-        )
+        precision = self.settings.precision
+        with computing(precision, self.teacher.device), computing(precision, self.student.device):
+            measured = compare(
+                self.teacher,
+                self.student,
+                self.heldout,
+                self.pad_token_id,
+                self.settings.tokens_per_batch,
+                processes=self.processes,
+            )
         release(self.student)
         metrics = {"eval_kl": measured.kl, "eval_agreement": measured.agreement}
         self.log(metrics)
@@ -238,6 +246,33 @@ class DistillTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
+    def remember(self) -> None:
+        """Keep the trained weights as they are now in memory: for a run without checkpoints."""
+        self._remembered = [tensor.detach().clone() for _, tensor in self._trained]
+
+    def keep(self) -> None:
+        """Put the weights that the settings want kept in the place of the last ones, and say what was kept."""
+        step = self.kept_step
+        if step != self.state.global_step:
+            if self.checkpoints is not None:
+                self._put(load_file(self.checkpoints.of_step(step) / _WEIGHTS))
+            else:
+                with torch.no_grad():
+                    for (_, tensor), before in zip(self._trained, self._remembered, strict=True):
+                        tensor.copy_(before)
+            note(f"distill: kept the weights of step {step}, after which the held-out KL was lowest")
+        kl = {entry["step"]: entry["eval_kl"] for entry in self.state.log_history if "eval_kl" in entry}
+        if kl[step] > kl[0]:
+            note(
+                f"distill: the held-out KL is {kl[step]:.3f} and was {kl[0]:.3f} before training; "
+                "lower the learning rates"
+            )
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights the settings want kept."""
+        return best_step(self.state.log_history) if self.settings.keep == "best" else self.state.global_step
+
     def whole_weights(self) -> dict[str, Tensor]:
         """Each trained weight, not split; all processes must ask for it together."""
         return {name: whole(tensor.detach()).contiguous() for name, tensor in self._trained}
@@ -255,7 +290,7 @@ class DistillTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.processes.wait()  # until the others have written theirs, the state of their random numbers
             if self.processes.is_main:
-                self.checkpoints.finish(step)
+                self.checkpoints.finish(step, self.kept_step)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise RadistillError(
@@ -298,7 +333,7 @@ class DistillTrainer(Trainer):
 
 
 class Pace(TrainerCallback):
-    """Decides at each step's end what follows, and refuses gradients that are not finite."""
+    """Decides at each step's end what follows, and refuses a gradient that is not finite and a loss that diverges."""
 
     def __init__(self, trainer: DistillTrainer, interrupted: Callable[[], bool], advance: Callable[..., None]) -> None:
         """`interrupted` tells whether to stop after this step; `advance` moves the progress bar.
@@ -311,6 +346,7 @@ class Pace(TrainerCallback):
         self._saved = time.perf_counter()
         self._kl = math.nan
         self._pace = ""
+        self._divergence = Divergence(None)
         self.stopped = False
 
     def on_train_begin(
@@ -318,6 +354,8 @@ class Pace(TrainerCallback):
     ) -> None:
         """Go on counting where the checkpoint stopped, whose log Trainer has restored by now, or measure the start."""
         self._trainer.continue_from(state.log_history)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self._divergence = Divergence(self._trainer.settings.divergence, losses)
         if state.global_step == 0:
             self._trainer.evaluate()
         self._saved = time.perf_counter()
@@ -341,6 +379,18 @@ class Pace(TrainerCallback):
         if self._trainer.checkpoints is not None:
             control.should_save |= last or stop or due
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep weights that are better than all before; end when there have been none for too long."""
+        if state.global_step == 0:
+            return
+        trainer = self._trainer
+        over = out_of_patience(state.log_history, trainer.settings.patience)
+        control.should_training_stop |= over
+        if trainer.checkpoints is not None:
+            control.should_save |= over or trainer.kept_step == state.global_step
+        elif trainer.kept_step == state.global_step:
+            trainer.remember()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock for the next checkpoint."""
         self._saved = time.perf_counter()
@@ -350,6 +400,8 @@ class Pace(TrainerCallback):
         logs: Mapping[str, float] = kwargs["logs"]
         self._kl = logs.get("eval_kl", self._kl)
         if "loss" in logs:
+            if wrong := self._divergence.describe(logs["loss"]):
+                raise self._trainer.refusal(wrong, step=state.global_step)
             self._pace = f"loss {logs['loss']:.3f}, {logs['tokens'] / max(logs['seconds'], 1e-9):,.0f} tok/s, "
         self._advance(1 if "loss" in logs else 0, f"{self._pace}held-out KL {self._kl:.3f}")
 
@@ -403,6 +455,7 @@ def _collate_group(
 def _arguments(
     settings: DistillSettings,
     student: PreTrainedModel,
+    folder: Path | None,
     checkpoints: Checkpoints | None,
     seed: int,
     processes: Processes,
@@ -426,7 +479,9 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # by the clock, in `Pace`
-        report_to="none",  # TensorBoard's callback is added by `distill`, which knows the folder
+        report_to="none",  # a tracker's callback is added by `distill`, in the main process alone
+        run_name=folder.resolve().name if folder else None,
+        project="radistill",
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
