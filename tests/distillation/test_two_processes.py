@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import TRAIN, lasting, run, weights
+from distill_case import lasting, run, weights
 from safetensors.torch import load_file
 from torch import Tensor
 from two_processes_case import TWENTY, tied_models
@@ -30,7 +30,8 @@ LAUNCHERS = {
 
 def launch(how: str, *program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program in two processes on this machine."""
-    given = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
+    path = os.pathsep.join([str(CASE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path, **environment}
     command = [sys.executable, "-m", *LAUNCHERS[how], *program]
     return subprocess.run(command, capture_output=True, text=True, env=given, timeout=150)
 
@@ -85,13 +86,23 @@ def test_stopped_by_one_of_them_they_go_on_bit_for_bit(launched: Path) -> None:
     assert all(torch.equal(interrupted[name], tensor) for name, tensor in whole.items())
 
 
+def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
+    """The layers of a sharded model have bfloat16 weights; in one process, products alone are in bfloat16."""
+    settings = TWENTY.model_copy(update={"steps": 3, "precision": "bfloat16", "gradient_checkpointing": True})
+    teacher, student = tied_models()
+    expected = run(student, teacher, settings).curve
+    found = read_json(launched / "bfloat16-0.json")["curve"]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=0.02)
+    first, second = (load_file(launched / f"bfloat16-{index}.safetensors") for index in (0, 1))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
 def test_a_loss_that_is_not_finite_in_one_stops_both(launched: Path) -> None:
     first, second = ((launched / f"poisoned-{index}.txt").read_text() for index in (0, 1))
     assert first == second
     assert "the loss is nan at step" in first
     named = {document["id"] for document in read_json(launched / "poisoned" / "failed_batch.json")["documents"]}
-    poisoned = {document.id for document in TRAIN if 250 in document.tokens}
-    assert named & poisoned
+    assert "poisoned" in named
     assert all(name in first for name in named)
 
 

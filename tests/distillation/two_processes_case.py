@@ -1,6 +1,6 @@
 """What test_two_processes launches: distillations in two processes, with what came of them in FOLDER.
 
-python -m torch.distributed.run --nproc-per-node 2 two_processes_case.py FOLDER
+PYTHONPATH=tests python -m torch.distributed.run --nproc-per-node 2 two_processes_case.py FOLDER
 """
 
 import os
@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_case import REPLACED, TRAIN, lasting, run, weights
+from distill_case import REPLACED, TRAIN, lasting, models, run, weights
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tiny
 from radistill.conversion import convert
 from radistill.distillation import trainer
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
+from radistill.models.sequences import Document
 from radistill.processes import join
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import tiny
 
 # Of five batches, four a step: two for each of two processes.
 TWENTY = DistillSettings(
@@ -35,7 +32,8 @@ TWENTY = DistillSettings(
     new_block_learning_rate=1e-2,
     other_learning_rate=1e-3,
     eval_steps=8,
-    save_seconds=0,
+    save_seconds=10_000,
+    report_to="none",
 )
 
 
@@ -70,21 +68,20 @@ def _interrupted(folder: Path, name: str) -> None:
     try:
         run(student, teacher, TWENTY, folder=folder / name)
     except KeyboardInterrupt:
-        assert [path.name for path in sorted((folder / name).glob("checkpoints/*/*"))] == [
-            "checkpoint-7",
-            "checkpoint-8",
-        ]
+        assert [path.name for path in (folder / name).glob("checkpoints/*/*")] == ["checkpoint-8"]
     trainer.chunked_sum = original
     _uninterrupted(folder, name)
 
 
 def _poisoned(folder: Path) -> None:
     """One process meets a loss that is not finite; both must say so, and name the same documents."""
-    teacher, student = tied_models()
+    teacher, student = models("random")
     with torch.no_grad():
         teacher.network.get_input_embeddings().weight[250] = float("nan")
+    sound = [document for document in TRAIN if 250 not in document.tokens]
+    train = [*sound, Document("poisoned", tuple(range(220, 256)), 3)]
     try:
-        run(student, teacher, TWENTY, folder=folder / "poisoned", heldout=[d for d in TRAIN if 250 not in d.tokens])
+        run(student, teacher, TWENTY, folder=folder / "poisoned", train=train, heldout=sound)
     except RadistillError as error:
         (folder / f"poisoned-{join('cpu').index}.txt").write_text(str(error))
 
@@ -95,3 +92,4 @@ if __name__ == "__main__":
     _uninterrupted(place, "whole")
     _interrupted(place, "interrupted")
     _poisoned(place)
+    _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
