@@ -176,7 +176,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     names = EXPECTED if name == "everything" else [name]
     page = report(tmp_path, dict.fromkeys(names))
     assert all(name in page.text for name in names)
-    assert page.count("section") == 7
+    assert page.count("section") == 9
     essential = {"run.json", "distill.json", "evaluation.json"} & set(names)
     assert ("This run is not finished" in page.text) == bool(essential)
 
@@ -257,7 +257,7 @@ def test_any_metric_may_be_junk(tmp_path: Path, junk: Any) -> None:
             "run.json": dict.fromkeys(run(), junk),
         },
     )
-    assert page.count("section") == 7
+    assert page.count("section") == 9
 
 
 @pytest.mark.parametrize("junk", [None, 3, "text", [None, 1, "x"], {"a": 1}])
@@ -272,7 +272,7 @@ def test_any_list_may_be_junk(tmp_path: Path, junk: Any) -> None:
     }
     if junk == [None, 1, "x"]:
         changes["plan.json"]["ssm_layers"] = []
-    assert report(tmp_path, changes).count("section") == 7
+    assert report(tmp_path, changes).count("section") == 9
 
 
 def test_one_evaluation_is_a_point_on_the_axis_of_the_whole_run(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
 
+from radistill.cli.compare import compare
 from radistill.cli.components import components
 from radistill.cli.errors import one_line
 from radistill.cli.export import export
@@ -17,6 +18,7 @@ from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
+from radistill.cli.savings import savings
 
 app = typer.Typer(
     name="radistill",
@@ -45,6 +47,8 @@ for _name, _command in STAGE_COMMANDS.items():
     app.command(_name, rich_help_panel="Stages of a run")(_command)
 app.command("inspect")(inspect)
 app.command("components")(components)
+app.command("compare")(compare)
+app.command("savings")(savings)
 app.add_typer(plan, name="plan")
 app.command("generate")(generate)
 app.command("export")(export)

@@ -1,29 +1,17 @@
 """`radistill run`, and a command for each of its stages."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-RecipePath = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."
-    ),
-]
+from radistill.cli.evaluate import evaluate
+from radistill.cli.recipe_options import LATEST, Out, RecipePath, Set, recipe_of
 
 
 def run(
     recipe: RecipePath = None,
-    out: Out = Path("runs/latest"),
+    out: Out = LATEST,
     set_: Set = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and print an estimate of parameters, memory and tokens.")
@@ -36,7 +24,7 @@ def run(
     """
     from radistill.pipeline.recipe import load_recipe
 
-    settings = load_recipe(_recipe_of(recipe, out), set_ or [])
+    settings = load_recipe(recipe_of(recipe, out), set_ or [])
     if dry_run:
         from radistill.pipeline.estimate import estimate, print_estimate
 
@@ -52,23 +40,12 @@ def run(
         print_evaluation(read_json(folder / "evaluation.json"))
 
 
-def _recipe_of(recipe: Path | None, out: Path) -> Path:
-    from radistill.errors import RadistillError
-
-    if recipe is not None:
-        return recipe
-    own = out / "recipe.yaml"
-    if not own.exists():
-        raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
-    return own
-
-
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
-    def command(recipe: RecipePath = None, out: Out = Path("runs/latest"), set_: Set = None) -> None:
+    def command(recipe: RecipePath = None, out: Out = LATEST, set_: Set = None) -> None:
         from radistill.pipeline.recipe import load_recipe
         from radistill.pipeline.run import run as run_pipeline
 
-        run_pipeline(load_recipe(_recipe_of(recipe, out), set_ or []), out, [stage])
+        run_pipeline(load_recipe(recipe_of(recipe, out), set_ or []), out, [stage])
 
     command.__doc__ = explanation
     return command
@@ -76,7 +53,7 @@ def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
 
 def diagnose(
     recipe: RecipePath = None,
-    out: Out = Path("runs/latest"),
+    out: Out = LATEST,
     set_: Set = None,
     selector: Annotated[
         str | None,
@@ -116,18 +93,18 @@ def diagnose(
     named = {"selector": selector, "by": by}
     chosen = [f"diagnose.{field}={value}" for field, value in named.items() if value is not None]
     overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
-    settings = load_recipe(_recipe_of(recipe, out), [*(set_ or []), *chosen])
+    settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *chosen])
     if overrides:
         if (kind := settings.diagnose.selector.kind) != "bayes":
             raise RadistillError(
                 f"diagnose.selector is {kind}, which searches in one process; --workers and --storage are for the "
                 "Bayesian search: add --selector bayes"
             )
-        settings = load_recipe(_recipe_of(recipe, out), [*(set_ or []), *chosen, *overrides])
+        settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *chosen, *overrides])
     run_pipeline(settings, out, ["diagnose"])
 
 
-STAGE_COMMANDS = {
+STAGE_COMMANDS: dict[str, Callable[..., None]] = {
     "data": _stage_command(
         "data", "Prepare training, calibration and held-out examples; the teacher writes missing responses."
     ),
@@ -137,8 +114,8 @@ STAGE_COMMANDS = {
         for stage, explanation in {
             "convert": "Build the hybrid that the plan describes: start/.",
             "distill": "Fit the new blocks and train the hybrid: student/.",
-            "evaluate": "Measure base, draft and hybrids on held-out data: evaluation.json.",
-            "report": "Write report.html from what the run folder holds.",
         }.items()
     },
+    "evaluate": evaluate,
+    "report": _stage_command("report", "Write report.html from what the run folder holds."),
 }

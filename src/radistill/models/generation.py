@@ -5,9 +5,7 @@ checkpoint brings along (repetition penalties, sampling by default, top-k) is se
 its end tokens are used.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
 from radistill.errors import RadistillError
 from radistill.files import hash_json
@@ -36,6 +35,7 @@ def generate(
     cache: Path | None = None,
     description: str = "generate",
     network: PreTrainedModel | None = None,
+    on_response: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
 
@@ -55,6 +55,7 @@ def generate(
             weights, switched-off components, prompts and settings come again. At most the running batch can be lost.
         description: title of the progress bar.
         network: other weights with the same vocabulary, for instance a student's.
+        on_response: called with the index of a prompt and its response, as soon as its batch is there.
 
     Returns:
         For each prompt 1 to `max_new_tokens` token ids. The last one is one of `end_tokens(model)` if the response is
@@ -82,7 +83,7 @@ def generate(
         hash_json([source, settings, [list(map(int, prompts[index])) for index in group], batch_seed])
         for group, batch_seed in zip(groups, seeds, strict=True)
     ]
-    finished = _read_cache(cache) if cache is not None else {}
+    finished = read_batches(cache) if cache is not None else {}
 
     responses: list[list[int]] = [[] for _ in prompts]
     done = sum(len(group) for group, key in zip(groups, keys, strict=True) if key in finished)
@@ -94,10 +95,12 @@ def generate(
                 with _standing_alone(network), _seeded(network.device, batch_seed):
                     written = _run([prompts[index] for index in group], network, config, stops)
                 if cache is not None:
-                    _append(cache, {"key": key, "responses": written})
+                    append_batch(cache, key, written)
                 advance(len(group))
             for index, tokens in zip(group, written, strict=True):
                 responses[index] = tokens
+                if on_response is not None:
+                    on_response(index, tokens)
     return responses
 
 
@@ -236,31 +239,3 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _read_cache(path: Path) -> dict[str, list[list[int]]]:
-    """The finished batches. A line that a kill has torn is skipped: its batch runs again."""
-    found: dict[str, list[list[int]]] = {}
-    if not path.exists():
-        return found
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            found[entry["key"]] = entry["responses"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _append(path: Path, entry: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as handle:
-        # A torn last line must not swallow the next one.
-        handle.seek(0, os.SEEK_END)
-        torn = handle.tell() > 0
-        if torn:
-            handle.seek(-1, os.SEEK_END)
-            torn = handle.read(1) != b"\n"
-        handle.write((b"\n" if torn else b"") + json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())

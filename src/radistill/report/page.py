@@ -1,5 +1,6 @@
 """The report: one HTML page that holds everything and loads nothing, made from the files of a run folder alone."""
 
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from radistill.report.arms import arm_name
 from radistill.report.figures.curves import heldout_figure, loss_figure
 from radistill.report.figures.fit import fit_figure
 from radistill.report.figures.layers import layers_figure
+from radistill.report.figures.recall import recall_figures
+from radistill.report.figures.savings import savings_figures
 from radistill.report.figures.search import search_figure
 from radistill.report.numbers import duration, integer, layer_list, number, percent, significant, whole
 from radistill.report.results import footnotes, rows_of, tiles_of
 from radistill.report.run_folder import CONTENTS, RunFolder, mapping, read_run_folder, records
 from radistill.report.samples import readable, samples_of
+from radistill.report.savings import cache_rows, savings_note, speed_rows
+from radistill.report.tasks import task_commands, task_rows, task_samples, task_sentence, task_settings
 from radistill.report.verdict import verdict
 
 # Without these a run has not come to its end.
@@ -42,11 +47,12 @@ def write_report(run_folder: Path | str) -> Path:
 def render(folder: RunFolder) -> str:
     """The page as HTML; every text from the folder is escaped."""
     samples, number_of_samples = samples_of(folder.evaluation, folder.baseline_init)
+    tasks = task_rows(folder.results)
     html = _template().render(
         folder=folder,
         model=readable(folder.plan.get("model") or "unnamed model").rstrip("/").rpartition("/")[2],
         source=readable(folder.plan.get("model") or ""),
-        verdict=verdict(folder),
+        verdict=[paragraph for paragraph in (*verdict(folder), task_sentence(tasks)) if paragraph],
         unfinished=any(name in folder.missing for name in _ESSENTIAL),
         missing=[(name, CONTENTS[name]) for name in folder.missing],
         tiles=tiles_of(folder),
@@ -62,6 +68,15 @@ def render(folder: RunFolder) -> str:
         heldout_figure=heldout_figure(folder),
         loss_figure=loss_figure(folder),
         evaluations=_evaluations(folder),
+        tasks=tasks,
+        task_settings=task_settings(folder.results),
+        recall_figures=recall_figures(folder.results),
+        task_samples=task_samples(folder.results),
+        commands=_commands(folder),
+        savings_figures=savings_figures(folder),
+        cache_rows=cache_rows(folder),
+        speed_rows=speed_rows(folder),
+        savings_note=savings_note(folder),
         samples=samples,
         number_of_samples=number_of_samples,
         stages=_stages(folder["run.json"]),
@@ -99,6 +114,17 @@ def outdated(folder: RunFolder) -> bool:
     finished = {name: str(mapping(record).get("finished", "")) for name, record in stages.items()}
     unfinished = any(name not in finished for name in ("diagnose:rad", "convert:rad", "distill:rad", "evaluate"))
     return unfinished or finished["evaluate"] < max(finished.values())
+
+
+def _commands(folder: RunFolder) -> list[str]:
+    """What has to be typed after the run to measure again what was measured with it."""
+    again = f"{folder.path.resolve().name}-again"
+    commands = task_commands(again, folder.results)
+    if settings := mapping(folder["savings.json"].get("settings")):
+        contexts = ",".join(str(integer(row.get("context"))) for row in records(folder["savings.json"].get("contexts")))
+        options = [f"--{name.replace('_', '-')} {value or 0}" for name, value in settings.items()]
+        commands.append(" ".join(["radistill savings", shlex.quote(again), "--contexts", contexts, *options]))
+    return [readable(command) for command in commands]
 
 
 def _search_facts(plan: dict[str, Any]) -> Facts:

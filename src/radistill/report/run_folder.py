@@ -7,6 +7,9 @@ from typing import Any
 import yaml
 
 from radistill.errors import RadistillError
+from radistill.evaluation.comparison import Results, read_results
+from radistill.evaluation.places import folders_in
+from radistill.evaluation.run_tasks import SUMMARY
 from radistill.files import read_json
 from radistill.report.numbers import integer
 
@@ -32,6 +35,7 @@ class RunFolder:
         recipe_text: recipe.yaml as it is written.
         missing: files that the recipe asks for and that are not there.
         turned_off: files that the recipe does not ask for; they are not read, even if an earlier recipe left them.
+        results: of base and hybrid on tasks, as far as they were evaluated.
     """
 
     path: Path
@@ -39,6 +43,7 @@ class RunFolder:
     recipe_text: str = ""
     missing: tuple[str, ...] = ()
     turned_off: frozenset[str] = field(default_factory=frozenset)
+    results: tuple[Results, ...] = ()
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self.files.get(name, {})
@@ -119,6 +124,14 @@ def read_run_folder(path: Path | str) -> RunFolder:
     for name in wanted:
         if name not in missing and name != "recipe.yaml":
             files[name] = _plan(path / name) if name == "baseline/plan.json" else _json_mapping(path / name)
+    # No recipe asks for these two: commands of their own write them.
+    if (path / "savings.json").is_file():
+        files["savings.json"] = _json_mapping(path / "savings.json")
+    results = tuple(
+        read_results(name, folder)
+        for name, folder in folders_in(path / "tasks").items()
+        if (folder / SUMMARY).is_file()
+    )
     layers = files["plan.json"]["num_layers"]
     baseline_layers = files.get("baseline/plan.json", {}).get("num_layers", layers)
     if layers != baseline_layers:
@@ -126,7 +139,7 @@ def read_run_folder(path: Path | str) -> RunFolder:
             f"{path / 'baseline/plan.json'}: num_layers is {baseline_layers}, but plan.json has {layers}: "
             "the two plans are for different models"
         )
-    return RunFolder(path, files, recipe_text, missing, turned_off)
+    return RunFolder(path, files, recipe_text, missing, turned_off, results)
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Sample:
 def samples_of(evaluation: dict[str, Any], baseline_init: str = "") -> tuple[list[Sample], int]:
     """At most `MOST_SAMPLES` samples, and how many there are in all."""
     rows = records(evaluation.get("samples"))
-    return [_sample(row, baseline_init) for row in rows[:MOST_SAMPLES]], len(rows)
+    return [sample_of(row, baseline_init) for row in rows[:MOST_SAMPLES]], len(rows)
 
 
 def readable(value: Any) -> str:
@@ -43,7 +43,8 @@ def readable(value: Any) -> str:
     return str(value).translate(_READABLE)
 
 
-def _sample(row: dict[str, Any], baseline_init: str) -> Sample:
+def sample_of(row: dict[str, Any], baseline_init: str = "") -> Sample:
+    """A row of `prompt` and, by the key of its model, each answer."""
     prompt = readable(row.get("prompt", ""))
     texts = {key: readable(text) for key, text in row.items() if key != "prompt" and isinstance(text, str)}
     base = texts.get("base")

@@ -141,7 +141,10 @@ def value_scale(values: Sequence[float], start: float, end: float, *, log_above:
 
 @dataclass(frozen=True)
 class Axes:
-    """A plot area: left, top, right and bottom in user units, and what its axes say."""
+    """A plot area: left, top, right and bottom in user units, and what its axes say.
+
+    `x_labels` replaces the plain numbers at `x_ticks`.
+    """
 
     x: Scale
     y: Scale
@@ -149,6 +152,7 @@ class Axes:
     y_title: str
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
+    x_labels: Sequence[str] | None = None
 
     def draw(self) -> list[Markup]:
         """Grid, tick labels and titles; the vertical axis has its title above it, so that nobody tilts their head."""
@@ -161,7 +165,8 @@ class Axes:
                 text(self.x.start - 7, y + 4, label, "tick", "end"),
             ]
         elements.append(line(self.x.start, self.y.start, self.x.end, self.y.start, "axis"))
-        for value, label in zip(self.x_ticks, tick_labels(self.x_ticks), strict=True):
+        x_labels = tick_labels(self.x_ticks) if self.x_labels is None else self.x_labels
+        for value, label in zip(self.x_ticks, x_labels, strict=True):
             x = self.x(value)
             elements += [
                 line(x, self.y.start, x, self.y.start + 4, "axis"),
@@ -176,6 +181,15 @@ def key(shape: str, class_: str, *, stroke: str | None = None) -> Markup:
     elements = [line(1, 7, 27, 7, stroke)] if stroke else []
     elements.append(marker(shape, 14, 7, 4, class_))
     return tag("svg", *elements, class_="key", viewBox="0 0 28 14", aria_hidden="true")
+
+
+def label_heights(wanted: list[float], apart: float = 15.0) -> list[float]:
+    """Heights for the labels at the lines' ends, moved apart where two would overlap."""
+    if len(wanted) == 2 and abs(wanted[0] - wanted[1]) < apart:
+        middle = sum(wanted) / 2
+        shift = apart / 2 if wanted[0] >= wanted[1] else -apart / 2
+        return [middle + shift, middle - shift]
+    return wanted
 
 
 def _labels(scale: Scale, values: Sequence[float]) -> list[str]:

@@ -11,7 +11,7 @@ from radistill.report.arms import arm_name
 from radistill.report.figures import Figure
 from radistill.report.numbers import number, significant, whole
 from radistill.report.run_folder import RunFolder, records
-from radistill.report.svg import Axes, Scale, Size, figure, key, marker, path, text, value_scale
+from radistill.report.svg import Axes, Scale, Size, figure, key, label_heights, marker, path, text, value_scale
 
 _LOG_ABOVE = 8
 _MOST_POINTS = 120
@@ -108,7 +108,7 @@ def _curves(
         elements = Axes(
             x, y, "training tokens", y_title + scale, x.ticks(4 if size.is_narrow else 8) if most else [0.0], y.ticks(5)
         ).draw()
-        for one, label_y in zip(series, _label_positions([y(one.points[-1][1]) for one in series]), strict=True):
+        for one, label_y in zip(series, label_heights([y(one.points[-1][1]) for one in series]), strict=True):
             placed = [(x(tokens), y(value)) for tokens, value in one.points]
             if len(placed) > 1:
                 elements.append(path(placed, f"curve {one.style}{'' if marks else ' plain'}"))
@@ -128,12 +128,3 @@ def _curves(
         notes = (*notes, f"{dropped} recorded values are not finite numbers and are not shown.")
     legend = tuple((key(one.shape, f"mark {one.style}", stroke=f"curve {one.style}"), one.name) for one in series)
     return Figure(figure(identity, title, "; ".join(lines) + ".", draw), legend, notes)
-
-
-def _label_positions(wanted: list[float], apart: float = 15.0) -> list[float]:
-    """Heights for the labels at the lines' ends, moved apart where two would overlap."""
-    if len(wanted) == 2 and abs(wanted[0] - wanted[1]) < apart:
-        middle = sum(wanted) / 2
-        shift = apart / 2 if wanted[0] >= wanted[1] else -apart / 2
-        return [middle + shift, middle - shift]
-    return wanted

@@ -1,0 +1,49 @@
+"""`radistill compare`: models side by side, and which of their differences are real."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run folders, models, or folders of results that `radistill evaluate --tasks` has written; "
+            "the others are compared to the first. One run alone: its base and its hybrid.",
+            show_default=False,
+        ),
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
+    ] = None,
+) -> None:
+    """Compare models on the tasks that they have done, example by example, and say which differences are real."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from radistill.errors import RadistillError
+    from radistill.evaluation.comparison import compare as compare_results
+    from radistill.evaluation.comparison import read_results
+    from radistill.evaluation.places import folders_of, results_folder, results_of_run
+    from radistill.files import write_json
+    from radistill.report.task_table import comparison_table
+
+    if len(models) == 1 and len(folders_of(models[0])) == 2:
+        results = [read_results(name, folder) for name, folder in results_of_run(models[0]).items()]
+    elif len(set(models)) < max(2, len(models)):
+        raise RadistillError("compare: name at least two models, each of them once, or one run folder")
+    else:
+        results = [read_results(name, results_folder(name)) for name in models]
+    names = [one.name for one in results]
+    lines = compare_results(results)
+    if json_file is not None:
+        real = [[line.is_real(index) for index in range(len(line.differences))] for line in lines]
+        write_json(
+            json_file,
+            {"models": names, "lines": [asdict(line) | {"real": of} for line, of in zip(lines, real, strict=True)]},
+        )
+    Console(highlight=False).print(comparison_table(names, lines))

@@ -1,0 +1,34 @@
+"""What the commands that work on a recipe and its run folder have in common."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LATEST = Path("runs/latest")
+
+RecipePath = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."
+    ),
+]
+
+
+def recipe_of(recipe: Path | None, out: Path) -> Path:
+    """The recipe that was named, or else the run folder's own; RadistillError if there is none."""
+    from radistill.errors import RadistillError
+
+    if recipe is not None:
+        return recipe
+    own = out / "recipe.yaml"
+    if not own.exists():
+        raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
+    return own

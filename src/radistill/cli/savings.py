@@ -1,0 +1,61 @@
+"""`radistill savings`: cache, speed and memory of a base and its hybrid."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def savings(
+    base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A run folder, or a base model.", show_default=False)],
+    hybrid: Annotated[
+        str | None, typer.Argument(help="Not for a run folder: the hybrid beside the base.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Left out, savings.json of the run, or here."),
+    ] = None,
+    contexts: Annotated[
+        str | None, typer.Option("--contexts", metavar="TOKENS", help="Lengths, as 512,4096,16384.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")] = 1,
+    decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=2, help="Decoding steps at each length.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed passes, of which the median counts.")] = 3,
+    draft_length: Annotated[
+        int, typer.Option("--draft-length", min=0, help="Of self-speculation; 0 leaves it out.")
+    ] = 4,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Measure what a hybrid saves: its cache, and prefill, decoding and peak memory over context length.
+
+    Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
+    """
+    from rich.console import Console
+
+    from radistill.cli.lengths import lengths
+    from radistill.console import note
+    from radistill.errors import RadistillError
+    from radistill.evaluation.places import subjects_of
+    from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+    from radistill.models.loading import load
+    from radistill.report.savings_table import savings_tables
+
+    sources = [subject.model for subject in subjects_of(base)] + ([] if hybrid is None else [hybrid])
+    if len(sources) != 2:
+        raise RadistillError("savings: name a run folder alone, or a base model and a hybrid")
+    settings = SavingsSettings(
+        contexts=None if contexts is None else lengths(contexts),
+        batch_size=batch_size,
+        decode_tokens=decode_tokens,
+        repeats=repeats,
+        draft_length=draft_length or None,
+    )
+    path = out or (Path("savings.json") if hybrid is not None else Path(base) / "savings.json")
+    one, other = (load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources)
+    figures = measure_savings(one, other, settings, path)
+    note(f"{path}: every figure")
+    Console(highlight=False).print(savings_tables(figures))

@@ -1,0 +1,163 @@
+"""Models side by side on the same examples, and which of their differences are real."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radistill.errors import RadistillError
+from radistill.evaluation.figures import Figures, figures_of
+from radistill.evaluation.paired import Difference, holm, mcnemar, paired_bootstrap
+from radistill.evaluation.run_tasks import SUMMARY, file_name
+from radistill.evaluation.tasks.interface import Row
+from radistill.files import read_json
+
+LEVEL = 0.05
+"""A difference is called real if its p, adjusted for the number of comparisons, is below this."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model has to show.
+
+    Attributes:
+        name: as the user gave it.
+        settings: by task, those that two evaluations must share.
+        rows: by task, the examples.
+    """
+
+    name: str
+    settings: dict[str, dict[str, Any]]
+    rows: dict[str, list[Row]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task, or one group of its examples, over all models.
+
+    Attributes:
+        task: name.
+        figures: of each model, on the examples that all of them have; None where it has not done the task.
+        differences: of each model but the first to the first; None where one of both has not done the task.
+        adjusted: p of each difference after Holm's adjustment; None likewise. Tasks are adjusted together, and the
+            groups of each task among themselves, so that a finer table weakens no task.
+        group: the group of the task's examples; '' for all of them.
+    """
+
+    task: str
+    figures: list[Figures | None]
+    differences: list[Difference | None]
+    adjusted: list[float | None]
+    group: str = ""
+
+    def is_real(self, index: int) -> bool:
+        """Whether the difference `index` is one that chance does not explain."""
+        p = self.adjusted[index]
+        return p is not None and p < LEVEL
+
+
+def read_results(name: str, folder: Path) -> Results:
+    """What `run_tasks` has left in a folder.
+
+    Raises:
+        RadistillError: if there is nothing, or a file is damaged.
+    """
+    summary = read_json(folder / SUMMARY)
+    try:
+        settings = {task: dict(figures["settings"]) for task, figures in summary["tasks"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise RadistillError(f"{folder / SUMMARY}: not a summary of tasks") from None
+    return Results(name, settings, {task: _rows(folder / f"{file_name(task)}.jsonl") for task in settings})
+
+
+def compare(models: Sequence[Results]) -> list[Line]:
+    """Each task that at least one model has done, over the examples that all who did it have in common.
+
+    Raises:
+        RadistillError: if two models did a task with different settings, or have no example of it in common.
+    """
+    lines: list[Line] = []
+    for task in dict.fromkeys(task for model in models for task in model.rows):
+        _check_settings(task, models)
+        common = _common(task, models)
+        lines.append(_line(task, common))
+        groups = dict.fromkeys(row["group"] for rows in common if rows for row in rows if row.get("group"))
+        if len(groups) > 1:
+            lines += (of_groups := [_line(task, _of_group(common, group), group) for group in groups])
+            _adjust(of_groups)
+    _adjust([line for line in lines if not line.group])
+    return lines
+
+
+def _adjust(lines: Sequence[Line]) -> None:
+    found = [
+        (line, index, difference.p)
+        for line in lines
+        for index, difference in enumerate(line.differences)
+        if difference is not None
+    ]
+    for (line, index, _), p in zip(found, holm([p for _, _, p in found]), strict=True):
+        line.adjusted[index] = p
+
+
+def _rows(path: Path) -> list[Row]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        raise RadistillError(f"{path}: no such file; evaluate the task again") from None
+    except (ValueError, OSError) as error:
+        raise RadistillError(f"{path}: cannot be read ({error}); evaluate the task again") from None
+    for row in rows:
+        if not _is_example(row):
+            raise RadistillError(f"{path}: has a line that is no example; evaluate the task again")
+    return rows
+
+
+def _is_example(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        return False
+    numbers = [row.get(name) for name in ("nats", "bytes", "tokens")]
+    is_read = all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers)
+    return isinstance(row.get("correct"), bool) or (is_read and min(row["bytes"], row["tokens"]) > 0)
+
+
+def _check_settings(task: str, models: Sequence[Results]) -> None:
+    done = [model for model in models if task in model.settings]
+    for model in done[1:]:
+        one, other = done[0].settings[task].get("max_new_tokens"), model.settings[task].get("max_new_tokens")
+        if one != other:
+            raise RadistillError(
+                f"{task}: {done[0].name} had {one} tokens for an answer and {model.name} {other}; "
+                "evaluate one of them again with the other's --max-new-tokens"
+            )
+
+
+def _common(task: str, models: Sequence[Results]) -> list[list[Row] | None]:
+    """The rows of each model, in one order, without the examples that another model has not seen."""
+    by_key = [{row["key"]: row for row in model.rows[task]} if task in model.rows else None for model in models]
+    done = [rows for rows in by_key if rows is not None]
+    keys = [key for key in done[0] if all(key in rows for rows in done)]
+    if not keys:
+        names = " and ".join(model.name for model in models if task in model.rows)
+        raise RadistillError(f"{task}: {names} have no example in common; evaluate them on the same data")
+    return [None if rows is None else [rows[key] for key in keys] for rows in by_key]
+
+
+def _of_group(models: Sequence[list[Row] | None], group: str) -> list[list[Row] | None]:
+    return [None if rows is None else [row for row in rows if row.get("group") == group] for rows in models]
+
+
+def _line(task: str, models: Sequence[list[Row] | None], group: str = "") -> Line:
+    first, *others = models
+    differences = [None if first is None or rows is None else _difference(first, rows) for rows in others]
+    figures = [None if rows is None else figures_of(rows) for rows in models]
+    return Line(task, figures, differences, [None] * len(others), group)
+
+
+def _difference(first: Sequence[Row], second: Sequence[Row]) -> Difference:
+    if "nats" in first[0]:
+        one, other = ([float(row["nats"]) for row in rows] for rows in (first, second))
+        return paired_bootstrap(one, other, [float(row["bytes"]) for row in first])
+    return mcnemar([row["correct"] for row in first], [row["correct"] for row in second])

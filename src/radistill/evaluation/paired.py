@@ -1,0 +1,113 @@
+"""Two models on the same examples: which differences are real.
+
+Comparing each example with itself takes out how hard the examples are, so far fewer of them are needed than for two
+separate intervals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second model's figure less the first's.
+
+    Attributes:
+        difference: of shares, or of weighted means.
+        p: probability of a difference at least as large if the models were equally good, two-sided.
+        interval: 95 % bootstrap interval of the difference.
+        n: examples.
+        only_first, only_second: examples that this model alone has right; None for continuous figures.
+    """
+
+    difference: float
+    p: float
+    interval: tuple[float, float]
+    n: int
+    only_first: int | None = None
+    only_second: int | None = None
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Difference:
+    """McNemar's exact test on right and wrong answers, one of each model an example.
+
+    Only examples on which the models differ say anything: if both were equally good, each would fall to either side
+    with probability 1/2. The interval is bootstrapped over all examples.
+
+    Raises:
+        ValueError: without examples, or with different numbers of them.
+    """
+    _check(first, second)
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    apart = only_first + only_second
+    p = float(binomtest(only_first, apart, 0.5).pvalue) if apart else 1.0
+    drawn = _resample(np.asarray(second, float) - np.asarray(first, float), np.ones(len(first)))
+    return Difference((only_second - only_first) / len(first), p, _interval(drawn), len(first), only_first, only_second)
+
+
+def paired_bootstrap(first: Sequence[float], second: Sequence[float], weights: Sequence[float]) -> Difference:
+    """Bootstrap, over examples, the difference of two weighted means, such as nats a byte.
+
+    Args:
+        first: the first model's sum over each example, such as its nats.
+        second: the second model's.
+        weights: what the sums are divided by, such as the example's bytes.
+
+    The test is that of the centred bootstrap: how often a resampled difference is as far from the observed one as that
+    is from zero.
+
+    Raises:
+        ValueError: without examples, with different numbers of them, or with a weight that is not above 0.
+    """
+    _check(first, second)
+    _check(first, weights)
+    if min(weights) <= 0:
+        raise ValueError(f"a weight is {min(weights)}, but must be above 0")
+    gaps, shares = np.asarray(second, float) - np.asarray(first, float), np.asarray(weights, float)
+    observed = float(gaps.sum() / shares.sum())
+    drawn = _resample(gaps, shares)
+    # The observed sample counts as one of the draws, so that no p is 0.
+    beyond = np.count_nonzero(np.abs(drawn - observed) >= abs(observed))
+    return Difference(observed, float((beyond + 1) / (len(drawn) + 1)), _interval(drawn), len(gaps))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjustment: of many comparisons, one at p < 0.05 is no surprise; after it, it is.
+
+    Returns:
+        For each p, in their order, the smallest level at which its difference would still count.
+    """
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        largest = max(largest, min(1.0, p[index] * (len(p) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+_DRAWS = 10_000
+_NUMBERS_AT_ONCE = 2**22
+
+
+def _resample(gaps: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean gaps of `_DRAWS` samples of the examples, drawn with replacement and a fixed seed."""
+    generator = np.random.default_rng(0)
+    rows = max(1, _NUMBERS_AT_ONCE // len(gaps))
+    parts = []
+    for start in range(0, _DRAWS, rows):
+        chosen = generator.integers(0, len(gaps), size=(min(rows, _DRAWS - start), len(gaps)))  # [draw, example]
+        parts.append(gaps[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
+    return np.concatenate(parts)
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _check(first: Sequence[object], second: Sequence[object]) -> None:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} examples: a comparison needs the same ones, and at least one")

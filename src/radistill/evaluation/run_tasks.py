@@ -1,0 +1,186 @@
+"""Run tasks on a model: rows as they come, a summary after each task, and nothing twice after a kill."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from radistill.distillation.data.documents import prompt_tokens, text_tokens
+from radistill.distillation.data.examples import Example
+from radistill.errors import RadistillError
+from radistill.evaluation.figures import Figures, figures_of
+from radistill.evaluation.tasks import task_of
+from radistill.evaluation.tasks.interface import Generated, Row, Task, TaskSettings
+from radistill.files import hash_file, hash_json, read_json, write_json, write_text
+from radistill.models.generation import end_tokens, generate
+from radistill.models.loading import Model
+from radistill.provenance import machine, versions
+
+SUMMARY = "tasks.json"
+
+
+def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
+    """The tasks of these names; what can be wrong without a model is found here.
+
+    Raises:
+        RadistillError: for an unknown task, one that is named twice, or settings that none of them reads.
+    """
+    if not names:
+        raise RadistillError("--tasks: names no task; for example --tasks gsm8k,recall")
+    if repeated := [name for name in names if list(names).count(name) > 1]:
+        raise RadistillError(f"--tasks: {repeated[0]} is named twice")
+    tasks = [task_of(name) for name in names]
+    for name in settings.data:
+        if not any(name in task.data_names for task in tasks):
+            raise RadistillError(f"--data {name}=…: none of the tasks ({', '.join(names)}) reads it")
+    if settings.contexts is not None and "recall" not in names:
+        raise RadistillError("--contexts is for the task recall, which is not among --tasks")
+    return tasks
+
+
+def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folder: Path) -> dict[str, Figures]:
+    """Evaluate a model on tasks, one after the other.
+
+    For each there is `TASK.jsonl` (one example a line, with all that the model said), and in `tasks.json` its figures.
+    What the model made of each batch is kept in `answers/` as it comes: after a kill, the same call goes on with the
+    batch that was running, and ends with the same figures.
+
+    Args:
+        model: the model.
+        tasks: from `tasks_of`.
+        settings: how they are run.
+        folder: where the results go; those of other tasks on the same model stay.
+
+    Returns:
+        The figures of each task, by its name.
+
+    Raises:
+        RadistillError: if the folder holds results of another model, or a task cannot be run.
+    """
+    summary = _opened(folder / SUMMARY, model)
+    for task in tasks:
+        path = folder / f"{file_name(task.name)}.jsonl"
+        rows: list[Row] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as log:
+
+            def keep(row: Row, rows: list[Row] = rows, log: TextIO = log) -> None:
+                rows.append(row)
+                log.write(_line(row))
+                log.flush()
+
+            cache = folder / "answers" / f"{file_name(task.name)}.jsonl"
+            if isinstance(task, Generated):
+                _answer(task, model, settings, keep, cache)
+            else:
+                task.measure(model, settings, keep, cache)
+        rows.sort(key=lambda row: row.get("number", 0))
+        write_text(path, "".join(map(_line, rows)))
+        summary["tasks"][task.name] = figures_of(rows) | {"settings": _settings(task, settings)}
+        write_json(folder / SUMMARY, summary)
+    return {task.name: summary["tasks"][task.name] for task in tasks}
+
+
+def file_name(task: str) -> str:
+    """A task's name as a part of a file's: a colon or slash is none everywhere."""
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in task)
+
+
+def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
+    """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
+    examples = task.read(model, settings)
+    prompts = [_prompt(model, example) for example in examples]
+    most = task.longest_answer(settings)
+    _check_room(task.name, model, examples, prompts, most)
+    ends = end_tokens(model)
+
+    def judge(index: int, tokens: list[int]) -> None:
+        example = examples[index]
+        response = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+        answer, stopped = task.answer_in(response)
+        verdict = task.judge(example, answer)
+        verifier = example.verifier or {}
+        keep(
+            {
+                "number": index,
+                "id": example.id,
+                "key": hash_json([example.prompt, verifier.get("answer")])[:16],
+                "group": verifier.get("group"),
+                "correct": verdict.correct,
+                "answer": verdict.answer,
+                "expected": verifier.get("answer"),
+                "finished": stopped or tokens[-1] in ends,
+                "prompt": example.text if example.text is not None else list(example.messages or ()),
+                "response": response,
+                "prompt_tokens": len(prompts[index]),
+                "response_tokens": len(tokens),
+            }
+        )
+
+    generate(
+        model,
+        prompts,
+        max_new_tokens=most,
+        batch_size=settings.batch_size,
+        cache=cache,
+        description=task.name,
+        on_response=judge,
+    )
+
+
+def _prompt(model: Model, example: Example) -> list[int]:
+    if example.text is not None:
+        return text_tokens(example, model.tokenizer)
+    return prompt_tokens(example, model.tokenizer)
+
+
+def _check_room(
+    name: str, model: Model, examples: Sequence[Example], prompts: Sequence[Sequence[int]], most: int
+) -> None:
+    context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    if context is not None and len(prompts[longest]) + most > context:
+        raise RadistillError(
+            f"{name}: {examples[longest].id} has a prompt of {len(prompts[longest])} tokens; with an answer of {most} "
+            f"it is beyond the model's context of {context}; lower --max-new-tokens or leave it out"
+        )
+
+
+def _opened(path: Path, model: Model) -> dict[str, Any]:
+    """The summary that is there already, if it is of this model; else a new one."""
+    fresh = {
+        "model": model.source,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.network.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "machine": machine(),
+        "tasks": {},
+    }
+    if not path.exists():
+        return fresh
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):
+        raise RadistillError(f"{path}: not a summary of tasks; remove it, or choose another folder with --out")
+    if found.get("fingerprint") != fresh["fingerprint"]:
+        raise RadistillError(
+            f"{path}: has results of another model ({found.get('model')}); choose another folder with --out"
+        )
+    return fresh | {"tasks": found["tasks"]}
+
+
+def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:
+    """What has to be asked for to get the same figures again."""
+    most = task.longest_answer(settings) if isinstance(task, Generated) else settings.max_new_tokens
+    found: dict[str, Any] = {"max_new_tokens": most, "batch_size": settings.batch_size, "seed": settings.seed}
+    found["limit"] = settings.limit
+    if task.name == "recall":
+        found["contexts"] = settings.contexts
+    if (path := next((settings.data[name] for name in task.data_names if name in settings.data), None)) is not None:
+        # By name only: where it lies on this machine says nothing to anybody else.
+        found["data"] = path.name
+        found["data_sha256"] = hash_file(path) if path.is_file() else None
+    return found
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,191 @@
+"""Layer `seccomp` (Linux, x86-64 and AArch64): which calls of the kernel exist at all for the program.
+
+What is not listed fails with EPERM: among others everything that makes a process or thread (fork, clone, exec), a
+socket, a namespace or a mount, that signals, traces or watches another process, or that raises a limit.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+
+from radistill.evaluation.sandbox.inside.libc import call, long
+
+# Numbers of the kernel's calls: x86-64, AArch64 (0 where it does not have that one).
+_READING = {
+    "read": (0, 63),
+    "write": (1, 64),  # to descriptors that are open already
+    "close": (3, 57),
+    "stat": (4, 0),
+    "fstat": (5, 80),
+    "lstat": (6, 0),
+    "poll": (7, 0),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "pread64": (17, 67),
+    "pwrite64": (18, 68),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "access": (21, 0),
+    "pipe": (22, 0),
+    "select": (23, 0),
+    "sched_yield": (24, 124),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "dup": (32, 23),
+    "dup2": (33, 0),
+    "nanosleep": (35, 101),
+    "getitimer": (36, 102),
+    "alarm": (37, 0),
+    "setitimer": (38, 103),
+    "getpid": (39, 172),
+    "exit": (60, 93),
+    "uname": (63, 160),
+    "fcntl": (72, 25),
+    "getdents": (78, 0),
+    "getcwd": (79, 17),
+    "chdir": (80, 49),
+    "fchdir": (81, 50),
+    "readlink": (89, 0),
+    "umask": (95, 166),
+    "gettimeofday": (96, 169),
+    "getrlimit": (97, 163),
+    "getrusage": (98, 165),
+    "sysinfo": (99, 179),
+    "times": (100, 153),
+    "getuid": (102, 174),
+    "getgid": (104, 176),
+    "geteuid": (107, 175),
+    "getegid": (108, 177),
+    "getppid": (110, 173),
+    "rt_sigpending": (127, 136),
+    "sigaltstack": (131, 132),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "gettid": (186, 178),
+    "time": (201, 0),
+    "futex": (202, 98),
+    "sched_getaffinity": (204, 123),
+    "getdents64": (217, 61),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "exit_group": (231, 94),
+    "newfstatat": (262, 79),
+    "readlinkat": (267, 78),
+    "faccessat": (269, 48),
+    "pselect6": (270, 72),
+    "ppoll": (271, 73),
+    "set_robust_list": (273, 99),
+    "dup3": (292, 24),
+    "pipe2": (293, 59),
+    "getrandom": (318, 278),
+    "statx": (332, 291),
+    "rseq": (334, 293),
+    "close_range": (436, 436),
+    "faccessat2": (439, 439),
+}
+_CHANGING_FILES = {
+    "fsync": (74, 82),
+    "truncate": (76, 45),
+    "ftruncate": (77, 46),
+    "rename": (82, 0),
+    "mkdir": (83, 0),
+    "rmdir": (84, 0),
+    "creat": (85, 0),
+    "unlink": (87, 0),
+    "mkdirat": (258, 34),
+    "unlinkat": (263, 35),
+    "renameat": (264, 38),
+    "utimensat": (280, 88),
+    "renameat2": (316, 276),
+}
+_OPEN, _OPENAT, _IOCTL, _TGKILL, _PRLIMIT = (2, 0), (257, 56), (16, 29), (234, 131), (302, 261)
+_TERMINAL_OR_CLOEXEC = (0x5401, 0x5413, 0x5450, 0x5451, 0x541B)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX, FIONREAD
+
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # 1: EPERM
+_NUMBER, _ARCHITECTURE = 0, 4
+_X32 = 0x40000000  # the other numbering that x86-64 kernels understand
+_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+Instruction = tuple[int, int, int, int]
+"""Code, jump if true, jump if false, operand."""
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def filter_calls(writable: bool) -> bool:
+    """Give up every call of the kernel that is not listed, for this process and for good.
+
+    Args:
+        writable: whether files may be created and changed, as far as another layer confines where.
+
+    Returns:
+        Whether the kernel has done it.
+    """
+    machine = _MACHINES.get(platform.machine())
+    if sys.platform != "linux" or machine is None or sys.maxsize < 2**32:
+        return False
+    instructions = _instructions(*machine, writable)
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    program = _Program(len(instructions), code)
+    try:
+        call("prctl", _PR_SET_NO_NEW_PRIVS, long(1), long(0), long(0), long(0))
+        call("prctl", _PR_SET_SECCOMP, long(_MODE_FILTER), ctypes.byref(program))
+    except OSError:
+        return False
+    return True
+
+
+def _instructions(column: int, architecture: int, writable: bool) -> list[Instruction]:
+    listed = _READING | (_CHANGING_FILES if writable else {})
+    program = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+    for numbers in listed.values():
+        if numbers[column] or numbers == _READING["read"]:
+            program += _if_number(numbers[column], [(_RETURN, 0, 0, _ALLOW)])
+    own = [os.getpid()]
+    program += _if_number(_TGKILL[column], _only_if_argument(0, own))  # abort() and raise()
+    program += _if_number(_PRLIMIT[column], _only_if_argument(0, [0, *own]))  # reading; no hard limit can be raised
+    program += _if_number(_IOCTL[column], _only_if_argument(1, _TERMINAL_OR_CLOEXEC))
+    allowed = [(_RETURN, 0, 0, _ALLOW)]
+    if _OPEN[column]:
+        program += _if_number(_OPEN[column], allowed if writable else _unless_argument_has(1, _WRITING))
+    program += _if_number(_OPENAT[column], allowed if writable else _unless_argument_has(2, _WRITING))
+    return [*program, (_RETURN, 0, 0, _REFUSE)]
+
+
+def _if_number(number: int, then: list[Instruction]) -> list[Instruction]:
+    return [(_EQUAL, 0, len(then), number), *then]
+
+
+def _only_if_argument(position: int, values: tuple[int, ...] | list[int]) -> list[Instruction]:
+    tests = [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+    return [_argument(position), *tests, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _unless_argument_has(position: int, bits: int) -> list[Instruction]:
+    return [_argument(position), (_ANY_BIT, 0, 1, bits), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _argument(position: int) -> Instruction:
+    """The low half of an argument: both machines are little-endian, and what is compared here has 32 bits."""
+    return (_LOAD, 0, 0, 16 + 8 * position)

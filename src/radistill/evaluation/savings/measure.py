@@ -1,0 +1,181 @@
+"""Base and hybrid side by side, over growing contexts: cache, prefill, decoding, peak memory."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radistill.console import progress
+from radistill.errors import RadistillError
+from radistill.evaluation.savings.memory import peak_memory
+from radistill.evaluation.savings.speed import Drafted, Pass, drafted_pass, timed_pass
+from radistill.evaluation.sentences import tokens_of_text
+from radistill.files import read_json, write_json
+from radistill.models.loading import Model
+from radistill.provenance import machine, versions
+from radistill.speculation.masks import ComponentMask
+
+CONTEXTS = (512, 1024, 2048, 4096)
+CACHE_LENGTHS = (4096, 32_768, 131_072)
+"""Lengths for which the cache is stated; it follows from the config, so no model has to read that much."""
+
+
+@dataclass(frozen=True)
+class SavingsSettings:
+    """How savings are measured.
+
+    Attributes:
+        contexts: tokens that are read before decoding; None is those of `CONTEXTS` that both models can hold.
+        batch_size: sequences at once, of plain decoding; self-speculation decodes one.
+        decode_tokens: decoding steps after each context.
+        repeats: timed passes of each model over each context, after one to warm up.
+        draft_length: tokens that self-speculation drafts in a round; None leaves it out.
+    """
+
+    contexts: tuple[int, ...] | None = None
+    batch_size: int = 1
+    decode_tokens: int = 32
+    repeats: int = 3
+    draft_length: int | None = 4
+
+
+def measure_savings(base: Model, hybrid: Model, settings: SavingsSettings, path: Path) -> dict[str, Any]:
+    """Measure both models and write the figures to `path`, after each context.
+
+    Passes of base and hybrid alternate, so that what slows the machine down for a while slows both. The pass that warms
+    up is also the one whose memory is watched, and is not timed. What `path` holds already, measured with the same
+    models and settings on the same machine, is not measured again.
+
+    Returns:
+        What was written: `models` (by `base` and `hybrid`: weights, bytes of the cache) and `contexts` (for each, by
+        model: medians of tokens a second, peak memory, self-speculation).
+
+    Raises:
+        RadistillError: if a model cannot hold a context, or `path` holds something else.
+    """
+    models = {"base": base, "hybrid": hybrid}
+    contexts = _contexts(list(models.values()), settings)
+    identity = {
+        "fingerprints": {name: model.fingerprint for name, model in models.items()},
+        "settings": {name: value for name, value in asdict(settings).items() if name != "contexts"},
+        "device": str(base.network.device),
+        "dtype": str(base.network.dtype).removeprefix("torch."),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    found = _measured(path, identity)
+    drafts = _drafts(base, hybrid) if settings.draft_length is not None else {}
+    with progress("savings", len(contexts), "contexts", done=sum(length in found for length in contexts)) as advance:
+        for length in contexts:
+            if length in found:
+                continue
+            found[length] = _at(length, models, drafts, settings)
+            result = identity | {
+                "models": {name: _size(model) for name, model in models.items()},
+                "contexts": [found[context] for context in sorted(found)],
+            }
+            write_json(path, result)
+            advance()
+    return dict(read_json(path))
+
+
+def _at(
+    length: int, models: dict[str, Model], drafts: dict[str, ComponentMask], settings: SavingsSettings
+) -> dict[str, Any]:
+    """All figures at one context length."""
+    prompts = {name: tokens_of_text(model, length) for name, model in models.items()}
+    passes: dict[str, list[Pass]] = {name: [] for name in models}
+    drafted: dict[str, list[Drafted]] = {name: [] for name in drafts}
+    peaks: dict[str, int | None] = {}
+    for repeat in range(settings.repeats + 1):
+        for name, model in models.items():
+            context = torch.tensor([prompts[name]] * settings.batch_size, device=model.network.device)
+            if repeat == 0:
+                with peak_memory(model.network.device) as peak:
+                    timed_pass(model, context, settings.decode_tokens)
+                peaks[name] = peak.bytes
+            else:
+                passes[name].append(timed_pass(model, context, settings.decode_tokens))
+            if name in drafts and settings.draft_length is not None:
+                found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, settings.decode_tokens)
+                drafted[name] += [found] if repeat and found else []
+    return {"context": length} | {
+        name: _figures(passes[name], peaks[name], drafted.get(name, []), length * settings.batch_size, settings)
+        for name in models
+    }
+
+
+def _figures(
+    passes: Sequence[Pass], peak: int | None, drafted: Sequence[Drafted], tokens: int, settings: SavingsSettings
+) -> dict[str, Any]:
+    prefill = statistics.median(one.prefill_seconds for one in passes)
+    step = statistics.median(seconds for one in passes for seconds in one.step_seconds)
+    speculation = drafted and {
+        "tokens_per_second": statistics.median(one.tokens_per_second for one in drafted),
+        "acceptance_rate": drafted[0].acceptance_rate,  # greedy, so the same each time
+    }
+    return {
+        "prefill_tokens_per_second": tokens / prefill,
+        "decode_tokens_per_second": settings.batch_size / step,
+        "peak_bytes": peak,
+        "cache_bytes": passes[0].cache_bytes,
+        "self_speculation": speculation or None,
+    }
+
+
+def _size(model: Model) -> dict[str, Any]:
+    anatomy, number = model.anatomy, model.network.dtype.itemsize
+    return {
+        "source": model.source,
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "weight_bytes": sum(parameter.nbytes for parameter in model.network.parameters()),
+        "kv_bytes_per_token": anatomy.kv_bytes_per_token(number),
+        "state_bytes": anatomy.ssm_state_bytes(),
+        "cache_bytes": {
+            str(length): anatomy.kv_bytes(length, number) + anatomy.ssm_state_bytes() for length in CACHE_LENGTHS
+        },
+    }
+
+
+def _drafts(base: Model, hybrid: Model) -> dict[str, ComponentMask]:
+    """What each drafts without: the base the attention that the hybrid replaces (RAD's draft), the hybrid all of it."""
+    replaced = set(base.anatomy.attention_layers) - set(hybrid.anatomy.attention_layers)
+    drafts = {}
+    if replaced:
+        drafts["base"] = ComponentMask.attention(replaced)
+    if hybrid.anatomy.ssm_layers and hybrid.anatomy.attention_layers:
+        drafts["hybrid"] = ComponentMask.attention(hybrid.anatomy.attention_layers)
+    return drafts
+
+
+def _contexts(models: list[Model], settings: SavingsSettings) -> list[int]:
+    limits = [getattr(model.network.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    # A round of self-speculation may draft beyond the last token that is wanted.
+    more = settings.decode_tokens + (settings.draft_length or 0) + 1
+    wanted = settings.contexts or tuple(c for c in CONTEXTS if longest is None or c + more <= longest)
+    for context in wanted or (min(CONTEXTS),):
+        if longest is not None and context + more > longest:
+            raise RadistillError(
+                f"savings: a context of {context} tokens and {more} more are beyond the {longest} tokens of the model; "
+                "name shorter ones with --contexts"
+            )
+    return sorted(wanted)
+
+
+def _measured(path: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What an earlier call has measured, by context; a measurement of anything else is not overwritten."""
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("contexts"), list):
+        raise RadistillError(f"{path}: holds no savings; choose another file with --out")
+    differing = [name for name, value in identity.items() if found.get(name) != value]
+    if differing:
+        raise RadistillError(
+            f"{path}: was measured with other {', '.join(differing)}; remove it, or choose another file with --out"
+        )
+    return {row["context"]: row for row in found["contexts"]}

@@ -1,0 +1,114 @@
+"""`perplexity`: how well a model predicts texts, in nats a byte, so that models with other tokens can be compared."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from radistill.batch_log import append_batch, read_batches
+from radistill.console import progress
+from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.distillation.data.examples import Example, example_from_row
+from radistill.errors import RadistillError
+from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
+from radistill.evaluation.tasks.rows import read_rows
+from radistill.files import hash_json
+from radistill.models.loading import Model
+from radistill.models.logits import response_states
+from radistill.models.sequences import Document, batches, collate
+
+_TOKENS_PER_BATCH = 2048
+_NUMBERS_AT_ONCE = 2**24
+
+
+def _measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
+    """Texts count from their second token, conversations only in their response; long ones are read in windows."""
+    examples = _examples(settings)
+    windows: dict[str, list[Document]] = {example.id: _windows(model, example) for example in examples}
+    nats: dict[str, float] = {}
+    groups = batches([document for parts in windows.values() for document in parts], _TOKENS_PER_BATCH)
+    keys = [hash_json([model.fingerprint, [(part.tokens, part.response_start) for part in group]]) for group in groups]
+    finished = read_batches(cache)
+    waiting = dict(enumerate(examples))
+    with progress("perplexity", len(groups), "batches", done=sum(key in finished for key in keys)) as advance:
+        for group, key in zip(groups, keys, strict=True):
+            if key not in finished:
+                finished[key] = _nats(model, group)
+                append_batch(cache, key, finished[key])
+                advance()
+            nats |= zip((part.id for part in group), finished[key], strict=True)
+            for number, example in list(waiting.items()):
+                if all(part.id in nats for part in windows[example.id]):
+                    keep(_row(number, example, windows[example.id], nats))
+                    del waiting[number]
+
+
+def _row(number: int, example: Example, parts: list[Document], nats: dict[str, float]) -> Row:
+    text = example.response if example.text is None else example.text
+    return {
+        "number": number,
+        "id": example.id,
+        "key": hash_json([example.prompt, example.response])[:16],
+        "nats": sum(nats[part.id] for part in parts),
+        "bytes": len((text or "").encode()),
+        "tokens": sum(len(part.tokens) - part.response_start for part in parts),
+    }
+
+
+def _examples(settings: TaskSettings) -> list[Example]:
+    hub = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+    rows = read_rows(("perplexity",), replace(settings, limit=None), hub, ())
+    examples = [
+        example_from_row(row, f"text-{number}", f"perplexity, row {number}")
+        for number, row in enumerate(rows, start=1)
+        # A text of a word or a heading has next to nothing to predict.
+        if not (isinstance(row, dict) and isinstance(row.get("text"), str) and len(row["text"].split()) < 2)
+    ][: settings.limit]
+    for example in examples:
+        if example.text is None and not example.response:
+            raise RadistillError(f"perplexity: {example.id} has no response; give rows with text, or with a response")
+    if not examples:
+        raise RadistillError("perplexity: no row has a text of at least two words")
+    return examples
+
+
+def _windows(model: Model, example: Example) -> list[Document]:
+    """The example's tokens in stretches that the model and a batch can hold; each is read without the ones before."""
+    context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    most = min(context or _TOKENS_PER_BATCH, _TOKENS_PER_BATCH)
+    if example.text is not None:
+        tokens, start = text_tokens(example, model.tokenizer), 1
+    else:
+        prompt = prompt_tokens(example, model.tokenizer)
+        tokens, start = [*prompt, *response_tokens(example, model.tokenizer)], len(prompt)
+    found = []
+    for first in range(0, len(tokens), most):
+        part = tuple(tokens[first : first + most])
+        counted = max(start - first, 1)
+        if counted < len(part):
+            found.append(Document(f"{example.id}-{first}", part, counted))
+    return found
+
+
+@torch.no_grad()
+def _nats(model: Model, group: list[Document]) -> list[float]:
+    """Negative log-likelihood of each document's response, in nats, summed over its tokens."""
+    states = response_states(model.network, collate(group, model.pad_token_id, model.network.device))
+    chunk = max(1, _NUMBERS_AT_ONCE // len(states.output.weight))
+    losses = [
+        torch.nn.functional.cross_entropy(
+            states.logits(slice(first, first + chunk)).float(), states.targets[first : first + chunk], reduction="none"
+        )
+        for first in range(0, len(states.targets), chunk)
+    ]
+    counts = [len(document.tokens) - document.response_start for document in group]
+    sums = [float(part.double().sum()) for part in torch.cat(losses).split(counts)]
+    for document, total in zip(group, sums, strict=True):
+        if not math.isfinite(total):
+            raise RadistillError(f"perplexity: the model's loss on {document.id} is not finite")
+    return sums
+
+
+TASKS = (Measured("perplexity", _measure, data_names=("perplexity",)),)

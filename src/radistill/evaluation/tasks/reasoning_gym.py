@@ -1,0 +1,43 @@
+"""`reasoning-gym:TASK`: exercises that the package of that name generates, judged by their verifiers."""
+
+import inspect
+import re
+
+from radistill.distillation.data.examples import Example
+from radistill.distillation.data.reasoning_gym import read, registry
+from radistill.distillation.data.settings import ReasoningGymData
+from radistill.distillation.data.sources import take
+from radistill.errors import RadistillError
+from radistill.evaluation.exact_match import extract_answer, is_correct
+from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
+from radistill.models.loading import Model
+
+_EXERCISES = 100
+_EVALUATING = re.compile(r"(?<![\w.])(?:sp\.|sympy\.)?(?:eval|exec|parse_expr|sympify)\(")
+
+
+def task(name: str) -> Generated:
+    """The task `reasoning-gym:NAME`.
+
+    Raises:
+        RadistillError: if the package is missing, or its verifier runs a model's answer as code.
+    """
+    tasks = registry()
+    # An unknown name is reported by the generator, with names that are close.
+    if name in tasks and _EVALUATING.search(inspect.getsource(tasks[name][0].score_answer)):
+        raise RadistillError(
+            f"reasoning-gym:{name}: its verifier evaluates a model's answer as Python, in this process; "
+            "choose a task whose verifier only reads"
+        )
+
+    def examples(model: Model, settings: TaskSettings) -> list[Example]:
+        count = settings.limit or _EXERCISES
+        rows = read(ReasoningGymData(tasks={name: {}}, train=count), settings.seed)
+        return take(iter(rows.examples), f"reasoning-gym:{name}", count, set(), rows.origin)
+
+    return Generated(f"reasoning-gym:{name}", examples, _judge, max_new_tokens=512)
+
+
+def _judge(example: Example, response: str) -> Verdict:
+    assert example.verifier is not None
+    return Verdict(is_correct(response, example.verifier), extract_answer(response))

@@ -1,0 +1,63 @@
+"""Rows of a benchmark, from a file or else from the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from radistill.errors import RadistillError
+from radistill.evaluation.tasks.interface import TaskSettings
+
+
+def read_rows(
+    names: tuple[str, ...], settings: TaskSettings, hub: tuple[str, str | None, str], fields: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The first `settings.limit` rows of a task's data, in their order.
+
+    Args:
+        names: those under which `settings.data` may have a file (JSON lines, or one JSON list); the task's own first.
+        settings: the files and the limit.
+        hub: id, configuration and split to load where there is no file.
+        fields: what every row must have.
+
+    Raises:
+        RadistillError: if the data cannot be read or a row lacks a field.
+    """
+    task = names[0]
+    path = next((settings.data[name] for name in names if name in settings.data), None)
+    rows, where = _from_hub(task, *hub) if path is None else (_from_file(path), str(path))
+    rows = rows[: settings.limit]
+    if not rows:
+        raise RadistillError(f"{where}: has no rows")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in fields if not isinstance(row, dict) or row.get(name) is None]
+        if missing:
+            raise RadistillError(f"{where}, row {number}: has no {', '.join(missing)}, which {task} needs")
+    return rows
+
+
+def _from_file(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RadistillError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    try:
+        if text.lstrip().startswith("["):
+            return list(json.loads(text))
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise RadistillError(f"{path}: neither a JSON list nor JSON lines ({error})") from None
+
+
+def _from_hub(task: str, id: str, configuration: str | None, split: str) -> tuple[list[Any], str]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(id, configuration, split=split)
+    except Exception as error:  # the library raises many kinds, from network errors to pyarrow's
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RadistillError(
+            f"{task}: {id} cannot be loaded from the hub ({reason}); give a file with --data {task}=PATH"
+        ) from None
+    return list(table), f"{id} ({split})"

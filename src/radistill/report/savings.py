@@ -1,0 +1,76 @@
+"""The table of savings in the report: caches from the configs, and what was measured at each context."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from radistill.report.numbers import EN_DASH, bytes_, integer, percent, significant
+from radistill.report.run_folder import RunFolder, mapping, records
+from radistill.report.savings_table import ratio
+
+
+@dataclass(frozen=True)
+class SavingsRow:
+    """A figure of both models, as text; `ratio` is the hybrid's over the base's."""
+
+    name: str
+    base: str
+    hybrid: str
+    ratio: str
+
+
+def cache_rows(folder: RunFolder) -> list[SavingsRow]:
+    """Weights, and cache by length."""
+    base, hybrid = (mapping(mapping(folder["savings.json"].get("models")).get(name)) for name in ("base", "hybrid"))
+    if not base or not hybrid:
+        return []
+    pairs = [("weights", base.get("weight_bytes"), hybrid.get("weight_bytes"))]
+    pairs.append(("KV cache a token", base.get("kv_bytes_per_token"), hybrid.get("kv_bytes_per_token")))
+    for length, size in mapping(base.get("cache_bytes")).items():
+        tokens = f"{int(length) // 1024}k" if length.isdecimal() else length
+        pairs.append((f"cache at {tokens} tokens", size, mapping(hybrid.get("cache_bytes")).get(length)))
+    return [SavingsRow(name, bytes_(one), bytes_(other), ratio(one, other)) for name, one, other in pairs]
+
+
+def speed_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """For each context its rows: prefill, decoding, with a draft, peak memory."""
+    found = []
+    for row in records(folder["savings.json"].get("contexts")):
+        models = [mapping(row.get(name)) for name in ("base", "hybrid")]
+        rows = []
+        for name, key, form in (
+            ("prefill, tokens/s", "prefill_tokens_per_second", significant),
+            ("decoding, tokens/s", "decode_tokens_per_second", significant),
+            ("peak memory", "peak_bytes", bytes_),
+        ):
+            base, hybrid = (model.get(key) for model in models)
+            rows.append(SavingsRow(name, form(base), form(hybrid), ratio(base, hybrid)))
+        if any(model.get("self_speculation") for model in models):
+            rows.append(
+                SavingsRow("decoding with a draft, tokens/s", _drafted(models[0]), _drafted(models[1]), EN_DASH)
+            )
+        found.append({"context": f"{integer(row.get('context')) or 0:,}", "rows": rows})
+    return found
+
+
+def savings_note(folder: RunFolder) -> str:
+    """How it was measured."""
+    savings = folder["savings.json"]
+    settings, machine = mapping(savings.get("settings")), mapping(savings.get("machine"))
+    where = savings.get("device", "?")
+    processor = f"{machine.get('processor', 'unknown processor')}, {machine.get('threads', '?')} threads"
+    if str(where).startswith("cuda"):
+        processor = str(machine.get("accelerators", "unknown accelerator")).strip("[]'")
+    return (
+        f"Medians of {settings.get('repeats', '?')} passes after one to warm up, base and hybrid in turns, batch "
+        f"{settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}). Peak memory is "
+        "beyond the weights. With a draft: self-speculation, the base without the attention that the hybrid replaces, "
+        "the hybrid without any."
+    )
+
+
+def _drafted(model: dict[str, Any]) -> str:
+    drafted = mapping(model.get("self_speculation"))
+    if not drafted:
+        return EN_DASH
+    accepted = percent(drafted.get("acceptance_rate"), 0)
+    return f"{significant(drafted.get('tokens_per_second'))} ({accepted} accepted)"

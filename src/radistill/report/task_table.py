@@ -1,0 +1,91 @@
+"""Tables of tasks for a terminal: the figures of one model, and several models side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from radistill.evaluation.comparison import LEVEL, Line
+from radistill.evaluation.paired import Difference
+from radistill.report.numbers import EN_DASH, MINUS, percent, significant
+
+
+def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What `run_tasks` returns; groups of a task stand below it."""
+    table = _table("Accuracy with its 95 % Wilson interval. Unfinished answers were cut at the limit of tokens.")
+    table.add_column("task")
+    table.add_column("figure", justify="right", no_wrap=True)
+    table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("examples", justify="right")
+    table.add_column("unfinished", justify="right")
+    for task, of_task in figures.items():
+        for name, line in [
+            (task, of_task),
+            *((f"  {group}", line) for group, line in of_task.get("groups", {}).items()),
+        ]:
+            table.add_row(Text(name), _figure(line), _interval(line), f"{line['n']:,}", _unfinished(line))
+    return table
+
+
+def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
+    """What `compare` returns: the figure of each model, and below it what sets it apart from the first model."""
+    table = _table(
+        f"Each model against {names[0]}, on the same examples: +a {MINUS}b are those that only one of both has right "
+        "(McNemar's exact test); nats a byte are bootstrapped over the texts. A difference is real if its p is below "
+        f"{LEVEL}, adjusted (Holm) for the number of tasks and models, and within a task for that of its groups."
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(Text(name, overflow="fold"), justify="right")
+    for line in lines:
+        n = next(figures["n"] for figures in line.figures if figures is not None)
+        first, *others = [_cell(figures) for figures in line.figures]
+        cells = [f"{cell}{_apart(line, index)}" for index, cell in enumerate(others)]
+        table.add_row(Text(f"  {line.group}" if line.group else line.task), f"{n:,}", first, *cells)
+    return table
+
+
+def _table(caption: str) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+
+
+def _figure(figures: Mapping[str, Any]) -> str:
+    if "accuracy" in figures:
+        return percent(figures["accuracy"])
+    return f"{significant(figures['nats_per_byte'])} nats/byte" if "nats_per_byte" in figures else EN_DASH
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    if "interval" in figures:
+        low, high = figures["interval"]
+        return f"{percent(low)} to {percent(high)}"
+    return f"perplexity {significant(figures['perplexity'])}" if "perplexity" in figures else EN_DASH
+
+
+def _unfinished(figures: Mapping[str, Any]) -> str:
+    return f"{figures['unfinished']:,}" if "unfinished" in figures else EN_DASH
+
+
+def _cell(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return EN_DASH
+    unfinished = f"\n{figures['unfinished']:,} unfinished" if figures.get("unfinished") else ""
+    return f"{_figure(figures)}\n({_interval(figures)}){unfinished}"
+
+
+def _apart(line: Line, index: int) -> str:
+    difference, p = line.differences[index], line.adjusted[index]
+    if difference is None or p is None:
+        return ""
+    verdict = "real" if line.is_real(index) else "not told apart"
+    return f"\n{_change(difference)}\np {significant(p, 2)}: {verdict}"
+
+
+def _change(difference: Difference) -> str:
+    if difference.only_first is None:
+        sign = MINUS if difference.difference < 0 else "+"
+        return f"{sign}{significant(abs(difference.difference))}"
+    return f"+{difference.only_second} {MINUS}{difference.only_first}"

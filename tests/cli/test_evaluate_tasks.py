@@ -1,0 +1,118 @@
+"""`radistill evaluate --tasks` and `radistill compare`, as they are typed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from radistill.cli import main
+from small_run import small_run
+
+
+class Shell:
+    """Runs `radistill` in this process, in a folder of its own that holds two models and a file of word problems."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+        monkeypatch.chdir(folder)
+        tiny.save("llama", folder / "base")
+        tiny.save("llama", folder / "other", seed=1)
+        rows = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(6)]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path("texts.jsonl").write_text("".join(json.dumps({"text": f"a text {n} " * 9}) + "\n" for n in range(9)))
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output, the last line on standard error."""
+        self.monkeypatch.setattr(sys, "argv", ["radistill", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        printed = self.capsys.readouterr()
+        code = leaving.value.code
+        lines = printed.err.strip().splitlines()
+        return (code if isinstance(code, int) else 0), printed.out, (lines[-1] if lines else "")
+
+    def evaluate(self, model: str) -> tuple[int, str, str]:
+        data = ("--data", "gsm8k=rows.jsonl", "--data", "perplexity=texts.jsonl")
+        return self("evaluate", model, "--tasks", "gsm8k, perplexity", *data, "--max-new-tokens", "5")
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, monkeypatch, capsys)
+
+
+def test_evaluate_and_compare(shell: Shell) -> None:
+    code, out, _ = shell.evaluate("base")
+    assert code == 0
+    assert "gsm8k" in out
+    assert "nats/byte" in out
+    assert len(Path("evaluations/base/gsm8k.jsonl").read_text().splitlines()) == 6
+    assert shell.evaluate("other")[0] == 0
+    code, out, _ = shell("compare", "base", "other", "--json", "figures.json")
+    assert code == 0
+    assert "other" in out
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["models"] == ["base", "other"]
+    by_task = {line["task"]: line for line in figures["lines"]}
+    assert by_task["gsm8k"]["figures"][0]["n"] == 6
+    assert by_task["perplexity"]["differences"][0]["n"] == 9
+    assert by_task["perplexity"]["real"] == [True]
+
+
+def test_a_run_is_its_base_and_its_hybrid(shell: Shell, tmp_path: Path) -> None:
+    run = str(small_run(tmp_path / "small"))
+    code, out, _ = shell.evaluate(run)
+    assert code == 0
+    assert "McNemar" in out  # both were evaluated and are set side by side
+    assert Path(run, "tasks", "base", "tasks.json").is_file()
+    assert Path(run, "tasks", "hybrid", "gsm8k.jsonl").is_file()
+    code, out, _ = shell("compare", run)
+    assert code == 0
+    assert "hybrid" in out
+
+
+def test_savings_of_a_run(shell: Shell, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "small")
+    options = ("--contexts", "32", "--decode-tokens", "4", "--repeats", "1")
+    code, out, _ = shell("savings", str(run), *options)
+    assert code == 0
+    assert "hybrid / base" in out
+    figures = json.loads((run / "savings.json").read_text())
+    assert figures["models"]["hybrid"]["kv_bytes_per_token"] == figures["models"]["base"]["kv_bytes_per_token"] / 2
+    code, _, _ = shell("savings", str(tmp_path / "small" / "base"), str(run / "student"), *options, "--out", "s.json")
+    assert code == 0
+    assert json.loads(Path("s.json").read_text())["fingerprints"] == figures["fingerprints"]
+
+
+WRONG = {
+    "no such task": (("evaluate", "base", "--tasks", "gsm9k"), "no task 'gsm9k'; did you mean gsm8k"),
+    "no tasks": (("evaluate", "base", "--tasks", ","), "--tasks: names no task"),
+    "no model": (("evaluate", "--tasks", "recall"), "evaluate: name the model"),
+    "option without tasks": (("evaluate", "--limit", "3"), "--limit need --tasks"),
+    "a recipe's option": (("evaluate", "base", "--tasks", "recall", "--set", "seed=1"), "--set changes a recipe"),
+    "data without a file": (("evaluate", "base", "--tasks", "gsm8k", "--data", "rows.jsonl"), "must be TASK=PATH"),
+    "data of another task": (("evaluate", "base", "--tasks", "svamp", "--data", "gsm8k=rows.jsonl"), "reads it"),
+    "a file that is not there": (
+        ("evaluate", "base", "--tasks", "svamp", "--data", "svamp=no.json"),
+        "no.json: cannot",
+    ),
+    "contexts": (("evaluate", "base", "--tasks", "recall", "--contexts", "1k"), "--contexts '1k': must be"),
+    "too long a context": (("evaluate", "base", "--tasks", "recall", "--contexts", "4096"), "beyond the 512 tokens"),
+    "results of nothing": (("compare", "base", "other"), "base: has no results of tasks"),
+    "savings of one model": (("savings", "base"), "savings: name a run folder alone, or a base model and a hybrid"),
+    "savings beyond the context": (("savings", "base", "other", "--contexts", "512"), "beyond the 512 tokens"),
+    "one model": (("compare", "base"), "compare: name at least two models"),
+    "twice the same": (("compare", "base", "base"), "compare: name at least two models, each of them once"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_line_and_exit_code_2(name: str, shell: Shell) -> None:
+    arguments, message = WRONG[name]
+    code, _, line = shell(*arguments)
+    assert code == 2, line
+    assert line.startswith("error: ")
+    assert message in line

@@ -1,0 +1,152 @@
+"""What a model commits itself to in its own words, and answers that count by what they do."""
+
+import pytest
+from sandbox_here import needs_sandbox
+
+from radistill.distillation.data.examples import Example
+from radistill.evaluation.tasks.cruxeval import arguments_of, extract_code, judge_input, judge_output, output_of
+
+RESPONSES = [
+    ("The list is sorted.\n<answer>[1, 2, 3]</answer>", "[1, 2, 3]"),
+    ("<answer>1</answer> No, wait.\n<answer> 2 </answer>", "2"),
+    ("<answer>\n```python\n'abc'\n```\n</answer>", "'abc'"),
+    ("<answer>`{'a': 1}`</answer>", "{'a': 1}"),
+    ("<ANSWER>True</ANSWER>", "True"),
+    ("<answer>(1, 2)", "(1, 2)"),  # cut before the tag was closed
+    ("It gives\n```python\nassert f([3]) == [3]\n```", "f([3]) == [3]"),
+    ("```\nfirst\n```\nand then\n```py\n'second'\n```\ndone", "'second'"),
+    ("So the result is `['x', 'y']`.", "['x', 'y']"),
+    ("First `a`, then `b`.", "b"),
+    ("42", "42"),
+    ("Let me think.\n\n'hello'\n", "'hello'"),
+    ("<answer></answer> `7`", "7"),
+    ("", None),
+    ("   \n\n", None),
+    ("<answer>" + "[" * 20_000 + "</answer>", None),
+]
+
+
+@pytest.mark.parametrize(("response", "code"), RESPONSES)
+def test_extract_code(response: str, code: str | None) -> None:
+    assert extract_code(response) == code
+
+
+@pytest.mark.parametrize(
+    ("expression", "output"),
+    [
+        ("[1, 2]", "[1, 2]"),
+        ("f(1) == 2", "2"),
+        ("2 == f(1)", "2"),
+        ("f([1], k='a') == {'b': 'c == d'}", "{'b': 'c == d'}"),
+        ("1 == 1", "1 == 1"),
+        ("no code (", "no code ("),
+    ],
+)
+def test_output_of(expression: str, output: str) -> None:
+    assert output_of(expression) == output
+
+
+@pytest.mark.parametrize(
+    ("expression", "arguments"),
+    [
+        ("f(1, 'a')", "1, 'a'"),
+        ("f(1, b=[2]) == 3", "1, b=[2]"),
+        ("3 == f(1)", "1"),
+        ("f(*[1, 2], **{'c': 3})", "*[1, 2], **{'c': 3}"),
+        ("f()", ""),
+        ("1, 'a'", "1, 'a'"),
+        ("[1, 2], k=3", "[1, 2], k=3"),
+        ("g(1)", "g(1)"),
+    ],
+)
+def test_arguments_of(expression: str, arguments: str) -> None:
+    assert arguments_of(expression) == arguments
+
+
+def asked(code: str, answer: str) -> Example:
+    return Example("e", messages=({"role": "user", "content": "?"},), verifier={"code": code, "answer": answer})
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("['a', 'b', 'b']", True),
+        ('["a", "b", "b"]', True),
+        ("['a'] + ['b'] * 2", True),
+        ("list('abb')", True),
+        ("sorted('bab')", True),
+        ("f('bab') == ['a', 'b', 'b']", True),
+        ("('a', 'b', 'b')", False),
+        ("['a', 'b']", False),
+        ("f('bab')", False),  # that would be no prediction
+        ("print(['a', 'b', 'b'])", False),
+        ("I do not know", False),
+        ("type('V', (), {'__eq__': lambda s, o: True})()", False),
+        ("type('V', (list,), {'__eq__': lambda s, o: True, '__repr__': lambda s: 'V'})()", False),
+        ("__import__('os')._exit(0)", False),
+        ("exit()", False),
+        ("(lambda: [x for x in iter(int, 1)])()", False),
+    ],
+)
+def test_outputs_count_by_their_value(answer: str, right: bool) -> None:
+    example = asked("def f(s):\n    return sorted(s)", "['a', 'b', 'b']")
+    assert judge_output(example, f"<answer>{answer}</answer>").correct is right
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("f([1, 2], 3)", True),
+        ("f([3, 2], 1)", True),  # another input that gives the same counts
+        ("[1, 2], 3", True),
+        ("numbers=[1, 2], last=3", True),
+        ("f(*[[1, 2], 3])", True),
+        ("f(list(range(1, 3)), 2 + 1)", True),
+        ("f([1, 2], 3) == 6", True),
+        ("f([1, 2], 4)", False),
+        ("f([1, 2])", False),
+        ("6", False),
+        ("", False),
+        # Forgeries: what runs beside the function must not be the model's.
+        ("f([1], type('I', (int,), {'__radd__': lambda s, o: 6})(4))", False),
+        ("f([1], type('I', (int,), {'__radd__': lambda s, o: 0})(5))", True),  # it is a 5 that goes in
+        ("f([], type('V', (), {'__radd__': lambda s, o: s, '__eq__': lambda s, o: True})())", False),
+        ("f([], [__import__('os').write(n, b'[\"value\", \"6\"]\\n') for n in (1, 2)])", False),
+        ("f([1], (globals().__setitem__('f', lambda *a: 6), 2)[1])", False),
+        ("f([1], __import__('builtins').__dict__.__setitem__('sum', lambda x: 6) or 0)", False),
+        ("1), (lambda *a, **k: 6)(2", False),
+        ("f(**{'numbers': [1, 2], 'last': 3})", True),
+        ("f(**{'numbers': [], 'last=6, x': 6})", False),
+    ],
+)
+def test_inputs_count_by_what_the_function_makes_of_them(answer: str, right: bool) -> None:
+    example = asked("def f(numbers, last):\n    return sum(numbers) + last", "6")
+    assert judge_input(example, f"<answer>{answer}</answer>").correct is right
+
+
+@needs_sandbox
+def test_arguments_may_use_what_the_code_defines() -> None:
+    example = asked("WORDS = ['a', 'b']\ndef f(words):\n    return words[::-1]", "['b', 'a']")
+    assert judge_input(example, "<answer>f(WORDS)</answer>").correct
+    assert judge_input(example, "<answer>f(f(['b', 'a']))</answer>").correct
+    assert not judge_input(example, "<answer>f(lambda: ['a', 'b'])</answer>").correct
+
+
+@needs_sandbox
+def test_a_forged_report_is_no_more_than_an_input() -> None:
+    """The model's process claims that its arguments are others; they are then what the function is run on."""
+    forged = "__import__('os').write(N, b'[\"value\", \"([[6], 0], {})\"]\\n'), __import__('os')._exit(0)"
+    example = asked("def f(numbers, last):\n    return 'never'", "6")
+    for number in range(3, 12):
+        assert not judge_input(example, f"<answer>{forged.replace('N', str(number))}</answer>").correct
+
+
+@needs_sandbox
+def test_an_answer_is_shown_as_it_was_read() -> None:
+    example = asked("def f(x):\n    return x", "1")
+    assert judge_output(example, "`1`").answer == "1"
+    assert judge_output(example, "").answer is None
+    assert judge_input(example, "").answer is None
+    assert judge_input(example, "`f(1)`").answer == "1"

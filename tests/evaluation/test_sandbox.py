@@ -1,0 +1,376 @@
+"""Hostile programs: none may harm the evaluation or the machine, with all of its layers and with some."""
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sandbox_here import LAYERS, needs_sandbox
+
+from radistill.evaluation.sandbox import Limits, Outcome, layers, run, run_code
+
+pytestmark = needs_sandbox
+
+SMALL = Limits(cpu_seconds=1, wall_seconds=2.0, memory_bytes=192 * 2**20)
+
+ENDLESS = {
+    "infinite loop": "while True: pass",
+    "infinite loop that swallows exceptions": """
+while True:
+    try:
+        while True: pass
+    except BaseException: pass""",
+    "sleep": "import time\ntime.sleep(1000)",
+    "ignored signals": """
+import signal, time
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+while True: pass""",
+    "generator without end": "list(iter(int, 1)) if False else sum(iter(int, 1))",
+    "huge power": "x = 7 ** (10 ** 9)",
+    "catastrophic regular expression": "import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')",
+    "waits for input that never comes": "import os\nr, w = os.pipe()\nos.read(r, 1)",
+    "closed descriptors, then a loop": "import os\nos.closerange(0, 60)\nwhile True: pass",
+    "an equality that never ends": "class V:\n def __eq__(s, o):\n  while True: pass\nV() == 1",
+}
+GREEDY = {
+    "huge string": "x = 'a' * 10**10",
+    "list that grows": "x = []\nwhile True: x.append(' ' * 10**6)",
+    "huge range as a list": "x = list(range(10**10))",
+}
+LOUD = {
+    "huge output": "while True: print('x' * 10000)",
+    "huge output on standard error": "import sys\nwhile True: sys.stderr.write('x' * 10000)",
+    "huge output past Python": "import os\nwhile True: os.write(1, b'x' * 10000)",
+    "huge output on every descriptor": """
+import os
+while True:
+    for number in range(3, 60):
+        try: os.write(number, b'x' * 10000)
+        except OSError: pass""",
+}
+REFUSED = {
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "thread bomb": "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()",
+    "daemon": "import os\nif os.fork() == 0:\n os.setsid()\n while True: pass",
+    "shell": "import os\nassert os.system('touch /tmp/radistill-escaped') == 0",
+    "subprocess": "import subprocess\nsubprocess.run(['/bin/sh', '-c', 'id'], check=True)",
+    "exec": "import os\nos.execv('/bin/sh', ['sh', '-c', 'sleep 100'])",
+    "multiprocessing": "import multiprocessing\np = multiprocessing.Process(target=print)\np.start()",
+    "kill the parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+    "kill everything": "import os, signal\nos.kill(-1, signal.SIGKILL)",
+    "connect": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 1)",
+    "listen": "import socket\nsocket.socket().listen()",
+    "resolve a name": "import socket\nsocket.getaddrinfo('example.org', 80)",
+    "download": "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:PORT/')",
+    "write outside": "open('OUTSIDE/new', 'w').write('x')",
+    "append to a file": "open('OUTSIDE/precious', 'a').write('x')",
+    "write into the temporary folder": "open('/tmp/radistill-escaped', 'w').write('x')",
+    "write by a path that climbs": "open('../radistill-escaped', 'w').write('x')",
+    "delete a file": "import os\nos.remove('OUTSIDE/precious')",
+    "delete a tree": "import shutil\nshutil.rmtree('OUTSIDE')",
+    "rename a file": "import os\nos.rename('OUTSIDE/precious', 'mine')",
+    "symlink to outside": "import os\nos.symlink('OUTSIDE', 'link')\nopen('link/new', 'w').write('x')",
+    "hard link": "import os\nos.link('OUTSIDE/precious', 'mine')\nopen('mine', 'w').write('x')",
+    "change a mode": "import os\nos.chmod('OUTSIDE/precious', 0)",
+    "import of the project": "import radistill",
+    "raise its own limits": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "read through ctypes": "import ctypes\nctypes.string_at(0)",
+    "deep recursion": "def f(n): return f(n + 1)\nf(0)",
+    "system exit": "import sys\nsys.exit(0)",
+    "interrupt": "raise KeyboardInterrupt",
+    "a number too long to print": "x = str(10 ** 10000)",
+    "an exception that cannot be shown": "class E(Exception):\n def __str__(s): raise E\nraise E",
+    "a syntax error": "def f(:",
+    "a null character": "x = 1\0",
+    "nesting": "x = " + "(" * 500 + ")" * 500,
+}
+CRASHING = {
+    "leaves at once": "import os\nos._exit(0)",
+    "aborts": "import os\nos.abort()",
+    "segmentation fault": "import signal\nsignal.raise_signal(signal.SIGSEGV)",
+    "broken bytecode": "f = lambda: 0\nf.__code__ = f.__code__.replace(co_code=b'd\\xff' * 50)\nf()",
+    "closed descriptors": "import os\nos.closerange(0, 60)",
+}
+NO_AUDIT = "from radistill.evaluation.sandbox.inside import audit; audit.install = lambda folder: None; main("
+NO_NAMESPACES = "from radistill.evaluation.sandbox.inside import namespaces; namespaces.enter = lambda disk: None; "
+NO_LANDLOCK = "from radistill.evaluation.sandbox.inside import landlock; landlock.confine = lambda writable: False; "
+NO_SECCOMP = "from radistill.evaluation.sandbox.inside import seccomp; seccomp.filter_calls = lambda writable: False; "
+NO_KERNEL = NO_NAMESPACES + NO_LANDLOCK + NO_SECCOMP + "main("
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="layers of the Linux kernel")
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file; afterwards both must be as they were, and nothing that was started may be left."""
+    (tmp_path / "precious").write_text("kept")
+    os.chmod(tmp_path / "precious", 0o666)
+    os.chmod(tmp_path, 0o777)
+    children = set(psutil.Process().children(recursive=True))
+    yield tmp_path
+    assert [file.name for file in tmp_path.iterdir()] == ["precious"]
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert (tmp_path / "precious").stat().st_mode & 0o777 == 0o666
+    assert not Path("/tmp/radistill-escaped").exists()
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
+def hostile(code: str, outside: Path, listener: int, limits: Limits = SMALL) -> Outcome:
+    started = time.monotonic()
+    outcome = run._run(code.replace("OUTSIDE", str(outside)).replace("PORT", str(listener)), "1", limits)[0]
+    assert time.monotonic() - started < limits.wall_seconds + 2
+    assert len(outcome.output) <= limits.output_bytes
+    return outcome
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_programs_that_do_not_end_are_ended(name: str, outside: Path, listener: int) -> None:
+    assert hostile(ENDLESS[name], outside, listener).status == "time"
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_programs_that_want_all_memory_get_no_more_than_theirs(name: str, outside: Path, listener: int) -> None:
+    assert hostile(GREEDY[name], outside, listener).status == "memory"
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_programs_that_never_stop_writing_are_stopped(name: str, outside: Path, listener: int) -> None:
+    assert hostile(LOUD[name], outside, listener).status == "output"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_an_error_of_the_program(name: str, outside: Path, listener: int) -> None:
+    outcome = hostile(REFUSED[name], outside, listener)
+    assert outcome.status == "error", outcome
+
+
+@pytest.mark.parametrize("name", CRASHING)
+def test_programs_that_end_their_process_give_no_value(name: str, outside: Path, listener: int) -> None:
+    assert hostile(CRASHING[name], outside, listener).status == "crash"
+
+
+@linux
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "read through ctypes"])
+def test_the_kernel_refuses_the_same_without_the_audit_hook(
+    name: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_AUDIT))
+    assert hostile(REFUSED[name], outside, listener).status == "error"
+
+
+# Native code, which no audit hook sees; numbers of calls are those of x86-64.
+NATIVE = {
+    "fork": "fork()",
+    "clone": "syscall(56, 0, 0, 0, 0, 0)",
+    "vfork by number": "syscall(58)",
+    "socket": "socket(2, 1, 0)",
+    "kill": "kill(getppid(), 9)",
+    "signal to another by thread": "syscall(234, getppid(), getppid(), 9)",
+    "ptrace": "ptrace(16, getppid(), 0, 0)",
+    "mount": "mount(b'none', b'/mnt', b'tmpfs', 0, 0)",
+    "unshare": "unshare(0x10000000)",
+    "setsid": "setsid()",
+    "set a limit of the parent": "syscall(302, getppid(), 7, b'0' * 16, 0)",
+    "io_uring": "syscall(425, 1, b'0' * 120)",
+    "memfd": "syscall(319, b'x', 0)",
+    "the other numbering": "syscall(0x40000000 + 39)",
+    "write outside": "open(b'OUTSIDE/precious', 1)",
+    "create outside": "open(b'OUTSIDE/new', 0x41, 0o600)",
+    "read a secret": "open(b'OUTSIDE/precious', 0)",
+    "remove outside": "unlink(b'OUTSIDE/precious')",
+    "steal from outside": "rename(b'OUTSIDE/precious', b'mine')",
+}
+
+
+def native(name: str) -> str:
+    expression = NATIVE[name].replace("getppid()", "c.getppid()")
+    return f"import ctypes\nc = ctypes.CDLL(None)\nassert c.{expression} >= 0"
+
+
+@linux
+@pytest.mark.parametrize(
+    "name", [name for name, call in NATIVE.items() if platform.machine() == "x86_64" or "syscall" not in call]
+)
+def test_the_kernel_refuses_native_code(
+    name: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "read a secret" and "landlock" not in LAYERS:
+        pytest.skip("files are hidden by landlock, which this kernel does not offer")
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_AUDIT))
+    outcome = hostile(native(name), outside, listener)
+    assert (outcome.status, outcome.text) == ("error", "AssertionError: "), outcome
+
+
+@linux
+@pytest.mark.parametrize("missing", [NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK], ids=["n", "l", "nl"])
+@pytest.mark.parametrize("name", [name for name in NATIVE if name != "read a secret"])
+def test_native_code_is_refused_where_the_kernel_offers_less(
+    name: str, missing: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers often have seccomp alone; then the program can write nowhere, and read what everybody can."""
+    if platform.machine() != "x86_64" and "syscall" in NATIVE[name]:
+        pytest.skip("the numbers of calls are those of x86-64")
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", missing + NO_AUDIT))
+    assert hostile(native(name), outside, listener).text == "AssertionError: "
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shell", "subprocess", "exec", "kill the parent", "connect", "write outside", "append to a file",
+        "write by a path that climbs", "delete a file", "delete a tree", "rename a file", "symlink to outside",
+        "hard link", "change a mode", "raise its own limits", "daemon",
+    ],
+)  # fmt: skip
+def test_the_audit_hook_alone_refuses_what_python_does(
+    name: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left where the kernel has none of the other layers."""
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_KERNEL))
+    outcome = hostile(REFUSED[name], outside, listener)
+    assert outcome.status == "error", outcome
+    assert "PermissionError" in outcome.text or name == "connect"
+
+
+def test_without_seccomp_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_SECCOMP + "main("))
+    run.layers.cache_clear()
+    try:
+        with pytest.raises(run.RadistillError, match="this system has no seccomp filters"):
+            run_code("", "1")
+    finally:
+        run.layers.cache_clear()
+
+
+@linux
+def test_all_layers_are_reported() -> None:
+    assert layers()[0] == "limits"
+    assert layers()[-1] == "audit"
+
+
+def test_values() -> None:
+    assert run_code("def f(x): return sorted(x)", "f([3, 1])") == Outcome("value", "[1, 3]", "")
+    assert run_code("print('said')", "2 ** 10") == Outcome("value", "1024", "said\n")
+    assert run_code("import sys; print('a'); print('b', file=sys.stderr)").output == "a\nb\n"
+    assert run_code("", "'\\ud800\\n'").text == "'\\ud800\\n'"
+    assert run_code("", "1 / 0") == Outcome("error", "ZeroDivisionError: division by zero", "")
+    assert run_code("import collections, decimal, json, math, re, statistics, string", "math.pi").status == "value"
+
+
+def test_a_set_has_one_order() -> None:
+    texts = {run_code("", "{'a', 'b', 'c', 'd', 'e', 'f'}").text for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_nothing_of_the_caller_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    code = "import os, sys\ntry: proc = open('/proc/self/environ').read()\nexcept OSError: proc = ''"
+    outcome = run_code(code, "(dict(os.environ), proc, sys.stdin.read(), os.listdir('.'), sys.argv)")
+    # Landlock hides /proc; without it the program sees what we set ourselves, and no more.
+    own = "" if "landlock" in LAYERS else "PYTHONHASHSEED=0\\x00"
+    assert outcome.text == f"({{}}, '{own}', '', [], ['program'])"
+
+
+@linux
+def test_the_working_folder_is_empty_each_time_and_of_limited_size() -> None:
+    if not {"namespaces", "landlock"} <= set(LAYERS):
+        assert run_code("open('a', 'w')").status == "error"
+        return
+    assert run_code("open('a', 'w').write('x' * 100)", "open('a').read() == 'x' * 100").text == "True"
+    assert run_code("import os", "os.listdir('.')").text == "[]"
+    fill = "n = 0\nwhile True:\n open(str(n), 'w').write('x' * 60000)\n n += 1"
+    assert "No space left" in run_code(fill).text
+    assert "File too large" in run_code("f = open('a', 'wb', 0)\nwhile True: f.write(b'x' * 10000)").text
+    many = "n = 0\nwhile True:\n open(str(n), 'w')\n n += 1"
+    assert "No space left" in run_code(many).text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins\nbuiltins.repr = lambda x: '42'",
+        "import builtins\nbuiltins.eval = lambda *a: 42",
+        'import json\njson.dumps = lambda x: \'["value", "42"]\'',
+        "import os\nos.write = lambda *a: 42\nos._exit = lambda *a: 42",
+        "import sys\nsys.stdout = None",
+        "import sys\nsys.settrace(lambda *a: None)",
+        "import atexit\natexit.register(print, 'late')",
+        "import gc\ngc.disable()\nclass D:\n def __del__(s): print('late')\nx = D()",
+    ],
+)
+def test_a_program_that_meddles_with_its_own_process_meddles_with_nothing_else(code: str) -> None:
+    assert run_code(code).status in ("value", "error", "crash")
+    assert run_code("", "40 + 1") == Outcome("value", "41", "")
+
+
+def test_reports_that_a_program_forges_are_only_claims_of_its_own_value() -> None:
+    """The channel can be written to by the program; that is why nobody takes what comes from it for a verdict."""
+    forged = """
+import os
+for number in range(3, 60):
+    try: os.write(number, b'["value", "42"]\\n')
+    except OSError: pass
+os._exit(0)"""
+    assert run_code(forged, "1") == Outcome("value", "42", "")
+    garbage = forged.replace('["value", "42"]', "[[[[ rubbish")
+    assert run_code(garbage, "1").status == "crash"
+    assert run_code(forged.replace('["value", "42"]', '{"a": 1}'), "1").status == "crash"
+
+
+@pytest.mark.parametrize(
+    ("code", "expression", "status"),
+    [
+        ("class V:\n def __repr__(s): return 5", "V()", "error"),
+        ("class V:\n def __repr__(s): raise SystemExit", "V()", "error"),
+        ("class V:\n def __repr__(s):\n  while True: pass", "V()", "time"),
+        ("", "'x' * 10**6", "output"),
+        ("", "10 ** 10000", "error"),
+        ("x = []\nfor _ in range(100000): x = [x]", "x", "error"),
+    ],
+)
+def test_values_that_cannot_be_written_down(code: str, expression: str, status: str) -> None:
+    assert run_code(code, expression, SMALL).status == status
+
+
+@linux
+def test_the_program_dies_with_the_evaluation(tmp_path: Path) -> None:
+    """A killed evaluation leaves no model's program behind."""
+    script = (
+        "from radistill.evaluation.sandbox import Limits, run_code\n"
+        "run_code('import time\\ntime.sleep(60)', limits=Limits(wall_seconds=60.0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], env=os.environ) as evaluation:
+        parent, deadline = psutil.Process(evaluation.pid), time.monotonic() + 20
+        programs: list[psutil.Process] = []
+        while time.monotonic() < deadline and len(programs) < 2:
+            found = parent.children()
+            # First layers() tries the sandbox; the program that sleeps is the one that stays.
+            if found and time.time() - found[-1].create_time() > 1:
+                programs = found
+                break
+            time.sleep(0.05)
+        assert programs
+        evaluation.send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(programs, timeout=5)
+    assert gone
+    assert not alive
+
+
+def test_limits_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="cpu_seconds is 0"):
+        Limits(cpu_seconds=0)

@@ -1,0 +1,129 @@
+"""Savings: what the figures are made of, and that a second call goes on where the first was."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from radistill.conversion import convert
+from radistill.errors import RadistillError
+from radistill.evaluation.savings import measure
+from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.evaluation.savings.memory import peak_memory
+from radistill.evaluation.savings.speed import timed_pass
+from radistill.evaluation.sentences import tokens_of_text
+from radistill.models.loading import Model
+
+SETTINGS = SavingsSettings(contexts=(48, 96), decode_tokens=6, repeats=2)
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+    return tiny.model("llama")
+
+
+@pytest.fixture(scope="module")
+def hybrid(base: Model) -> Model:
+    return convert(base, [1, 2], init="random")
+
+
+def test_both_models_are_measured_at_every_context(base: Model, hybrid: Model, tmp_path: Path) -> None:
+    found = measure_savings(base, hybrid, SETTINGS, tmp_path / "savings.json")
+    assert found == json.loads((tmp_path / "savings.json").read_text())
+    assert [row["context"] for row in found["contexts"]] == [48, 96]
+    for row in found["contexts"]:
+        for name in ("base", "hybrid"):
+            figures = row[name]
+            assert figures["prefill_tokens_per_second"] > 0
+            assert figures["decode_tokens_per_second"] > 0
+            assert figures["peak_bytes"] >= 0
+            assert 0 <= figures["self_speculation"]["acceptance_rate"] <= 1
+            assert figures["self_speculation"]["tokens_per_second"] > 0
+    sizes = found["models"]
+    # Two of four layers keep their cache: 2 (keys, values) x 2 heads x 8 numbers x 4 bytes a layer.
+    assert (sizes["base"]["kv_bytes_per_token"], sizes["hybrid"]["kv_bytes_per_token"]) == (512, 256)
+    assert sizes["base"]["cache_bytes"] == {"4096": 2**21, "32768": 2**24, "131072": 2**26}
+    assert sizes["hybrid"]["cache_bytes"]["131072"] == 2**25 + sizes["hybrid"]["state_bytes"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_cache_that_is_stated_is_the_cache_that_is_held(base: Model, hybrid: Model, batch: int) -> None:
+    for model in (base, hybrid):
+        context = torch.tensor([tokens_of_text(model, 64)] * batch)
+        anatomy = model.anatomy
+        assert timed_pass(model, context, 2).cache_bytes == batch * (
+            anatomy.kv_bytes(64, 4) + anatomy.ssm_state_bytes()
+        )
+
+
+def test_decoding_is_the_models_own(base: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = torch.tensor([tokens_of_text(base, 40)])
+    read: list[torch.Tensor] = []
+    forward = type(base.network).forward
+
+    @functools.wraps(forward)  # its signature says what the cache is called
+    def watched(network: Any, *arguments: Any, **named: Any) -> Any:
+        read.append(named["input_ids"])
+        return forward(network, *arguments, **named)
+
+    plain = base.network.generate(context, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    monkeypatch.setattr(type(base.network), "forward", watched)
+    assert len(timed_pass(base, context, 5).step_seconds) == 5
+    assert torch.equal(torch.cat(read, dim=1), plain)
+
+
+def test_what_is_measured_is_not_measured_again(
+    base: Model, hybrid: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "savings.json"
+    first = measure_savings(base, hybrid, SavingsSettings(contexts=(48,), decode_tokens=6, repeats=2), path)
+    asked: list[int] = []
+    at = measure._at
+
+    def watched(length: int, *rest: Any) -> dict[str, Any]:
+        asked.append(length)
+        return at(length, *rest)
+
+    monkeypatch.setattr(measure, "_at", watched)
+    both = measure_savings(base, hybrid, SETTINGS, path)
+    assert asked == [96]
+    assert both["contexts"][0] == first["contexts"][0]
+    with pytest.raises(RadistillError, match=r"savings\.json: was measured with other settings; remove it, or choose"):
+        measure_savings(base, hybrid, SavingsSettings(contexts=(48,), repeats=1), path)
+    with pytest.raises(RadistillError, match="was measured with other fingerprints"):
+        measure_savings(hybrid, base, SETTINGS, path)
+    path.write_text("{}")
+    with pytest.raises(RadistillError, match="holds no savings"):
+        measure_savings(base, hybrid, SETTINGS, path)
+
+
+def test_contexts_that_a_model_cannot_hold_are_refused(base: Model, hybrid: Model, tmp_path: Path) -> None:
+    with pytest.raises(RadistillError, match="a context of 510 tokens and 11 more are beyond the 512 tokens"):
+        measure_savings(base, hybrid, SavingsSettings(contexts=(510,), decode_tokens=6), tmp_path / "s.json")
+
+
+def test_self_speculation_can_be_left_out(base: Model, hybrid: Model, tmp_path: Path) -> None:
+    settings = SavingsSettings(contexts=(48,), decode_tokens=2, repeats=1, draft_length=None)
+    [row] = measure_savings(base, hybrid, settings, tmp_path / "s.json")["contexts"]
+    assert row["base"]["self_speculation"] is row["hybrid"]["self_speculation"] is None
+
+
+def test_peak_memory_sees_what_was_held_for_a_moment() -> None:
+    for _ in range(2):  # memory that was freed before is seen again
+        with peak_memory(torch.device("cpu")) as peak:
+            held = torch.ones(2**25)  # 128 MiB
+            del held
+        assert peak.bytes is not None
+        assert 0.9 * 2**27 < peak.bytes < 1.6 * 2**27
+    with peak_memory(torch.device("meta")) as peak:
+        pass
+    assert peak.bytes is None
+
+
+def test_a_text_has_as_many_tokens_as_are_asked_for(base: Model) -> None:
+    assert [len(tokens_of_text(base, count)) for count in (1, 100, 20_000)] == [1, 100, 20_000]
+    assert tokens_of_text(base, 100) == tokens_of_text(base, 20_000)[:100]
