@@ -7,7 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-console = Console(stderr=True, highlight=False)
+from radistill.processes import is_main
+
+# Of several processes that run one command, one speaks.
+console = Console(stderr=True, highlight=False, quiet=not is_main())
 
 
 def note(message: str) -> None:

@@ -36,6 +36,7 @@ RESUMABLE = DistillSettings(
     other_learning_rate=1e-3,
     eval_steps=5,
     save_seconds=0,
+    report_to="none",
 )
 
 

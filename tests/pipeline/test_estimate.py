@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from transformers import integrations
 
 import tiny
 from radistill.conversion import convert, new_parameters
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.known_configs import KNOWN_CONFIGS, known_config
-from radistill.pipeline import preflight
 from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate, page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
 from radistill.pipeline.recipe import Recipe, load_recipe
@@ -272,7 +272,7 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
         "KV cache of a batch": 3 * (document + 256) * kv_cache,
         "logits of a step": 4 * 8 * 3 * (document - 1) * vocabulary,
     }
-    assert found.disk == 4 * (2 * hybrid.total + 2 * block + 3 * 3 * 2 * block)
+    assert found.disk == 4 * (2 * hybrid.total + 2 * block + 4 * 3 * 2 * block)
     work = found.work
     assert work.documents == {"training": 6, "held-out": 3}
     assert work.generated_tokens == 9 * 256
@@ -292,6 +292,22 @@ def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: 
     hybrid = half.models[-1]
     assert hybrid.trained_parameters == hybrid.total > hybrid.new_parameters
     assert half.memory["distill"]["Adam moments"] == 2 * 2 * hybrid.total
+
+
+def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, Any]) -> None:
+    recipe["dtype"] = "bfloat16"
+    found = []
+    for changes in ({}, {"precision": "bfloat16"}, {"gradient_checkpointing": True}, {"keep": "last"}):
+        recipe["distill"] |= changes
+        found.append(estimate(Recipe.model_validate(recipe)))
+    plain, masters, recomputed, last = (each.memory["distill"] for each in found)
+    new = found[0].models[-1].new_parameters
+    assert masters["student weights"] == plain["student weights"] + 2 * new
+    assert (plain["gradients"], masters["gradients"], masters["Adam moments"]) == (2 * new, 4 * new, 8 * new)
+    assert 0 < recomputed["activations of a step"] < 0.7 * masters["activations of a step"]
+    assert last == recomputed
+    assert found[1].disk - found[0].disk == 4 * 3 * 2 * new
+    assert found[2].disk - found[3].disk == 3 * 4 * new
 
 
 def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
@@ -479,9 +495,9 @@ def test_a_gpu_that_is_not_here_is_a_warning(recipe: dict[str, Any], monkeypatch
 
 def test_tensorboard_that_is_not_installed(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe["distill"]["report_to"] = "tensorboard"
-    monkeypatch.setattr(preflight, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(integrations, "is_tensorboard_available", lambda: False)
     assert "pip install 'radistill[tensorboard]'" in refusal(recipe)
-    monkeypatch.setattr(preflight, "is_tensorboard_available", lambda: True)
+    monkeypatch.setattr(integrations, "is_tensorboard_available", lambda: True)
     assert estimate(Recipe.model_validate(recipe)).warnings == []
 
 

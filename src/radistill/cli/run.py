@@ -32,10 +32,12 @@ def run(
         return
     from radistill.files import read_json
     from radistill.pipeline.run import run as run_pipeline
+    from radistill.processes import is_main
     from radistill.report.terminal import print_evaluation
 
     folder = run_pipeline(settings, out)
-    print_evaluation(read_json(folder / "evaluation.json"))
+    if is_main():
+        print_evaluation(read_json(folder / "evaluation.json"))
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:

@@ -49,13 +49,22 @@ class Checkpoints:
         """Whether there are checkpoints of runs with another key."""
         return any(path != self.folder for path in self.folder.parent.iterdir())
 
-    def finish(self, step: int) -> None:
-        """Mark the checkpoint of `step`, all of whose files are written, as complete; keep the last two."""
-        checkpoint = self.folder / f"checkpoint-{step}"
+    def of_step(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"checkpoint-{step}"
+
+    def finish(self, step: int, keep: int | None = None) -> None:
+        """Mark the checkpoint of `step`, all of whose files are written, as complete.
+
+        The last two are kept, and that of the step `keep`.
+        """
+        checkpoint = self.of_step(step)
         for path in [*checkpoint.iterdir(), checkpoint]:
             _to_disk(path)
         write_text(checkpoint / MARKER, f"{step}\n")
         for old in self._all()[:-KEPT]:
+            if keep is not None and old == self.of_step(keep):
+                continue
             (old / MARKER).unlink(missing_ok=True)
             _to_disk(old)
             shutil.rmtree(old)

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from radistill.console import note, progress
@@ -15,16 +16,22 @@ from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
+from radistill.distillation.precision import master_weights
+from radistill.distillation.recomputation import recomputing
+from radistill.distillation.sharding import sharded
+from radistill.distillation.stopping import out_of_patience
+from radistill.distillation.tracking import check_tracker, tracked
 from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
-from radistill.files import hash_json, read_json
-from radistill.models.loading import Model
+from radistill.files import hash_json
+from radistill.models.loading import DTYPES, Model, check_device
 from radistill.models.sequences import Document
 from radistill.models.ssd.install import use_fast_ssd
+from radistill.processes import join
 
-# Settings that change how a run is watched or kept, not what comes out of it.
-_WITHOUT_EFFECT = {"save_seconds", "report_to"}
+# Settings that change how a run is watched or kept, or where it computes, not what comes out of it.
+_WITHOUT_EFFECT = {"save_seconds", "report_to", "teacher_device"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class DistillResult:
 
     Attributes:
         steps: optimiser steps.
+        kept_step: the step whose weights the student has.
         tokens: tokens that went through the student in training, prompts included, padding not.
         response_tokens: those of them that carried loss.
         seconds: wall time of the training, held-out measures and, if the run was resumed, its earlier parts included.
@@ -44,6 +52,7 @@ class DistillResult:
     """
 
     steps: int
+    kept_step: int
     tokens: int
     response_tokens: int
     seconds: float
@@ -77,7 +86,11 @@ def distill(
     start, it goes on from the last complete checkpoint and ends, on a CPU with the same number of threads, with the
     same curve and weights as a run that was never interrupted. The last checkpoint stays until the caller, who knows
     when the student is saved, calls `remove_checkpoints(folder)`; until then a further call returns its result at once.
-    The student keeps the number format it was loaded in; bfloat16 weights are trained as they are.
+    The student comes out in the number format it was loaded in; `precision` says what it is trained in.
+
+    Started in several processes, by torchrun or `accelerate launch`, all of which call this with the same arguments,
+    it shares each optimiser step among them: with DDP, or with FSDP2 where the launcher says so. All of them end with
+    the trained student.
 
     Args:
         student: the hybrid; on return in the mode (training or evaluation) in which it came.
@@ -91,23 +104,34 @@ def distill(
 
     Raises:
         RadistillError: if the tokenizers differ, hidden states of different width are to be compared, there is nothing
-            to train or to train on, a loss or gradient is not finite (the message names step and documents), or a
-            checkpoint cannot be written.
+            to train or to train on, the processes cannot share a step evenly, a loss or gradient is not finite (the
+            message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
     settings = settings or DistillSettings()
     _check(student, teacher, train, heldout, settings, new_parameters, folder)
+    processes = join(student.network.device.type)
+    settings.check_processes(processes.count)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
     if folder is not None:
         checkpoints = Checkpoints(folder, _key(student, teacher, train, heldout, settings, new_parameters, seed))
         student.__dict__.pop("fingerprint", None)
-    use_fast_ssd(student.network)
-    with _prepared(student.network, teacher.network, new_parameters, settings):
+    with _prepared(student.network, teacher.network, new_parameters, settings), ExitStack() as stack:
+        trained, taught = student.network, teacher.network
+        stack.enter_context(master_weights(trained, settings.precision))
+        stack.enter_context(_placed(taught, settings.teacher_device))
+        if processes.sharded:
+            compute = DTYPES[settings.precision] if settings.precision else None
+            if taught.device == trained.device:
+                taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
+            trained = stack.enter_context(sharded(trained, student.anatomy, processes.count, compute))
+        stack.enter_context(recomputing(trained, settings.gradient_checkpointing))
+        use_fast_ssd(trained)
         trainer = DistillTrainer(
-            student.network,
-            teacher.network,
+            trained,
+            taught,
             train,
             heldout,
             settings,
@@ -116,19 +140,25 @@ def distill(
             folder=folder,
             checkpoints=checkpoints,
             seed=seed,
+            processes=processes,
         )
         _train(trainer, settings, folder, checkpoints)
-    return _result(trainer.state.log_history)
+        if trained is not student.network:
+            student.network.load_state_dict(trainer.whole_weights(), strict=False)
+    return _result(trainer.state.log_history, trainer.kept_step)
 
 
 def _train(
     trainer: DistillTrainer, settings: DistillSettings, folder: Path | None, checkpoints: Checkpoints | None
 ) -> None:
-    latest = checkpoints.latest() if checkpoints else None
-    done = read_json(latest / TRAINER_STATE_NAME)["global_step"] if latest else 0
-    if latest and done >= settings.steps:
-        note(f"distill: all {settings.steps} steps were done before, taken from {latest}")
+    processes = trainer.processes
+    latest = processes.decide(lambda: checkpoints.latest() if checkpoints else None)
+    state = TrainerState.load_from_json(str(latest / TRAINER_STATE_NAME)) if latest else TrainerState()
+    done = state.global_step
+    if latest and (done >= settings.steps or out_of_patience(state.log_history, settings.patience)):
+        note(f"distill: all {done} steps were done before, taken from {latest}")
         trainer.restore(latest)
+        trainer.keep()
         return
     note(_outline(trainer, settings))
     if latest:
@@ -140,16 +170,21 @@ def _train(
         interrupted = stack.enter_context(
             deferred_interrupt("stopping after this step; press Ctrl-C again to stop now")
         )
-        trainer.add_callback(Pace(trainer, interrupted, advance))
-        if settings.report_to == "tensorboard" and folder is not None:
-            trainer.add_callback(_tensorboard(folder, done))
+        pace = Pace(trainer, interrupted, advance)
+        trainer.add_callback(pace)
+        if processes.is_main:
+            tracker = stack.enter_context(tracked(settings.report_to, folder, done))
+            if tracker is not None:
+                trainer.add_callback(tracker)
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        stopped = interrupted()
-    if stopped:
+    if pace.stopped:
         step = trainer.state.global_step
         way_on = f"saved in {folder}; the same command goes on from there" if folder else "nothing was kept"
         note(f"distill: stopped after step {step} of {settings.steps}, {way_on}")
         raise KeyboardInterrupt
+    if trainer.state.global_step < settings.steps:
+        note(f"distill: ended at step {trainer.state.global_step} of {settings.steps}, out of patience")
+    trainer.keep()
 
 
 def _check(
@@ -182,11 +217,11 @@ def _check(
         raise RadistillError(
             "distill: nothing to train: there are no new blocks and other_learning_rate is 0; set it above 0"
         )
-    if settings.report_to == "tensorboard":
-        if folder is None:
-            raise RadistillError("distill: report_to tensorboard needs a folder to write to")
-        if not transformers.integrations.is_tensorboard_available():
-            raise RadistillError("distill: report_to tensorboard needs the extra: pip install 'radistill[tensorboard]'")
+    if settings.report_to == "tensorboard" and folder is None:
+        raise RadistillError("distill: report_to tensorboard needs a folder to write to")
+    check_tracker(settings.report_to)
+    if settings.teacher_device is not None:
+        check_device(settings.teacher_device)
     of_teacher = {parameter.data_ptr() for parameter in teacher.network.parameters()}
     trained = parameters if settings.other_learning_rate > 0 else new_parameters
     shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
@@ -242,6 +277,17 @@ def _prepared(
         transformers.logging.set_verbosity(verbosity)
 
 
+@contextmanager
+def _placed(network: PreTrainedModel, device: str | None) -> Iterator[None]:
+    """Within the block, the network is on that device; None leaves it where it is."""
+    before, module = network.device, cast(nn.Module, network)
+    module.to(device or before)
+    try:
+        yield
+    finally:
+        module.to(before)
+
+
 def _outline(trainer: DistillTrainer, settings: DistillSettings) -> str:
     """What the settings amount to, before the first step."""
     lengths = [sum(len(document.tokens) for document in group) for group in trainer.groups]
@@ -256,15 +302,7 @@ def _outline(trainer: DistillTrainer, settings: DistillSettings) -> str:
     )
 
 
-def _tensorboard(folder: Path, done: int) -> transformers.TrainerCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # purge_step hides what a run that died had written after its last checkpoint.
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-    return transformers.integrations.TensorBoardCallback(writer)
-
-
-def _result(history: Sequence[Mapping[str, Any]]) -> DistillResult:
+def _result(history: Sequence[Mapping[str, Any]], kept_step: int) -> DistillResult:
     curve = [
         {
             "step": entry["step"],
@@ -287,4 +325,6 @@ def _result(history: Sequence[Mapping[str, Any]]) -> DistillResult:
         if "eval_kl" in entry
     ]
     last = history[-1]
-    return DistillResult(len(curve), last["tokens"], last["response_tokens"], last["seconds"], curve, evaluations)
+    return DistillResult(
+        len(curve), kept_step, last["tokens"], last["response_tokens"], last["seconds"], curve, evaluations
+    )

@@ -5,6 +5,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
+from radistill.distillation.precision import Precision
+from radistill.distillation.tracking import Tracker
+from radistill.errors import RadistillError
 
 
 class DistillSettings(BaseModel):
@@ -17,7 +20,10 @@ class DistillSettings(BaseModel):
         default=2048, ge=1, description="padded tokens in one forward; a longer document gets a batch of its own"
     )
     gradient_accumulation: int = Field(
-        default=1, ge=1, description="batches in one optimiser step; every response token in them weighs the same"
+        default=1,
+        ge=1,
+        description="batches in one optimiser step, of all processes together; every response token in them weighs the "
+        "same",
     )
     new_block_learning_rate: float = Field(
         default=1e-4, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
@@ -35,6 +41,14 @@ class DistillSettings(BaseModel):
     max_grad_norm: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm, all weights together"
     )
+    precision: Precision | None = Field(
+        default=None,
+        description="number format to compute in, with trained weights in float32; null computes and trains in the "
+        "weights' own",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="keep only the inputs of layers for the backward, and compute each layer again there"
+    )
     loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
     cross_entropy: float = Field(
         default=0.0,
@@ -50,11 +64,42 @@ class DistillSettings(BaseModel):
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
     )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="which weights come out: those of the lowest held-out KL after step 0, or of the last step",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="training ends when so many held-out measures in a row bring no lower KL; null takes all steps",
+    )
+    divergence: float | None = Field(
+        default=5.0,
+        gt=1,
+        description="a run stops when the mean loss of ten steps is so many times the lowest such mean; null lets it "
+        "go on",
+    )
     save_seconds: float = Field(
         default=60.0,
         ge=0,
         description="seconds between checkpoints, so the work that a kill can cost; 0 saves each step",
     )
-    report_to: Literal["none", "tensorboard"] = Field(
-        default="none", description="where the curve goes besides distill.json"
+    report_to: Tracker = Field(
+        default="auto",
+        description="where the curve goes besides distill.json; auto is TensorBoard where it is installed",
     )
+    teacher_device: str | None = Field(
+        default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
+    )
+
+    def check_processes(self, count: int) -> None:
+        """Refuse a step that `count` processes cannot share.
+
+        Raises:
+            RadistillError: if `gradient_accumulation` is no multiple of `count`.
+        """
+        if self.gradient_accumulation % count:
+            raise RadistillError(
+                f"distill.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot share "
+                f"evenly; set it to a multiple of {count}"
+            )

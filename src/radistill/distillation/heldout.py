@@ -1,18 +1,20 @@
 """How far a student is from its teacher on text that neither was trained on."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from radistill.console import progress
 from radistill.distillation.losses import forward_kl
 from radistill.errors import RadistillError
-from radistill.models.logits import ResponseStates, response_states
+from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
+from radistill.processes import ALONE, Processes
 
 CHUNK_NUMBERS = 2**24
 """Logits of one network that exist at a time: 64 MiB for each float32 copy that the measures make of them."""
@@ -64,6 +66,7 @@ def compare(
     pad_token_id: int,
     tokens_per_batch: int = 2048,
     description: str | None = None,
+    processes: Processes = ALONE,
 ) -> Comparison:
     """Run both networks over the documents, teacher-forced, and compare their next-token distributions.
 
@@ -77,6 +80,7 @@ def compare(
         pad_token_id: what fills short rows.
         tokens_per_batch: padded tokens in one forward.
         description: of the progress bar; None shows none.
+        processes: who share the batches among them; all must call this together, and all get the whole result.
 
     Raises:
         RadistillError: if there are no documents, or a measure is not a finite number (the message names documents).
@@ -84,24 +88,30 @@ def compare(
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
-    total = torch.zeros(5, dtype=torch.float64)
-    shown = progress(description, len(groups), "batches") if description else nullcontext(lambda: None)
+    table = torch.zeros(len(groups), 5, dtype=torch.float64)
+    shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
     with _evaluating(teacher_network, student_network), torch.no_grad(), shown as advance:
-        for group in groups:
+        for start in range(0, len(groups), processes.count):
+            place = start + processes.index
+            # A sharded network needs all processes in every forward: who has no batch left repeats one.
+            group = groups[place if place < len(groups) else start]
             batch = collate(group, pad_token_id, student_network.device)
             teacher = response_states(teacher_network, collate(group, pad_token_id, teacher_network.device))
-            sums = _sums(teacher, response_states(student_network, batch))
-            if not all(map(math.isfinite, sums)):
-                names = ", ".join(document.id for document in group)
-                raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
-            total += torch.tensor(sums, dtype=torch.float64)
-            advance()
-    tokens, kl, agreed, student_nll, teacher_nll = total.tolist()
+            sums = at_output(student_network, batch, partial(_sums, teacher))
+            if place < len(groups):
+                table[place] = sums
+            advance(min(processes.count, len(groups) - start))
+    table = processes.add(table)
+    if not table.isfinite().all():
+        group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
+        names = ", ".join(document.id for document in group)
+        raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
+    tokens, kl, agreed, student_nll, teacher_nll = table.sum(dim=0).tolist()
     return Comparison(int(tokens), kl, int(agreed), student_nll, teacher_nll)
 
 
-def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> list[float]:
-    """The five sums of a `Comparison`; the logits are made of a few tokens at a time."""
+def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> Tensor:
+    """[5], the sums of a `Comparison`, in float64; the logits are made of a few tokens at a time."""
     vocabulary = min(len(states.output.weight) for states in (of_teacher, of_student))
     chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
@@ -117,7 +127,8 @@ def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> list[float]
             torch.nn.functional.cross_entropy(teacher, target, reduction="none"),
         )
         parts.append(torch.stack([value.double().sum() for value in values]))
-    return [float(len(of_student.targets)), *torch.stack(parts).sum(dim=0).tolist()]
+    sums = torch.stack(parts).sum(dim=0)
+    return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])
 
 
 @contextmanager

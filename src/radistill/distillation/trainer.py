@@ -1,5 +1,6 @@
 """transformers' Trainer, taught to distil: loss, parameter groups, held-out measures and whole checkpoints."""
 
+import itertools
 import math
 import tempfile
 import time
@@ -23,16 +24,21 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.heldout import compare
 from radistill.distillation.losses import chunked_sum, cross_entropy_mix
+from radistill.distillation.precision import computing
+from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
+from radistill.distillation.stopping import Divergence, best_step, out_of_patience
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Batch, Document, batches, collate
+from radistill.processes import ALONE, Processes
 
 IGNORED_LABEL = -100
 _WEIGHTS = "trainable.safetensors"
@@ -43,6 +49,10 @@ class DistillTrainer(Trainer):
 
     Everything that a resumed run must know beyond weights, optimiser and schedule is in Trainer's own `log_history`:
     losses, held-out measures, and with each of them the tokens and seconds spent so far.
+
+    Several processes share the batches of each optimiser step: of a step with the batches a, b, c and d, the first of
+    two processes has a and c. So a step, its loss and its gradient are what they are in one process, up to the order
+    in which floats are added. A checkpoint holds whole weights and moments, however they were split.
     """
 
     def __init__(
@@ -58,11 +68,12 @@ class DistillTrainer(Trainer):
         folder: Path | None,
         checkpoints: Checkpoints | None,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         """Build the trainer; nothing runs yet.
 
         Args:
-            student: its parameters' `requires_grad` say what is trained.
+            student: its parameters' `requires_grad` say what is trained; with several processes perhaps sharded.
             teacher: in evaluation mode; it may be on another device.
             train: documents to train on, in batches whose order the seed decides.
             heldout: documents to measure on.
@@ -72,7 +83,9 @@ class DistillTrainer(Trainer):
             folder: where a batch that gives no finite loss is written to; None writes none.
             checkpoints: None saves none.
             seed: of the order of batches.
+            processes: who train together; their number divides `gradient_accumulation`.
         """
+        self.processes = processes
         self.student = student
         self.teacher = teacher
         self.heldout = heldout
@@ -83,14 +96,16 @@ class DistillTrainer(Trainer):
         self.pad_token_id = pad_token_id
         self.folder = folder
         self.checkpoints = checkpoints
-        self.trained_tokens = 0
-        self.trained_response_tokens = 0
-        self._step_documents: list[Document] = []
+        self._tokens = self._totals(lambda document: len(document.tokens))
+        self._response_tokens = self._totals(lambda document: len(document.tokens) - document.response_start)
+        # While a sharded weight is whole, another parameter stands in its place in the network.
+        self._trained = [(name, tensor) for name, tensor in student.named_parameters() if tensor.requires_grad]
+        self._remembered: list[Tensor] = []
         self._seconds_before = 0.0
         self._started = time.perf_counter()
         super().__init__(
             model=student,
-            args=_arguments(settings, student, checkpoints, seed),
+            args=_arguments(settings, student, folder, checkpoints, seed, processes),
             data_collator=partial(_collate_group, groups=self.groups, pad_token_id=pad_token_id),
             train_dataset=self.order,
             eval_dataset=heldout,
@@ -105,6 +120,18 @@ class DistillTrainer(Trainer):
         """The dataset is already the shuffled order over all epochs, so resuming only has to skip."""
         return SequentialSampler(self.order)
 
+    def _totals(self, count: Callable[[Document], int]) -> list[int]:
+        """What `count` finds in the documents of all steps so far, by number of steps."""
+        of_group = [sum(map(count, group)) for group in self.groups]
+        each = self.settings.gradient_accumulation
+        steps = (sum(of_group[index] for index in self.order[at : at + each]) for at in range(0, len(self.order), each))
+        return [0, *itertools.accumulate(steps)]
+
+    def _step_groups(self, step: int) -> list[int]:
+        """Indices of the batches of a step, from 1, of all processes."""
+        each = self.settings.gradient_accumulation
+        return self.order[(step - 1) * each : step * each]
+
     # ---- loss ----
 
     def compute_loss(
@@ -116,18 +143,17 @@ class DistillTrainer(Trainer):
     ) -> Any:
         """The settings' loss, summed over the batch's response tokens, over those of the whole optimiser step."""
         assert num_items_in_batch is not None  # Trainer counts them, because the batch has labels
-        documents = self.groups[int(inputs["group"])]
-        self._step_documents.extend(documents)
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
-        with torch.no_grad():
+        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
             teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
-        total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
-        loss = total / num_items_in_batch
-        if not torch.isfinite(loss):
-            raise self.refusal(f"the loss is {loss.item()}")
-        self.trained_tokens += sum(len(document.tokens) for document in documents)
-        self.trained_response_tokens += sum(len(document.tokens) - document.response_start for document in documents)
+        with computing(self.settings.precision, self.student.device):
+            total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
+        # Gradients are averaged over processes, but each has only its own terms of the sum.
+        loss = total * self.processes.count / num_items_in_batch
+        losses = self.processes.collect((int(inputs["group"]), loss.item()))
+        if refused := [(group, value) for group, value in losses if not math.isfinite(value)]:
+            raise self.refusal(f"the loss is {refused[0][1]}", [group for group, _ in refused])
         return (loss, None) if return_outputs else loss
 
     def _total(self, teacher: ResponseStates, student: ResponseStates) -> Tensor:
@@ -139,23 +165,31 @@ class DistillTrainer(Trainer):
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
 
-    def refusal(self, what: str) -> RadistillError:
-        """The error for a step that cannot be taken; writes its documents down first."""
-        step = self.state.global_step + 1
-        names = ", ".join(document.id for document in self._step_documents)
+    def refusal(self, what: str, groups: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
+        """The error for a step that went wrong; writes its documents down first.
+
+        Args:
+            what: what is wrong.
+            groups: indices of the batches to blame; None is all of the step.
+            step: from 1; None is the one that runs.
+        """
+        step = step or self.state.global_step + 1
+        documents = [document for group in groups or self._step_groups(step) for document in self.groups[group]]
+        names = ", ".join(document.id for document in documents)
         if self.folder is not None:
             path = self.folder / "failed_batch.json"
-            documents = [asdict(document) for document in self._step_documents]
-            write_json(path, {"step": step, "reason": what, "documents": documents})
+            if self.processes.is_main:
+                write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
             names += f" (written to {path})"
         return RadistillError(
             f"distill: {what} at step {step}, on the documents {names}; "
             "lower the learning rates or take these documents out"
         )
 
-    def forget_step(self) -> None:
-        """Start a new optimiser step: the documents of the last one are done."""
-        self._step_documents = []
+    def gradient_norm(self) -> Tensor:
+        """Norm of the gradients of all trained weights, as they are now; all processes must ask for it together."""
+        gradients = [tensor.grad for _, tensor in self._trained if tensor.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     # ---- optimiser ----
 
@@ -163,8 +197,7 @@ class DistillTrainer(Trainer):
         """AdamW over the trainable parameters: new blocks at their own rate; only matrices decay."""
         if self.optimizer is None:
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.student)
-            trained = self.student if model is None else model
-            self.optimizer = kind(parameter_groups(trained, self.new_parameters, self.settings), **arguments)
+            self.optimizer = kind(parameter_groups(self.student, self.new_parameters, self.settings), **arguments)
         return self.optimizer
 
     # ---- measures and log ----
@@ -176,7 +209,17 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Measure the student on the held-out documents."""
-        measured = compare(self.teacher, self.student, self.heldout, self.pad_token_id, self.settings.tokens_per_batch)
+        precision = self.settings.precision
+        with computing(precision, self.teacher.device), computing(precision, self.student.device):
+            measured = compare(
+                self.teacher,
+                self.student,
+                self.heldout,
+                self.pad_token_id,
+                self.settings.tokens_per_batch,
+                processes=self.processes,
+            )
+        release(self.student)
         metrics = {"eval_kl": measured.kl, "eval_agreement": measured.agreement}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -185,18 +228,15 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the totals that a resumed run continues from."""
         totals = {
-            "tokens": self.trained_tokens,
-            "response_tokens": self.trained_response_tokens,
+            "tokens": self._tokens[self.state.global_step],
+            "response_tokens": self._response_tokens[self.state.global_step],
             "seconds": round(self._seconds_before + time.perf_counter() - self._started, 3),
         }
         super().log({**logs, **totals}, start_time)
 
     def continue_from(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Take the totals of the run so far from its log; an empty log starts at zero."""
-        last = history[-1] if history else {"tokens": 0, "response_tokens": 0, "seconds": 0.0}
-        self.trained_tokens = int(last["tokens"])
-        self.trained_response_tokens = int(last["response_tokens"])
-        self._seconds_before = last["seconds"]
+        """Take the time that the run has taken so far from its log; an empty log starts at zero."""
+        self._seconds_before = history[-1]["seconds"] if history else 0.0
         self._started = time.perf_counter()
 
     # ---- checkpoints ----
@@ -206,12 +246,51 @@ class DistillTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
+    def remember(self) -> None:
+        """Keep the trained weights as they are now in memory: for a run without checkpoints."""
+        self._remembered = [tensor.detach().clone() for _, tensor in self._trained]
+
+    def keep(self) -> None:
+        """Put the weights that the settings want kept in the place of the last ones, and say what was kept."""
+        step = self.kept_step
+        if step != self.state.global_step:
+            if self.checkpoints is not None:
+                self._put(load_file(self.checkpoints.of_step(step) / _WEIGHTS))
+            else:
+                with torch.no_grad():
+                    for (_, tensor), before in zip(self._trained, self._remembered, strict=True):
+                        tensor.copy_(before)
+            note(f"distill: kept the weights of step {step}, after which the held-out KL was lowest")
+        kl = {entry["step"]: entry["eval_kl"] for entry in self.state.log_history if "eval_kl" in entry}
+        if kl[step] > kl[0]:
+            note(
+                f"distill: the held-out KL is {kl[step]:.3f} and was {kl[0]:.3f} before training; "
+                "lower the learning rates"
+            )
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights the settings want kept."""
+        return best_step(self.state.log_history) if self.settings.keep == "best" else self.state.global_step
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """Each trained weight, not split; all processes must ask for it together."""
+        return {name: whole(tensor.detach()).contiguous() for name, tensor in self._trained}
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the trained weights."""
+        with torch.no_grad():
+            for name, tensor in self._trained:
+                tensor.copy_(slice_like(weights[name], tensor))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self.checkpoints is not None
         step = self.state.global_step
         try:
             super()._save_checkpoint(model, trial)
-            self.checkpoints.finish(step)
+            self.processes.wait()  # until the others have written theirs, the state of their random numbers
+            if self.processes.is_main:
+                self.checkpoints.finish(step, self.kept_step)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise RadistillError(
@@ -219,66 +298,98 @@ class DistillTrainer(Trainer):
                 "make room and start again, training goes on from the checkpoint before"
             ) from error
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what training changes; frozen weights are those that the run started from."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in self._trainable()}, folder / _WEIGHTS)
+        weights = self.whole_weights()
+        if self.processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
-        with torch.no_grad():
-            for name, tensor in self._trainable():
-                tensor.copy_(weights[name])
+        self._put(load_file(Path(resume_from_checkpoint) / _WEIGHTS))
 
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad]
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.processes.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        moments = whole_state(self.optimizer.state_dict())
+        if self.processes.is_main:
+            torch.save(moments, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.processes.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        parameters = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        moments = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(sliced_state(moments, parameters))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
 class Pace(TrainerCallback):
-    """Decides at each step's end what follows, and refuses gradients that are not finite."""
+    """Decides at each step's end what follows, and refuses a gradient that is not finite and a loss that diverges."""
 
     def __init__(self, trainer: DistillTrainer, interrupted: Callable[[], bool], advance: Callable[..., None]) -> None:
-        """`interrupted` tells whether to stop after this step; `advance` moves the progress bar."""
+        """`interrupted` tells whether to stop after this step; `advance` moves the progress bar.
+
+        `stopped` is True after a step that some process was told to stop at.
+        """
         self._trainer = trainer
         self._interrupted = interrupted
         self._advance = advance
         self._saved = time.perf_counter()
         self._kl = math.nan
         self._pace = ""
+        self._divergence = Divergence(None)
+        self.stopped = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on counting where the checkpoint stopped, whose log Trainer has restored by now, or measure the start."""
         self._trainer.continue_from(state.log_history)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self._divergence = Divergence(self._trainer.settings.divergence, losses)
         if state.global_step == 0:
             self._trainer.evaluate()
         self._saved = time.perf_counter()
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forget the last step's documents."""
-        self._trainer.forget_step()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse the step while the weights are still sound."""
-        gradients = [p.grad for p in self._trainer.student.parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(self._trainer.gradient_norm()):
             raise self._trainer.refusal("the gradient is not finite")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure and save at the last step, save when it is time, stop when asked to."""
         last = state.global_step >= state.max_steps
-        stop = self._interrupted()
+        waited = time.perf_counter() - self._saved
+        votes = self._trainer.processes.collect((self._interrupted(), waited >= self._trainer.settings.save_seconds))
+        stop, due = any(stop for stop, _ in votes), votes[0][1]
         control.should_evaluate |= last
         control.should_training_stop |= stop
+        self.stopped = stop
         if self._trainer.checkpoints is not None:
-            due = time.perf_counter() - self._saved >= self._trainer.settings.save_seconds
             control.should_save |= last or stop or due
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep weights that are better than all before; end when there have been none for too long."""
+        if state.global_step == 0:
+            return
+        trainer = self._trainer
+        over = out_of_patience(state.log_history, trainer.settings.patience)
+        control.should_training_stop |= over
+        if trainer.checkpoints is not None:
+            control.should_save |= over or trainer.kept_step == state.global_step
+        elif trainer.kept_step == state.global_step:
+            trainer.remember()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock for the next checkpoint."""
@@ -289,6 +400,8 @@ class Pace(TrainerCallback):
         logs: Mapping[str, float] = kwargs["logs"]
         self._kl = logs.get("eval_kl", self._kl)
         if "loss" in logs:
+            if wrong := self._divergence.describe(logs["loss"]):
+                raise self._trainer.refusal(wrong, step=state.global_step)
             self._pace = f"loss {logs['loss']:.3f}, {logs['tokens'] / max(logs['seconds'], 1e-9):,.0f} tok/s, "
         self._advance(1 if "loss" in logs else 0, f"{self._pace}held-out KL {self._kl:.3f}")
 
@@ -340,7 +453,12 @@ def _collate_group(
 
 
 def _arguments(
-    settings: DistillSettings, student: PreTrainedModel, checkpoints: Checkpoints | None, seed: int
+    settings: DistillSettings,
+    student: PreTrainedModel,
+    folder: Path | None,
+    checkpoints: Checkpoints | None,
+    seed: int,
+    processes: Processes,
 ) -> TrainingArguments:
     on_cpu = student.device.type == "cpu"
     # Trainer wants a folder that exists; without checkpoints it writes nothing there.
@@ -348,7 +466,7 @@ def _arguments(
         output_dir=str(checkpoints.folder) if checkpoints else tempfile.gettempdir(),
         max_steps=settings.steps,
         per_device_train_batch_size=1,  # one group of documents, which is a whole batch
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation // processes.count,
         learning_rate=settings.new_block_learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=math.ceil(settings.warmup_ratio * settings.steps),
@@ -361,12 +479,15 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # by the clock, in `Pace`
-        report_to="none",  # TensorBoard's callback is added by `distill`, which knows the folder
+        report_to="none",  # a tracker's callback is added by `distill`, in the main process alone
+        run_name=folder.resolve().name if folder else None,
+        project="radistill",
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
         log_level="error",
         use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
         seed=seed,
         data_seed=seed,
     )

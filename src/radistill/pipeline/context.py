@@ -16,6 +16,7 @@ from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.run_folder import RunFolder
+from radistill.processes import Processes, join, own_device
 
 MAIN_ARM = "rad"
 
@@ -76,16 +77,21 @@ class Context:
 
     @cached_property
     def device(self) -> str:
-        """The device that the recipe asks for.
+        """The device that the recipe asks for; of several GPUs, the one that belongs to this process.
 
         Raises:
             RadistillError: if it asks for a GPU and there is none.
         """
         if self.recipe.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            return own_device("cuda") if torch.cuda.is_available() else "cpu"
         if self.recipe.device == "cuda" and not torch.cuda.is_available():
             raise RadistillError("device is 'cuda', but torch sees no GPU; set device to cpu or auto")
-        return self.recipe.device
+        return own_device(self.recipe.device)
+
+    @cached_property
+    def processes(self) -> Processes:
+        """The processes that run this command, which meet when one of them asks."""
+        return join(self.device.partition(":")[0])
 
     @cached_property
     def base(self) -> Model:

@@ -143,6 +143,8 @@ def estimate(recipe: Recipe) -> Estimate:
         step=bounds.batch(distill.tokens_per_batch, documents) if distill else None,
         block_step=bounds.batch(align.tokens_per_batch, documents) if align else None,
         train_everything=distill is not None and distill.other_learning_rate > 0,
+        precision=distill.precision if distill else None,
+        recompute=distill is not None and distill.gradient_checkpointing,
         trust_remote_code=trust,
     )
     memory = memory_of_stages(recipe, base, shape, bounds, loaded, teacher)

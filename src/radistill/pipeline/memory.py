@@ -30,8 +30,9 @@ FORMULAS = (
     "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. KV cache: while answers "
     "are generated. Cached activations: tokens x width x layers, in and out for align. Activations of a step: what "
     "autograd keeps, counted in a forward pass on tensors without data, with transformers' own torch code; kernels for "
-    "GPUs keep less. Logits of a step: tokens x vocabulary, in diagnose once and in float32 twice; in distill and "
-    "evaluate, of a few tokens at a time. Temporary buffers come on top."
+    "GPUs keep less; with gradient_checkpointing, the inputs of layers and the rest of the largest. Logits of a step: "
+    "tokens x vocabulary, in diagnose once and in float32 twice; in distill and evaluate, of a few tokens at a time. "
+    "Temporary buffers come on top."
 )
 """How the terms are counted."""
 
@@ -41,7 +42,7 @@ _FLOAT32_COPIES_OF_LOGITS = 2
 _LOGITS_OF_A_STEP = 2
 # Of one chunk, in float32: of base and student the logits, divided, and their logarithms; of the KL, its terms.
 _FLOAT32_COPIES_OF_A_COMPARISON = 8
-# Trained weights and both moments of AdamW; two checkpoints are kept while a third is being written.
+# Trained weights and both moments of AdamW; two checkpoints, and the best, are kept while another is being written.
 _TENSORS_OF_A_CHECKPOINT = 3
 _CHECKPOINTS = 3
 
@@ -88,6 +89,12 @@ def trained_parameters(recipe: Recipe, shape: HybridShape) -> int:
     return sum(shape.parameters.values()) if recipe.distill.other_learning_rate > 0 else shape.new
 
 
+def trained_bytes(recipe: Recipe) -> int:
+    """Bytes of a trained weight in end-to-end training, of its gradient, and of each of its moments."""
+    assert recipe.distill is not None
+    return 4 if recipe.distill.precision else BYTES[recipe.dtype]
+
+
 def memory_of_stages(
     recipe: Recipe,
     base: Anatomy,
@@ -115,6 +122,8 @@ def memory_of_stages(
         stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
     if recipe.distill is not None:
         stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
+        grown = trained_parameters(recipe, shape) * (trained_bytes(recipe) - number)
+        stages["distill"]["student weights"] += grown
     stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)
     return stages
 
@@ -142,8 +151,12 @@ def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int
 def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
     """Room that one hybrid takes in the run folder: before and after training, fitted blocks, checkpoints."""
     weights = sum(shape.parameters.values())
-    checkpoints = _CHECKPOINTS * _TENSORS_OF_A_CHECKPOINT * trained_parameters(recipe, shape)
-    return (2 * weights + (shape.new if recipe.align is not None else 0) + checkpoints) * BYTES[recipe.dtype]
+    kept = (2 * weights + (shape.new if recipe.align is not None else 0)) * BYTES[recipe.dtype]
+    if recipe.distill is None:
+        return kept
+    checkpoints = _CHECKPOINTS if recipe.distill.keep == "last" else _CHECKPOINTS + 1
+    tensors = checkpoints * _TENSORS_OF_A_CHECKPOINT * trained_parameters(recipe, shape)
+    return kept + tensors * trained_bytes(recipe)
 
 
 def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
@@ -181,7 +194,9 @@ def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths)
     number = BYTES[recipe.dtype]
     documents = recipe.data.train
     response_tokens = min(bounds.tokens(recipe.distill.tokens_per_batch, documents), documents * bounds.trained)
-    trained = trained_parameters(recipe, shape) * number
+    trained = trained_parameters(recipe, shape) * trained_bytes(recipe)
+    if recipe.distill.precision:
+        number = BYTES[recipe.distill.precision]
     logits = _LOGITS_OF_A_STEP * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
     if recipe.distill.other_learning_rate > 0:
         logits += base.vocab_size * base.hidden_size * 4  # the gradient of the output embedding is added up in float32

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.integrations import is_tensorboard_available
 
 from radistill.conversion.initialisation import find_initialisation
 from radistill.conversion.targets import TARGETS, TargetSettings
@@ -15,6 +14,7 @@ from radistill.diagnosis.diagnose import check_budget
 from radistill.distillation.data.settings import HubData, JsonlData
 from radistill.distillation.data.sources import draw
 from radistill.distillation.losses import check_same_width
+from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.anatomy import Anatomy, anatomy_of
@@ -65,10 +65,8 @@ def check(recipe: Recipe) -> Checked:
             check_same_width(teacher.hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
-    if recipe.distill is not None and recipe.distill.report_to == "tensorboard" and not is_tensorboard_available():
-        raise RadistillError(
-            "distill.report_to is 'tensorboard', which needs the extra: pip install 'radistill[tensorboard]'"
-        )
+    if recipe.distill is not None:
+        check_tracker(recipe.distill.report_to)
     _check_data(recipe, warnings)
     return Checked(base, teacher, warnings)
 

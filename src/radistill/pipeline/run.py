@@ -1,12 +1,13 @@
 """Running a recipe, whole or stage by stage."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from radistill.errors import RadistillError
 from radistill.pipeline.context import Context
 from radistill.pipeline.recipe import Recipe
-from radistill.pipeline.stages import STAGES
+from radistill.pipeline.stages import SHARED, STAGES
 from radistill.provenance import seed_everything
 
 
@@ -14,7 +15,8 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     """Run the named stages of a recipe in a folder.
 
     A run that was interrupted, however that came about, goes on where it was; a stage whose inputs have not changed is
-    not run again.
+    not run again. Of several processes that torchrun or `accelerate launch` has started, all take part in `distill`,
+    and the main one does everything else while the others wait.
 
     Args:
         recipe: what to do.
@@ -29,8 +31,16 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
             raise RadistillError(f"stage {stage!r} is unknown; stages are {', '.join(STAGES)}")
     seed_everything(recipe.seed, recipe.threads)
     context = Context(recipe, Path(out))
-    with context.folder.locked():
-        recipe.save(context.path / "recipe.yaml")
+    processes = context.processes
+    if "distill" in stages:
+        for arm in context.arms:
+            if arm.distill is not None:
+                arm.distill.check_processes(processes.count)
+    with context.folder.locked() if processes.is_main else nullcontext():
+        if processes.is_main:
+            recipe.save(context.path / "recipe.yaml")
         for stage in stages:
-            STAGES[stage](context)
+            if processes.is_main or stage in SHARED:
+                STAGES[stage](context)
+            processes.wait()
     return context.path

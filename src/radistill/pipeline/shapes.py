@@ -1,6 +1,6 @@
 """Networks that have shapes but no data: exact counts in seconds and without memory, whatever the size of the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.distillation.precision import Precision, computing, master_weights
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
@@ -65,6 +66,8 @@ def hybrid_shape(
     step: Batch | None = None,
     block_step: Batch | None = None,
     train_everything: bool = False,
+    precision: Precision | None = None,
+    recompute: bool = False,
     trust_remote_code: bool = False,
 ) -> HybridShape:
     """The hybrid that replaces `budget` evenly spaced attention layers, the first one included.
@@ -82,6 +85,8 @@ def hybrid_shape(
         step: batch of one end-to-end step; None counts none.
         block_step: batch of one step of a block's fit; None counts none.
         train_everything: whether other weights than the new blocks' are trained.
+        precision: what the end-to-end step computes in; None is `dtype`.
+        recompute: whether the end-to-end step keeps only the inputs of layers and computes each again.
         trust_remote_code: as in the recipe.
     """
     with FakeTensorMode(), quiet():
@@ -109,13 +114,22 @@ def hybrid_shape(
             return blocks[0](inputs, attention_mask=torch.ones(batch.rows, batch.time, dtype=torch.long))
 
         experts = bool(getattr(student.config, "num_local_experts", 0))
+        step_bytes = None
         with path:
+            if step is not None and not experts:
+                with master_weights(student, precision), computing(precision, torch.device("cpu")):
+                    forward = partial(end_to_end, step)
+                    step_bytes = (
+                        recomputed_bytes(anatomy.layers(student), forward)
+                        if recompute
+                        else kept_bytes(student, forward)
+                    )
             return HybridShape(
                 anatomy=anatomy,
                 parameters=anatomy.parameters(student),
                 new=sum(_numbers(block) for block in blocks),
                 block=_numbers(blocks[0]),
-                step_bytes=None if step is None or experts else kept_bytes(student, partial(end_to_end, step)),
+                step_bytes=step_bytes,
                 block_bytes=None if block_step is None else kept_bytes(blocks[0], partial(fit, block_step)),
             )
 
@@ -135,6 +149,26 @@ def kept_bytes(network: nn.Module, forward: Callable[[], Any]) -> int:
     total = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
     del result
     return total
+
+
+def recomputed_bytes(layers: Iterable[nn.Module], forward: Callable[[], Any]) -> int:
+    """The same where layers are computed again: the inputs of all, and what the largest keeps when its turn comes."""
+    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+
+    def note_call(layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((layer, args, keywords))
+
+    handles = [layer.register_forward_pre_hook(note_call, with_kwargs=True) for layer in layers]
+    with torch.no_grad():
+        forward()
+    for handle in handles:
+        handle.remove()
+    inputs, largest = 0, 0
+    for layer, (hidden, *others), keywords in calls:
+        inputs += hidden.untyped_storage().nbytes()
+        hidden = hidden.detach().requires_grad_(True)
+        largest = max(largest, kept_bytes(layer, partial(layer, hidden, *others, **keywords)))
+    return inputs + largest
 
 
 def _numbers(module: nn.Module) -> int:

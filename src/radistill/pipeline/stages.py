@@ -1,6 +1,8 @@
 """The stages of a run, in order. Each reads and leaves files in the run folder; what is current is not done again."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from radistill.distillation.align import Alignment, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
-from radistill.distillation.distill import distill
+from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
@@ -110,34 +112,46 @@ def run_convert(context: Context) -> None:
 
 
 def run_distill(context: Context) -> None:
-    """Fit the new blocks, then train end to end."""
+    """Fit the new blocks, then train end to end, the latter in all processes."""
+    processes = context.processes
     for arm in context.arms:
         step = f"distill:{arm.name}"
         inputs = _distill_inputs(context, arm)
         outputs = [arm.student / "config.json"]
         outputs += [arm.folder / "align.json"] if arm.align else []
         outputs += [arm.folder / "distill.json"] if arm.distill else []
-        if _current(context, step, inputs, outputs):
+        if processes.decide(partial(_current, context, step, inputs, outputs)):
             continue
-        with context.folder.step(step, inputs, context.recipe.seed):
+        with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
             student = context.load(arm.start)
-            replace = Plan.load(arm.plan).replace
             if arm.align is not None:
-                write_json(arm.folder / "align.json", _align(context, arm, student).to_json())
-            if arm.distill is not None:
-                result = distill(
-                    student,
-                    context.teacher,
-                    [record.document for record in context.splits.train],
-                    [record.document for record in context.splits.heldout],
-                    arm.distill,
-                    new_parameters=new_parameters(student, replace),
-                    folder=arm.folder,
-                    seed=context.recipe.seed,
-                )
-                write_json(arm.folder / "distill.json", result.to_json())
-            student.save(arm.student)
-            remove_checkpoints(arm.folder)
+                alignment = _align(context, arm, student) if processes.is_main else None
+                processes.wait()
+                if alignment is not None:
+                    write_json(arm.folder / "align.json", alignment.to_json())
+                else:
+                    _align(context, arm, student)  # puts back what the main process has just fitted
+            result = _train(context, arm, student)
+            if processes.is_main:
+                if result is not None:
+                    write_json(arm.folder / "distill.json", result.to_json())
+                student.save(arm.student)
+                remove_checkpoints(arm.folder)
+
+
+def _train(context: Context, arm: Arm, student: Model) -> DistillResult | None:
+    if arm.distill is None:
+        return None
+    return distill(
+        student,
+        context.teacher,
+        [record.document for record in context.splits.train],
+        [record.document for record in context.splits.heldout],
+        arm.distill,
+        new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
+        folder=arm.folder,
+        seed=context.recipe.seed,
+    )
 
 
 def run_evaluate(context: Context) -> None:
@@ -187,6 +201,9 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "evaluate": run_evaluate,
     "report": run_report,
 }
+
+SHARED = {"distill"}
+"""Stages that all processes of a launch run together."""
 
 
 def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> bool:

@@ -1,0 +1,122 @@
+"""Several processes that run one command together, as torchrun and `accelerate launch` start them.
+
+All of them see the same files. The first one, the main process, does what is done once (it prints, decides and writes)
+and the others take its word for it.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from radistill.errors import RadistillError
+
+T = TypeVar("T")
+
+# The others wait while the main process searches or evaluates, which may take days.
+_PATIENCE = timedelta(days=365)
+
+_SHARD = "ACCELERATE_USE_FSDP"
+# Flags of `accelerate launch` that would change something in accelerate's own wrapper, with what they must be here.
+_FIXED = {
+    "FSDP_VERSION": ("2", "--fsdp_version 2"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "no --fsdp_offload_params"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "distill.gradient_checkpointing instead"),
+}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that run the same command.
+
+    Attributes:
+        index: 0 is the main process.
+        count: how many there are.
+        sharded: whether they split weights among them (FSDP2) and do not each hold all of them (DDP).
+        group: for messages on the CPU; None where there is one process.
+    """
+
+    index: int = 0
+    count: int = 1
+    sharded: bool = False
+    group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that prints, decides and writes."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.count > 1:
+            dist.barrier(group=self.group)
+
+    def decide(self, choose: Callable[[], T]) -> T:
+        """What `choose` returns in the main process, the only one that calls it; the others wait for it."""
+        if self.count == 1:
+            return choose()
+        box: list[Any] = [choose() if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def collect(self, value: T) -> list[T]:
+        """Every process's value, in order of their indices."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def add(self, table: torch.Tensor) -> torch.Tensor:
+        """Sum of the processes' CPU tensors of one shape, which is written over `table`."""
+        if self.count > 1:
+            dist.all_reduce(table, group=self.group)
+        return table
+
+
+ALONE = Processes()
+"""One process that nobody shares the work with."""
+
+
+def launched() -> int:
+    """Processes that the launcher has started, without meeting them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the main process, without meeting the others."""
+    return launched() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def own_device(device: str) -> str:
+    """`device`, where "cuda" is the GPU of this process if there are several on this machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and launched() > 1 else device
+
+
+@functools.cache
+def join(kind: str) -> Processes:
+    """Meet the other processes; all must call it, once they know the kind of device, "cpu" or "cuda".
+
+    Whether weights are sharded is what `accelerate launch --use_fsdp` says. The sharding itself is ours, the same with
+    gloo and NCCL, so accelerate is not to wrap the model too, nor to leave weights unread in all processes but one.
+
+    Raises:
+        RadistillError: if the launcher asks for another kind of sharding.
+    """
+    sharded = os.environ.pop(_SHARD, "false").lower() == "true"
+    if launched() == 1:
+        return ALONE
+    for variable, (needed, way_out) in _FIXED.items() if sharded else ():
+        if (value := os.environ.get(variable, needed).lower()) != needed:
+            raise RadistillError(f"{variable} is {value}; launch with {way_out}")
+    if not dist.is_initialized():
+        if kind == "cuda":
+            torch.cuda.set_device(own_device("cuda"))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return Processes(dist.get_rank(), dist.get_world_size(), sharded, group)

@@ -1,0 +1,95 @@
+"""What test_two_processes launches: distillations in two processes, with what came of them in FOLDER.
+
+PYTHONPATH=tests python -m torch.distributed.run --nproc-per-node 2 two_processes_case.py FOLDER
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from distill_case import REPLACED, TRAIN, lasting, models, run, weights
+from safetensors.torch import save_file
+from torch import Tensor
+
+import tiny
+from radistill.conversion import convert
+from radistill.distillation import trainer
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.errors import RadistillError
+from radistill.files import write_json
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.processes import join
+
+# Of five batches, four a step: two for each of two processes.
+TWENTY = DistillSettings(
+    steps=20,
+    tokens_per_batch=110,
+    gradient_accumulation=4,
+    new_block_learning_rate=1e-2,
+    other_learning_rate=1e-3,
+    eval_steps=8,
+    save_seconds=10_000,
+    report_to="none",
+)
+
+
+def tied_models() -> tuple[Model, Model]:
+    """Teacher and student, whose input and output embeddings are one weight."""
+    teacher = tiny.model("llama-tied")
+    return teacher, convert(teacher, REPLACED, init="random")
+
+
+def _uninterrupted(folder: Path, name: str, **changes: Any) -> None:
+    teacher, student = tied_models()
+    of_teacher = weights(teacher)
+    result = run(student, teacher, TWENTY.model_copy(update=changes), folder=folder / name)
+    assert all(torch.equal(tensor, of_teacher[name]) for name, tensor in weights(teacher).items())
+    index = join("cpu").index
+    write_json(folder / f"{name}-{index}.json", lasting(result))
+    save_file(weights(student), folder / f"{name}-{index}.safetensors")
+
+
+def _interrupted(folder: Path, name: str) -> None:
+    """The second process alone is told to stop, in its fifteenth batch; then both go on."""
+    original, calls = trainer.chunked_sum, []
+
+    def interrupting(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 15 and join("cpu").index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    trainer.chunked_sum = interrupting
+    teacher, student = tied_models()
+    try:
+        run(student, teacher, TWENTY, folder=folder / name)
+    except KeyboardInterrupt:
+        assert [path.name for path in (folder / name).glob("checkpoints/*/*")] == ["checkpoint-8"]
+    trainer.chunked_sum = original
+    _uninterrupted(folder, name)
+
+
+def _poisoned(folder: Path) -> None:
+    """One process meets a loss that is not finite; both must say so, and name the same documents."""
+    teacher, student = models("random")
+    with torch.no_grad():
+        teacher.network.get_input_embeddings().weight[250] = float("nan")
+    sound = [document for document in TRAIN if 250 not in document.tokens]
+    train = [*sound, Document("poisoned", tuple(range(220, 256)), 3)]
+    try:
+        run(student, teacher, TWENTY, folder=folder / "poisoned", train=train, heldout=sound)
+    except RadistillError as error:
+        (folder / f"poisoned-{join('cpu').index}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    _uninterrupted(place, "whole")
+    _interrupted(place, "interrupted")
+    _poisoned(place)
+    _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
