@@ -240,7 +240,7 @@ def test_native_code_is_refused_where_the_kernel_offers_less(
 def test_the_audit_hook_alone_refuses_what_python_does(
     name: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left where the kernel has none of the other layers."""
+    """It is tested by itself, but `run_code` runs nothing with it alone."""
     monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_KERNEL))
     outcome = hostile(REFUSED[name], outside, listener)
     assert outcome.status == "error", outcome
