@@ -1,6 +1,8 @@
 """Two processes, with DDP and with FSDP2, compute what one does."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from distill_case import lasting, run, weights
 from safetensors.torch import load_file
 from torch import Tensor
 from two_processes_case import TWENTY, tied_models
 
+import tiny
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.files import read_json
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run as run_recipe
 from radistill.processes import Processes, join
 
 CASE = Path(__file__).with_name("two_processes_case.py")
@@ -36,6 +42,36 @@ def launch(how: str, *program: str, **environment: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=given, timeout=150)
 
 
+def begin_run(folder: Path) -> None:
+    """The run `folder/run`, up to its last stage before distillation, and a copy of it in `folder/alone`."""
+    tiny.save("llama", folder / "model")
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model": str(folder / "model"),
+        "threads": 1,
+        "data": {
+            "kind": "jsonl",
+            "path": str(folder / "data.jsonl"),
+            "train": 10,
+            "calibration": 3,
+            "heldout": 4,
+            "responses": {"source": "data"},
+        },
+        "diagnose": {"budget": 2, "selector": "uniform"},
+        "align": {"steps": 3},
+        "distill": {
+            "steps": 5,
+            "tokens_per_batch": 100,
+            "gradient_accumulation": 2,
+            "new_block_learning_rate": 1e-3,
+        },
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", ["data", "diagnose", "convert"])
+    shutil.copytree(folder / "run", folder / "alone")
+
+
 @pytest.fixture(scope="module")
 def one_process() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Curve and weights of the same distillation in this process alone."""
@@ -47,6 +83,8 @@ def one_process() -> tuple[dict[str, Any], dict[str, Tensor]]:
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes have left."""
     folder: Path = tmp_path_factory.mktemp(request.param)
+    if request.param == "fsdp2":
+        begin_run(folder)
     ended = launch(request.param, str(CASE), str(folder))
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("distill: 20 steps, ") == 4  # each of the four calls says so once, not twice
@@ -86,6 +124,18 @@ def test_stopped_by_one_of_them_they_go_on_bit_for_bit(launched: Path) -> None:
     assert all(torch.equal(interrupted[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
+def test_they_distil_a_run_as_one_process_does(launched: Path) -> None:
+    run_recipe(load_recipe(launched / "recipe.yaml"), launched / "alone", ["distill"])
+    found, expected = (read_json(launched / name / "distill.json") for name in ("run", "alone"))
+    for name, figure in (("curve", "loss"), ("evaluations", "kl")):
+        assert [row[figure] for row in found[name]] == pytest.approx([row[figure] for row in expected[name]], rel=1e-4)
+    students = (load_file(launched / name / "student" / "model.safetensors") for name in ("run", "alone"))
+    torch.testing.assert_close(*students, rtol=0, atol=1e-4)
+    assert not (launched / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
 def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
     """The layers of a sharded model have bfloat16 weights; in one process, products alone are in bfloat16."""
     settings = TWENTY.model_copy(update={"steps": 3, "precision": "bfloat16", "gradient_checkpointing": True})

@@ -1,5 +1,7 @@
 """What test_two_processes launches: distillations in two processes, with what came of them in FOLDER.
 
+With FSDP2, the last of them is a stage of the run FOLDER/run, whose recipe is FOLDER/recipe.yaml.
+
 PYTHONPATH=tests python -m torch.distributed.run --nproc-per-node 2 two_processes_case.py FOLDER
 """
 
@@ -22,6 +24,8 @@ from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run as run_recipe
 from radistill.processes import join
 
 # Of five batches, four a step: two for each of two processes.
@@ -92,4 +96,6 @@ if __name__ == "__main__":
     _uninterrupted(place, "whole")
     _interrupted(place, "interrupted")
     _poisoned(place)
-    _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
+    if join("cpu").sharded:  # with DDP, the layers compute as they do in one process
+        _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
+        run_recipe(load_recipe(place / "recipe.yaml"), place / "run", ["distill"])
