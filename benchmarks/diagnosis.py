@@ -236,7 +236,7 @@ PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {
 
 def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
     """Held-out KL and accepted tokens a round of every selector, as an SVG file of its own."""
-    top, step, names, width, gap = 74, 30, 190, 330, 60
+    top, step, names, width, gap = 74, 30, 250, 300, 60
     height = top + step * len(rows) + 16
     panels = (
         ("KL(model ‖ draft), nats a token: lower is better", "kl", names),
