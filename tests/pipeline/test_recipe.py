@@ -346,6 +346,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill",
         "distill.loss",
         "distill.hidden",
+        "distill.teacher_store",
         "baseline",
         "baseline.selector",
         "baseline.target",

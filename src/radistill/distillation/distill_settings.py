@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
 from radistill.distillation.precision import Precision
+from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
 from radistill.errors import RadistillError
 
@@ -61,6 +62,11 @@ class DistillSettings(BaseModel):
         description="a loss between the final hidden states besides, for a teacher of the student's width; "
         "null adds none",
     )
+    teacher_store: TeacherStoreSettings | None = Field(
+        default=None,
+        description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
+        "the student",
+    )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
     )
@@ -91,6 +97,23 @@ class DistillSettings(BaseModel):
     teacher_device: str | None = Field(
         default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
     )
+
+    @property
+    def contradiction(self) -> str | None:
+        """What two settings that are each right say against one another, if they do."""
+        if self.teacher_store is None:
+            return None
+        if self.hidden is not None:
+            return (
+                "distill.hidden needs the teacher's hidden states, which distill.teacher_store does not keep; "
+                "set one of them to null"
+            )
+        if self.loss.temperature != 1:
+            return (
+                f"distill.loss.temperature is {self.loss.temperature:g}, but distill.teacher_store keeps a sum of "
+                "probabilities, which is known at temperature 1 only; set it to 1, or teacher_store to null"
+            )
+        return None
 
     def check_processes(self, count: int) -> None:
         """Refuse a step that `count` processes cannot share.

@@ -29,11 +29,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.heldout import compare
-from radistill.distillation.losses import chunked_sum, cross_entropy_mix
+from radistill.distillation.heldout import Distance, compare, compare_with_known
+from radistill.distillation.losses import TopK, chunked_sum, cross_entropy_mix, over_categories
 from radistill.distillation.precision import computing
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
 from radistill.distillation.stopping import Divergence, best_step, out_of_patience
+from radistill.distillation.teacher_store import StoredTeacher
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
@@ -58,7 +59,7 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | StoredTeacher,
         train: Sequence[Document],
         heldout: Sequence[Document],
         settings: DistillSettings,
@@ -74,7 +75,7 @@ class DistillTrainer(Trainer):
 
         Args:
             student: its parameters' `requires_grad` say what is trained; with several processes perhaps sharded.
-            teacher: in evaluation mode; it may be on another device.
+            teacher: in evaluation mode; it may be on another device. Or what it has left on disk.
             train: documents to train on, in batches whose order the seed decides.
             heldout: documents to measure on.
             settings: see `DistillSettings`.
@@ -144,8 +145,7 @@ class DistillTrainer(Trainer):
         """The settings' loss, summed over the batch's response tokens, over those of the whole optimiser step."""
         assert num_items_in_batch is not None  # Trainer counts them, because the batch has labels
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
-        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
-            teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
+        teacher = self._of_teacher(int(inputs["group"]), batch)
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self.settings.precision, self.student.device):
             total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
@@ -156,11 +156,19 @@ class DistillTrainer(Trainer):
             raise self.refusal(f"the loss is {refused[0][1]}", [group for group, _ in refused])
         return (loss, None) if return_outputs else loss
 
-    def _total(self, teacher: ResponseStates, student: ResponseStates) -> Tensor:
+    def _of_teacher(self, group: int, batch: Batch) -> ResponseStates | TopK:
+        """What the teacher says to a batch, which is that of a group."""
+        if isinstance(self.teacher, StoredTeacher):
+            return self.teacher.of(self.groups[group]).to(self.student.device)
+        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
+            return response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
+
+    def _total(self, teacher: ResponseStates | TopK, student: ResponseStates) -> Tensor:
         """Sum over the tokens of what the settings ask for."""
-        loss = cross_entropy_mix(self.settings.loss, self.settings.cross_entropy)
-        total = chunked_sum(loss, teacher, student)
+        loss = over_categories(self.settings.loss) if isinstance(teacher, TopK) else self.settings.loss
+        total = chunked_sum(cross_entropy_mix(loss, self.settings.cross_entropy), teacher, student)
         if self.settings.hidden is not None:
+            assert isinstance(teacher, ResponseStates)  # the settings are checked for it
             of_teacher = teacher.hidden.to(student.hidden.device)
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
@@ -209,21 +217,25 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Measure the student on the held-out documents."""
-        precision = self.settings.precision
-        with computing(precision, self.teacher.device), computing(precision, self.student.device):
-            measured = compare(
-                self.teacher,
-                self.student,
-                self.heldout,
-                self.pad_token_id,
-                self.settings.tokens_per_batch,
-                processes=self.processes,
-            )
+        measured = self._distance()
         release(self.student)
         metrics = {"eval_kl": measured.kl, "eval_agreement": measured.agreement}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _distance(self) -> Distance:
+        """From teacher to student, on the held-out documents."""
+        precision, most = self.settings.precision, self.settings.tokens_per_batch
+        with computing(precision, self.student.device):
+            if isinstance(self.teacher, StoredTeacher):
+                return compare_with_known(
+                    self.teacher.of, self.student, self.heldout, self.pad_token_id, most, self.processes
+                )
+            with computing(precision, self.teacher.device):
+                return compare(
+                    self.teacher, self.student, self.heldout, self.pad_token_id, most, processes=self.processes
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the totals that a resumed run continues from."""

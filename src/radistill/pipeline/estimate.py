@@ -23,6 +23,7 @@ from radistill.pipeline.memory import (
     layers_at_once,
     lengths,
     memory_of_stages,
+    store_bytes,
     trained_parameters,
 )
 from radistill.pipeline.preflight import check
@@ -148,7 +149,7 @@ def estimate(recipe: Recipe) -> Estimate:
         trust_remote_code=trust,
     )
     memory = memory_of_stages(recipe, base, shape, bounds, loaded, teacher)
-    disk = disk_bytes(recipe, shape)
+    disk = disk_bytes(recipe, shape) + store_bytes(recipe, base, bounds)
     uncounted = shape.step_bytes is None
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=trained_parameters(recipe, shape)))

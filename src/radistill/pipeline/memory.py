@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from radistill.diagnosis.selectors import All, Greedy
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
+from radistill.distillation.teacher_store.layout import bytes_per_token
 from radistill.models.anatomy import Anatomy
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.shapes import Batch, HybridShape
@@ -42,6 +43,8 @@ _FLOAT32_COPIES_OF_LOGITS = 2
 _LOGITS_OF_A_STEP = 2
 # Of one chunk, in float32: of base and student the logits, divided, and their logarithms; of the KL, its terms.
 _FLOAT32_COPIES_OF_A_COMPARISON = 8
+# Of one chunk, in float32: the teacher's logits, their logarithms, and those without the largest.
+_FLOAT32_COPIES_OF_A_STORE = 3
 # Trained weights and both moments of AdamW; two checkpoints, and the best, are kept while another is being written.
 _TENSORS_OF_A_CHECKPOINT = 3
 _CHECKPOINTS = 3
@@ -110,7 +113,8 @@ def memory_of_stages(
         base: the model to convert.
         shape: the hybrid.
         bounds: lengths of documents.
-        loaded: parameters of the models that stay loaded in all stages, by term.
+        loaded: parameters of the models that stay loaded in all stages, by term; a teacher that is stored goes before
+            there is a student.
         teacher: another teacher; None for self-distillation.
     """
     number = BYTES[recipe.dtype]
@@ -118,8 +122,13 @@ def memory_of_stages(
     stages = {"data": always | _data(recipe, teacher or base, bounds)} if recipe.data.responses.source != "data" else {}
     stages["diagnose"] = always | _diagnose(recipe, base, bounds)
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
+    with_teacher = always
+    if recipe.distill is not None and recipe.distill.teacher_store is not None:
+        stages["store"] = always | _store(recipe, base, bounds)
+        always = {term: size for term, size in always.items() if term != "teacher weights"}
     if recipe.align is not None:
-        stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
+        in_diagnosis = recipe.diagnose.by == "replaceability"
+        stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | _align(recipe, base, shape, bounds)
     if recipe.distill is not None:
         stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
         grown = trained_parameters(recipe, shape) * (trained_bytes(recipe) - number)
@@ -159,6 +168,14 @@ def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
     return kept + tensors * trained_bytes(recipe)
 
 
+def store_bytes(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
+    """Room on disk of the stored teacher; 0 without one."""
+    if recipe.distill is None or recipe.distill.teacher_store is None:
+        return 0
+    top_k = min(recipe.distill.teacher_store.top_k, base.vocab_size)
+    return (recipe.data.train + recipe.data.heldout) * bounds.trained * bytes_per_token(top_k)
+
+
 def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
     settings = recipe.data.responses
     tokens = settings.batch_size * (bounds.document + settings.max_new_tokens)
@@ -189,6 +206,14 @@ def _align(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -
     }
 
 
+def _store(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
+    assert recipe.distill is not None
+    assert recipe.distill.teacher_store is not None
+    tokens = bounds.tokens(recipe.distill.teacher_store.tokens_per_batch, recipe.data.train + recipe.data.heldout)
+    logits = min(tokens * base.vocab_size, COMPARISON_CHUNK)
+    return {"logits of a step": _FLOAT32_COPIES_OF_A_STORE * logits * 4}
+
+
 def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
     assert recipe.distill is not None
     number = BYTES[recipe.dtype]
@@ -197,7 +222,8 @@ def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths)
     trained = trained_parameters(recipe, shape) * trained_bytes(recipe)
     if recipe.distill.precision:
         number = BYTES[recipe.distill.precision]
-    logits = _LOGITS_OF_A_STEP * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
+    copies = _LOGITS_OF_A_STEP if recipe.distill.teacher_store is None else 1  # the student's alone
+    logits = copies * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
     if recipe.distill.other_learning_rate > 0:
         logits += base.vocab_size * base.hidden_size * 4  # the gradient of the output embedding is added up in float32
     return {

@@ -171,6 +171,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def _contradiction(recipe: Recipe) -> str | None:
     """What two fields that are each right say against one another, if they do."""
     diagnose, baseline = recipe.diagnose, recipe.baseline
+    if recipe.distill is not None and recipe.distill.contradiction:
+        return recipe.distill.contradiction
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
         return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
     if baseline is not None and isinstance(baseline.selector, KLGuided):

@@ -1,6 +1,7 @@
 """Cross-entropy to the data's own tokens, mixed with any loss to a teacher (Hinton et al., arXiv 1503.02531)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -8,21 +9,21 @@ from torch.nn import functional
 from radistill.distillation.losses.chunked import TokenLoss
 
 
-def cross_entropy_mix(loss: Callable[[Tensor, Tensor], Tensor], share: float) -> TokenLoss:
+def cross_entropy_mix(loss: Callable[[Any, Tensor], Tensor], share: float) -> TokenLoss:
     """share * -log softmax(student)[token] + (1 - share) * loss(teacher, student), of each token, in nats.
 
     The cross-entropy has no temperature: it is about what the student will say. Like the losses, it leaves out entries
     of the student's vocabulary that the teacher's does not have.
 
     Args:
-        loss: from the logits of teacher and student, [tokens, vocab] each, to [tokens].
+        loss: from the logits of teacher and student, [tokens, vocab] each, to [tokens]; the teacher's may be a `TopK`.
         share: from 0 to below 1; at 0, the mix is `loss` itself and nothing else is computed.
 
     Returns:
         A function of teacher logits, student logits and the tokens themselves, [tokens], long.
     """
 
-    def mix(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> Tensor:
+    def mix(teacher_logits: Any, student_logits: Tensor, targets: Tensor) -> Tensor:
         divergence = loss(teacher_logits, student_logits)
         if share == 0:
             return divergence
