@@ -85,3 +85,14 @@ def test_the_axis_names_the_teacher_if_it_is_another(tmp_path: Path) -> None:
     figure = heldout_figure(read_run_folder(folder))
     assert figure is not None
     assert "Held-out KL to the teacher" in figure.drawing
+
+
+def test_the_held_out_kl_of_a_stored_teacher_says_what_it_is(tmp_path: Path) -> None:
+    folder = write_example_run(tmp_path)
+    figure = heldout_figure(read_run_folder(folder))
+    assert figure is not None
+    assert not figure.notes
+    write(folder / "distill.json", {**distill(1.0, 0.5), "heldout_kl": "top-k"})
+    figure = heldout_figure(read_run_folder(folder))
+    assert figure is not None
+    assert figure.notes[0].startswith("A lower bound")

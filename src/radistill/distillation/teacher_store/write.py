@@ -55,7 +55,7 @@ def store_teacher(
     so that a killed call is gone on with at the first one that is missing.
 
     Log-probabilities are rounded to float16, so by at most 2^-11 of themselves: a probability of 1/2 by 0.02 %, one of
-    1e-6 by 0.7 %. The sum of the rest is kept in float32; what is most likely is found before rounding.
+    1e-6 by 0.4 %. The sum of the rest is kept in float32; what is most likely is found before rounding.
 
     Args:
         teacher: in the mode in which it came, on return.

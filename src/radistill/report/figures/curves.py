@@ -17,6 +17,9 @@ _LOG_ABOVE = 8
 _MOST_POINTS = 120
 
 
+_OF_A_STORE = "A lower bound: over the tokens that the stored teacher kept, and the rest as one."
+
+
 @dataclass(frozen=True)
 class _Series:
     name: str
@@ -29,8 +32,16 @@ def heldout_figure(folder: RunFolder) -> Figure | None:
     """Held-out KL in nats per response token, or None where it was never measured."""
     series, dropped = _series(folder, "evaluations", "kl")
     teacher = "teacher" if folder.recipe.get("teacher") else "base"
+    stored = folder["distill.json"].get("heldout_kl") == "top-k"
     return _curves(
-        folder, "heldout", f"Held-out KL to the {teacher}", "KL, nats per response token", series, dropped, marks=True
+        folder,
+        "heldout",
+        f"Held-out KL to the {teacher}",
+        "KL, nats per response token",
+        series,
+        dropped,
+        marks=True,
+        notes=(_OF_A_STORE,) if stored else (),
     )
 
 
