@@ -293,7 +293,8 @@ def _memory(found: Estimate) -> RenderableType:
             table.add_row(term, *(_gib(size) for size in sizes))
     totals = [sum(stage.values()) for stage in found.memory.values()]
     table.add_row("total", *(_gib(total) for total in totals), style="bold")
-    disk = f"On disk at most {_gib(found.disk)} GiB: students before and after, fitted blocks, three checkpoints."
+    kept = "students before and after, fitted blocks, three checkpoints, a stored teacher"
+    disk = f"On disk at most {_gib(found.disk)} GiB: {kept}."
     title = "memory in GiB, estimated for documents that are all as long as allowed"
     return _section(title, table, Text(FORMULAS, style="dim"), Text(disk))
 
