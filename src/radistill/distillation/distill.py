@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
+from radistill.distillation.compilation import check_compiler, compiled
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
@@ -118,6 +119,8 @@ def distill(
     _check(student, teacher, train, heldout, settings, new_parameters, folder)
     processes = join(student.network.device.type)
     settings.check_processes(processes.count)
+    if settings.compile and processes.sharded:
+        raise RadistillError("distill.compile is true, which has not been made to work with FSDP2; set it to false")
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
@@ -137,6 +140,9 @@ def distill(
             trained = stack.enter_context(sharded(trained, student.anatomy, processes.count, compute))
         stack.enter_context(recomputing(trained, settings.gradient_checkpointing))
         use_fast_ssd(trained)
+        stack.enter_context(compiled(trained, student.anatomy, settings.compile))
+        if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel):
+            stack.enter_context(compiled(taught, teacher.anatomy, settings.compile))
         trainer = DistillTrainer(
             trained,
             taught,
@@ -227,6 +233,8 @@ def _check(
     if settings.report_to == "tensorboard" and folder is None:
         raise RadistillError("distill: report_to tensorboard needs a folder to write to")
     check_tracker(settings.report_to)
+    if settings.compile:
+        check_compiler(student.network.device)
     trained = parameters if settings.other_learning_rate > 0 else new_parameters
     of_teacher = _weights(teacher)
     shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]

@@ -50,6 +50,10 @@ class DistillSettings(BaseModel):
     gradient_checkpointing: bool = Field(
         default=False, description="keep only the inputs of layers for the backward, and compute each layer again there"
     )
+    compile: bool = Field(
+        default=False,
+        description="run the layers of student and teacher through torch.compile, all but SSM blocks",
+    )
     loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
     cross_entropy: float = Field(
         default=0.0,
