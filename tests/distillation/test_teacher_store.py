@@ -228,7 +228,7 @@ def test_a_run_with_a_store_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -
     command = [sys.executable, distill_case.__file__, str(tmp_path), "--stored", where]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert distill_case.steps_kept(tmp_path / where) == [2, 3, 4]
+    assert distill_case.steps_kept(tmp_path / where) == [3, 4]
 
     def outcome(folder: Path) -> tuple[Any, Any]:
         teacher, student = models()
