@@ -1,6 +1,5 @@
 """Two processes, with DDP and with FSDP2, compute what one does."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from distill_case import lasting, run, weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,6 +21,7 @@ from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run as run_recipe
 from radistill.processes import Processes, join
+from small_recipe import small_recipe
 
 CASE = Path(__file__).with_name("two_processes_case.py")
 LAUNCHERS = {
@@ -45,30 +44,19 @@ def launch(how: str, *program: str, **environment: str) -> subprocess.CompletedP
 def begin_run(folder: Path) -> None:
     """The run `folder/run`, up to its last stage before distillation, and a copy of it in `folder/alone`."""
     tiny.save("llama", folder / "model")
-    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "model": str(folder / "model"),
-        "threads": 1,
-        "data": {
-            "kind": "jsonl",
-            "path": str(folder / "data.jsonl"),
-            "train": 10,
-            "calibration": 3,
-            "heldout": 4,
-            "responses": {"source": "data"},
-        },
-        "diagnose": {"budget": 2, "selector": "uniform"},
-        "align": {"steps": 3},
-        "distill": {
+    recipe = small_recipe(
+        folder,
+        {"source": "data"},
+        diagnose={"budget": 2, "selector": "uniform"},
+        align={"steps": 3},
+        distill={
             "steps": 5,
             "tokens_per_batch": 100,
             "gradient_accumulation": 2,
             "new_block_learning_rate": 1e-3,
         },
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", ["data", "diagnose", "convert"])
+    )
+    run_recipe(load_recipe(recipe), folder / "run", ["data", "diagnose", "convert"])
     shutil.copytree(folder / "run", folder / "alone")
 
 

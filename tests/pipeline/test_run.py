@@ -1,6 +1,5 @@
 """Whole runs on a tiny model: what they leave, what they repeat, and what a kill costs."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import tiny
 from radistill.errors import RadistillError
@@ -19,31 +17,18 @@ from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
 from radistill.pipeline.stages import STAGES
+from small_recipe import small_recipe
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "model": str(folder / "model"),
-        "threads": 1,
-        "data": {
-            "kind": "jsonl",
-            "path": str(folder / "data.jsonl"),
-            "train": 10,
-            "calibration": 3,
-            "heldout": 4,
-            "responses": {"source": "teacher", "max_new_tokens": 12},
-        },
+    sections = {
         "diagnose": {"budget": 2, "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
         "align": {"steps": 12},
         "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
         "baseline": {},
         "evaluate": {"max_new_tokens": 12},
     }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**recipe, **changes}))
-    return path
+    return small_recipe(folder, {"source": "teacher", "max_new_tokens": 12}, **{**sections, **changes})
 
 
 @pytest.fixture(scope="module")

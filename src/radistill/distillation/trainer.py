@@ -491,7 +491,6 @@ def _arguments(
         seed=seed,
         data_seed=seed,
     )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # several GPUs in one process would be DataParallel, which splits batches
+    # Several GPUs in one process would be DataParallel, which splits batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

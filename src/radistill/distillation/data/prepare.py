@@ -95,7 +95,7 @@ def _records(
     teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, cache: Path | None, split: str
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
-    context: int | None = getattr(teacher.network.config.get_text_config(), "max_position_embeddings", None)
+    context: int | None = teacher.context_length
     limit = min(settings.max_length, context or settings.max_length)
     prompts = [_before_response(example, teacher, settings.system, context) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
