@@ -20,6 +20,7 @@ import tiny
 from radistill.conversion import convert
 from radistill.distillation import trainer
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
@@ -39,6 +40,8 @@ TWENTY = DistillSettings(
     save_seconds=10_000,
     report_to="none",
 )
+# Greedy: the processes add floats in another order than one alone, and a sample near a border would turn out otherwise.
+OWN = TWENTY.model_copy(update={"steps": 6, "on_policy": OnPolicySettings(share=0.5, max_new_tokens=8, temperature=0)})
 
 
 def tied_models() -> tuple[Model, Model]:
@@ -55,6 +58,14 @@ def _uninterrupted(folder: Path, name: str, **changes: Any) -> None:
     index = join("cpu").index
     write_json(folder / f"{name}-{index}.json", lasting(result))
     save_file(weights(student), folder / f"{name}-{index}.safetensors")
+
+
+def _own(folder: Path) -> None:
+    """The student writes some batches; where it is split, that is refused."""
+    try:
+        _uninterrupted(folder, "own", **dict(OWN))
+    except RadistillError as error:
+        (folder / f"own-{join('cpu').index}.txt").write_text(str(error))
 
 
 def _interrupted(folder: Path, name: str) -> None:
@@ -96,6 +107,7 @@ if __name__ == "__main__":
     _uninterrupted(place, "whole")
     _interrupted(place, "interrupted")
     _poisoned(place)
+    _own(place)
     if join("cpu").sharded:  # with DDP, the layers compute as they do in one process
         _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
         run_recipe(load_recipe(place / "recipe.yaml"), place / "run", ["distill"])

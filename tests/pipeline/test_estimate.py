@@ -310,6 +310,17 @@ def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, 
     assert found[2].disk - found[3].disk == 3 * 4 * new
 
 
+def test_responses_that_the_student_writes_make_steps_longer(recipe: dict[str, Any]) -> None:
+    plain = estimate(Recipe.model_validate(recipe))
+    recipe["distill"] |= {"tokens_per_batch": 16, "on_policy": {"share": 0.2, "final_share": 0.6, "max_new_tokens": 40}}
+    found = estimate(Recipe.model_validate(recipe))
+    assert (found.work.document_tokens, found.work.step_tokens) == (64, 3 * (63 + 40))
+    assert found.memory["distill"]["activations of a step"] > 0.5 * plain.memory["distill"]["activations of a step"]
+    assert "the student writes 20% to 60% of its batches itself" in text(found)
+    recipe["distill"]["on_policy"]["max_new_tokens"] = 1000  # beyond the model's context
+    assert estimate(Recipe.model_validate(recipe)).work.step_tokens == 3 * 512
+
+
 def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
     assert list(found.memory) == ["data", "diagnose", "evaluate"]

@@ -16,6 +16,7 @@ from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
+from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import master_weights
 from radistill.distillation.recomputation import recomputing
 from radistill.distillation.sharding import sharded
@@ -45,7 +46,8 @@ class DistillResult:
         response_tokens: those of them that carried loss.
         seconds: wall time of the training, held-out measures and, if the run was resumed, its earlier parts included.
         curve: for each step "step", "tokens" (so far), "loss" (mean over the step's response tokens; for a KL in nats),
-            "learning_rate" (of the new blocks), "gradient_norm" (of all trained weights, before clipping).
+            "on_policy" (share of those tokens that the student wrote), "learning_rate" (of the new blocks),
+            "gradient_norm" (of all trained weights, before clipping).
         evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
             "agreement" (share of response tokens with the same most likely token), at step 0, every `eval_steps` and
             at the end.
@@ -111,7 +113,7 @@ def distill(
     settings = settings or DistillSettings()
     _check(student, teacher, train, heldout, settings, new_parameters, folder)
     processes = join(student.network.device.type)
-    settings.check_processes(processes.count)
+    settings.check_processes(processes.count, processes.sharded)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
@@ -140,6 +142,7 @@ def distill(
             folder=folder,
             checkpoints=checkpoints,
             seed=seed,
+            on_policy=_on_policy(student, teacher, settings, seed),
             processes=processes,
         )
         _train(trainer, settings, folder, checkpoints)
@@ -185,6 +188,19 @@ def _train(
     if trainer.state.global_step < settings.steps:
         note(f"distill: ended at step {trainer.state.global_step} of {settings.steps}, out of patience")
     trainer.keep()
+
+
+def _on_policy(student: Model, teacher: Model, settings: DistillSettings, seed: int) -> OnPolicy | None:
+    if settings.on_policy is None:
+        return None
+    return OnPolicy(
+        settings.on_policy,
+        student,
+        steps=settings.steps,
+        batches_per_step=settings.gradient_accumulation,
+        vocabulary=teacher.anatomy.vocab_size,
+        seed=seed,
+    )
 
 
 def _check(
@@ -291,14 +307,22 @@ def _placed(network: PreTrainedModel, device: str | None) -> Iterator[None]:
 def _outline(trainer: DistillTrainer, settings: DistillSettings) -> str:
     """What the settings amount to, before the first step."""
     lengths = [sum(len(document.tokens) for document in group) for group in trainer.groups]
-    tokens = sum(lengths[index] for index in trainer.order)
+    own = [] if trainer.on_policy is None else list(filter(trainer.on_policy.replaces, range(len(trainer.order))))
+    tokens = sum(lengths[index] for index in trainer.order) - sum(lengths[trainer.order[place]] for place in own)
     sizes = {name: parameter.numel() for name, parameter in trainer.student.named_parameters()}
     new = sum(sizes[name] for name in trainer.new_parameters)
     rest = sum(sizes.values()) - new
     other = f"at rate {settings.other_learning_rate:g}" if settings.other_learning_rate > 0 else "frozen"
+    written = ""
+    if settings.on_policy is not None:
+        written = (
+            f" and {len(own)} of {len(trainer.order)} batches that the student writes itself, up to "
+            f"{settings.on_policy.max_new_tokens} tokens a response at temperature {settings.on_policy.temperature:g}"
+        )
     return (
         f"distill: {settings.steps} steps, {tokens:,} tokens ({tokens / sum(lengths):.1f} epochs of {len(lengths)} "
-        f"batches); {new:,} new parameters at rate {settings.new_block_learning_rate:g}, {rest:,} others {other}"
+        f"batches){written}; {new:,} new parameters at rate "
+        f"{settings.new_block_learning_rate:g}, {rest:,} others {other}"
     )
 
 
@@ -308,6 +332,7 @@ def _result(history: Sequence[Mapping[str, Any]], kept_step: int) -> DistillResu
             "step": entry["step"],
             "tokens": entry["tokens"],
             "loss": entry["loss"],
+            "on_policy": entry["on_policy"],
             "learning_rate": entry["learning_rate"],
             "gradient_norm": entry["grad_norm"],
         }

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
 from radistill.distillation.tracking import Tracker
 from radistill.errors import RadistillError
@@ -54,12 +55,17 @@ class DistillSettings(BaseModel):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of cross-entropy to the response tokens themselves; the rest is the loss to the teacher",
+        description="share of cross-entropy to the response tokens themselves; the rest is the loss to the teacher, "
+        "as is all of it on responses that the student wrote",
     )
     hidden: HiddenSettings | None = Field(
         default=None,
         description="a loss between the final hidden states besides, for a teacher of the student's width; "
         "null adds none",
+    )
+    on_policy: OnPolicySettings | None = Field(
+        default=None,
+        description="batches of responses that the student writes itself, as it is then; null trains on documents only",
     )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
@@ -92,12 +98,25 @@ class DistillSettings(BaseModel):
         default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
     )
 
-    def check_processes(self, count: int) -> None:
-        """Refuse a step that `count` processes cannot share.
+    @model_validator(mode="after")
+    def _cross_entropy_has_documents(self) -> "DistillSettings":
+        if self.cross_entropy and self.on_policy is not None and self.on_policy.always:
+            raise ValueError(
+                "cross_entropy counts on documents only, and with on_policy.share 1 there are none; set it to 0"
+            )
+        return self
+
+    def check_processes(self, count: int, sharded: bool = False) -> None:
+        """Refuse a step that `count` processes cannot share; `sharded` if the student is split among them (FSDP2).
 
         Raises:
-            RadistillError: if `gradient_accumulation` is no multiple of `count`.
+            RadistillError: if `gradient_accumulation` is no multiple of `count`, or a split student is to write.
         """
+        if sharded and self.on_policy is not None:
+            raise RadistillError(
+                "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without "
+                "--use_fsdp, or set it to null"
+            )
         if self.gradient_accumulation % count:
             raise RadistillError(
                 f"distill.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot share "

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.diagnosis.selectors import EQUAL_PASSES, All
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
 from radistill.models.loading import DTYPES
@@ -23,6 +24,7 @@ from radistill.pipeline.memory import (
     layers_at_once,
     lengths,
     memory_of_stages,
+    step_lengths,
     trained_parameters,
 )
 from radistill.pipeline.preflight import check
@@ -78,6 +80,7 @@ class Work:
         align_passes: passes of the base over the training documents, for recording.
         steps: of end-to-end training.
         step_tokens: in one of them.
+        on_policy: how many of its batches the student writes; None is none.
     """
 
     documents: dict[str, int]
@@ -89,6 +92,7 @@ class Work:
     align_passes: int
     steps: int
     step_tokens: int
+    on_policy: OnPolicySettings | None
 
     @property
     def distill_tokens(self) -> int:
@@ -125,6 +129,7 @@ def estimate(recipe: Recipe) -> Estimate:
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
     bounds = lengths(recipe, checked.base.max_position_embeddings)
+    in_step = step_lengths(recipe, bounds, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
     teacher = None
     if checked.teacher is not None:
@@ -140,14 +145,14 @@ def estimate(recipe: Recipe) -> Estimate:
         recipe.diagnose.budget,
         dtype=DTYPES[recipe.dtype],
         on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
-        step=bounds.batch(distill.tokens_per_batch, documents) if distill else None,
+        step=in_step.batch(distill.tokens_per_batch, documents) if distill else None,
         block_step=bounds.batch(align.tokens_per_batch, documents) if align else None,
         train_everything=distill is not None and distill.other_learning_rate > 0,
         precision=distill.precision if distill else None,
         recompute=distill is not None and distill.gradient_checkpointing,
         trust_remote_code=trust,
     )
-    memory = memory_of_stages(recipe, base, shape, bounds, loaded, teacher)
+    memory = memory_of_stages(recipe, base, shape, bounds, in_step, loaded, teacher)
     disk = disk_bytes(recipe, shape)
     uncounted = shape.step_bytes is None
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
@@ -168,7 +173,7 @@ def estimate(recipe: Recipe) -> Estimate:
     warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
     if distill and uncounted:
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
-    return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
+    return Estimate(models, memory, disk, _work(recipe, base, bounds, in_step), warnings)
 
 
 def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
@@ -202,7 +207,7 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
+def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths) -> Work:
     data, align, distill = recipe.data, recipe.align, recipe.distill
     documents = {"training": data.train, "held-out": data.heldout}
     if data.calibration_from == "own":
@@ -210,7 +215,7 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
     writes = data.responses.source != "data"
     step_tokens = 0
     if distill is not None:
-        step_tokens = bounds.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
+        step_tokens = in_step.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
     return Work(
         documents=documents,
         document_tokens=bounds.document,
@@ -221,6 +226,7 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
         align_passes=math.ceil(fitted_blocks(recipe, base) / layers_at_once(recipe, base, bounds)) if align else 0,
         steps=distill.steps if distill else 0,
         step_tokens=step_tokens,
+        on_policy=distill.on_policy if distill else None,
     )
 
 
@@ -325,6 +331,10 @@ def _work_page(work: Work) -> RenderableType:
     if work.steps:
         total = human_count(work.distill_tokens)
         table.add_row("distill", f"{_count(work.steps, 'step')} of at most {work.step_tokens:,} tokens, {total} in all")
+    if work.on_policy is not None:
+        first, last = (work.on_policy.share_at(step, max(2, work.steps)) for step in (1, max(2, work.steps)))
+        share = f"{first:.0%}" if first == last else f"{first:.0%} to {last:.0%}"
+        table.add_row("", f"the student writes {share} of its batches itself")
     return _section("work, at most", table)
 
 

@@ -82,6 +82,15 @@ def lengths(recipe: Recipe, context: int) -> Lengths:
     return Lengths(document, response, trained=response if data.loss_on == "response" else document - 1)
 
 
+def step_lengths(recipe: Recipe, bounds: Lengths, context: int) -> Lengths:
+    """Upper bounds in a step of `distill`, where the student may write longer responses than the documents'."""
+    if recipe.distill is None or recipe.distill.on_policy is None:
+        return bounds
+    written = recipe.distill.on_policy.max_new_tokens
+    document = max(bounds.document, min(context, bounds.document - 1 + written))
+    return Lengths(document, max(bounds.response, written), max(bounds.trained, written))
+
+
 def trained_parameters(recipe: Recipe, shape: HybridShape) -> int:
     """Parameters that end-to-end training changes."""
     if recipe.distill is None:
@@ -100,6 +109,7 @@ def memory_of_stages(
     base: Anatomy,
     shape: HybridShape,
     bounds: Lengths,
+    in_step: Lengths,
     loaded: dict[str, int],
     teacher: Anatomy | None = None,
 ) -> dict[str, dict[str, int]]:
@@ -110,6 +120,7 @@ def memory_of_stages(
         base: the model to convert.
         shape: the hybrid.
         bounds: lengths of documents.
+        in_step: lengths in a step of `distill`.
         loaded: parameters of the models that stay loaded in all stages, by term.
         teacher: another teacher; None for self-distillation.
     """
@@ -121,7 +132,7 @@ def memory_of_stages(
     if recipe.align is not None:
         stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
     if recipe.distill is not None:
-        stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
+        stages["distill"] = always | hybrid | _distill(recipe, base, shape, in_step)
         grown = trained_parameters(recipe, shape) * (trained_bytes(recipe) - number)
         stages["distill"]["student weights"] += grown
     stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)

@@ -35,7 +35,7 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     if "distill" in stages:
         for arm in context.arms:
             if arm.distill is not None:
-                arm.distill.check_processes(processes.count)
+                arm.distill.check_processes(processes.count, processes.sharded)
     with context.folder.locked() if processes.is_main else nullcontext():
         if processes.is_main:
             recipe.save(context.path / "recipe.yaml")
