@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from distill_case import lasting, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, run, weights
 from safetensors.torch import load_file
 from torch import Tensor
-from two_processes_case import OWN, TWENTY, tied_models
+from two_processes_case import OWN, TUNING, TWENTY, tied_models
 
 import tiny
+from radistill.conversion import new_parameters
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune import finetune
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
@@ -145,6 +147,19 @@ def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=0.02)
     first, second = (load_file(launched / f"bfloat16-{index}.safetensors") for index in (0, 1))
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_they_fine_tune_as_one_process_does(launched: Path) -> None:
+    teacher, student = tied_models()
+    new = new_parameters(student, REPLACED)
+    expected = finetune(student, teacher, TRAIN, HELDOUT, TUNING, new_parameters=new)
+    first, second = (read_json(launched / f"finetuned-{index}.json") for index in (0, 1))
+    assert first == second
+    assert [row["loss"] for row in first["curve"]] == pytest.approx([row["loss"] for row in expected.curve], rel=1e-4)
+    for measure in ("kl", "cross_entropy"):
+        assert [row[measure] for row in first["evaluations"]] == pytest.approx(
+            [row[measure] for row in expected.evaluations], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("launched", ["ddp"], indirect=True)

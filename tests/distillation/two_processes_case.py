@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_case import REPLACED, TRAIN, lasting, models, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, models, run, weights
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
-from radistill.conversion import convert
+from radistill.conversion import convert, new_parameters
 from radistill.distillation import trainer
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune import finetune
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.errors import RadistillError
 from radistill.files import write_json
@@ -42,6 +44,14 @@ TWENTY = DistillSettings(
 )
 # Greedy: the processes add floats in another order than one alone, and a sample near a border would turn out otherwise.
 OWN = TWENTY.model_copy(update={"steps": 6, "on_policy": OnPolicySettings(share=0.5, max_new_tokens=8, temperature=0)})
+TUNING = FinetuneSettings(
+    steps=5,
+    tokens_per_batch=110,
+    gradient_accumulation=4,
+    new_block_learning_rate=1e-2,
+    other_learning_rate=1e-3,
+    report_to="none",
+)
 
 
 def tied_models() -> tuple[Model, Model]:
@@ -66,6 +76,12 @@ def _own(folder: Path) -> None:
         _uninterrupted(folder, "own", **dict(OWN))
     except RadistillError as error:
         (folder / f"own-{join('cpu').index}.txt").write_text(str(error))
+
+
+def _finetuned(folder: Path) -> None:
+    teacher, student = tied_models()
+    result = finetune(student, teacher, TRAIN, HELDOUT, TUNING, new_parameters=new_parameters(student, REPLACED))
+    write_json(folder / f"finetuned-{join('cpu').index}.json", lasting(result))
 
 
 def _interrupted(folder: Path, name: str) -> None:
@@ -108,6 +124,7 @@ if __name__ == "__main__":
     _interrupted(place, "interrupted")
     _poisoned(place)
     _own(place)
+    _finetuned(place)
     if join("cpu").sharded:  # with DDP, the layers compute as they do in one process
         _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
         run_recipe(load_recipe(place / "recipe.yaml"), place / "run", ["distill"])

@@ -96,12 +96,12 @@ def test_the_documentation_has_every_field() -> None:
         assert f"| `{name}` |" in between, f"{path}.{name}"
 
 
-TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, model, seed, teacher, threads, "
+TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # Unknown fields, at each depth.
     "top": (
         {"modle": "x"},
-        f"modle: unknown field; did you mean 'model'? allowed: {TOP}trust_remote_code",
+        f"modle: unknown field; did you mean 'model'? allowed: {TOP}threads, trust_remote_code",
     ),
     "section": (
         {"diagnose.budgte": 2},
@@ -183,6 +183,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "in a hidden loss": (
         {"distill": {"hidden": {"kind": "mse", "weigth": 1}}},
         "distill.hidden.weigth: unknown field; did you mean 'weight'? allowed: kind, weight",
+    ),
+    "in finetune": (
+        {"finetune": {"loss": "jsd"}},
+        "finetune.loss: unknown field; allowed: divergence, eval_steps, gradient_accumulation, ",
     ),
     "in on_policy": (
         {"distill": {"on_policy": {"shares": 1}}},
@@ -351,6 +355,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.loss",
         "distill.hidden",
         "distill.on_policy",
+        "finetune",
         "baseline",
         "baseline.selector",
         "baseline.target",

@@ -28,13 +28,14 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.heldout import compare
-from radistill.distillation.losses import chunked_sum, cross_entropy_mix
+from radistill.distillation.losses import chunked_sum
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
-from radistill.distillation.stopping import Divergence, best_step, out_of_patience
+from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
@@ -43,6 +44,7 @@ from radistill.processes import ALONE, Processes
 
 IGNORED_LABEL = -100
 _WEIGHTS = "trainable.safetensors"
+_MEASURES: dict[Measure, str] = {"kl": "KL", "cross_entropy": "cross-entropy"}
 
 
 class DistillTrainer(Trainer):
@@ -64,7 +66,7 @@ class DistillTrainer(Trainer):
         teacher: PreTrainedModel,
         train: Sequence[Document],
         heldout: Sequence[Document],
-        settings: DistillSettings,
+        settings: DistillSettings | FinetuneSettings,
         *,
         new_parameters: Collection[str],
         pad_token_id: int,
@@ -81,7 +83,7 @@ class DistillTrainer(Trainer):
             teacher: in evaluation mode; it may be on another device.
             train: documents to train on, in batches whose order the seed decides.
             heldout: documents to measure on.
-            settings: see `DistillSettings`.
+            settings: of the stage that this is.
             new_parameters: names of the parameters that get `new_block_learning_rate`.
             pad_token_id: what fills short rows.
             folder: where a batch that gives no finite loss is written to; None writes none.
@@ -176,7 +178,9 @@ class DistillTrainer(Trainer):
         position = int(inputs["position"])
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
         with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
-            teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
+            teacher = None
+            if self.settings.taught:
+                teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self.settings.precision, self.student.device):
             total = at_output(
@@ -189,12 +193,10 @@ class DistillTrainer(Trainer):
             raise self.refusal(f"the loss is {refused[0][1]}", [place for place, _ in refused])
         return (loss, None) if return_outputs else loss
 
-    def _total(self, own: bool, teacher: ResponseStates, student: ResponseStates) -> Tensor:
+    def _total(self, own: bool, teacher: ResponseStates | None, student: ResponseStates) -> Tensor:
         """Sum over the tokens of what the settings ask for; `own` if the student wrote them."""
-        # Its own samples as targets would only make it surer of itself.
-        loss = cross_entropy_mix(self.settings.loss, 0.0 if own else self.settings.cross_entropy)
-        total = chunked_sum(loss, teacher, student)
-        if self.settings.hidden is not None:
+        total = chunked_sum(self.settings.token_loss(own), teacher, student)
+        if self.settings.hidden is not None and teacher is not None:
             of_teacher = teacher.hidden.to(student.hidden.device)
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
@@ -217,7 +219,7 @@ class DistillTrainer(Trainer):
                 write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
             names += f" (written to {path})"
         return RadistillError(
-            f"distill: {what} at step {step}, on the documents {names}; "
+            f"{self.settings.section}: {what} at step {step}, on the documents {names}; "
             "lower the learning rates or take these documents out"
         )
 
@@ -255,7 +257,11 @@ class DistillTrainer(Trainer):
                 processes=self.processes,
             )
         release(self.student)
-        metrics = {"eval_kl": measured.kl, "eval_agreement": measured.agreement}
+        metrics = {
+            "eval_kl": measured.kl,
+            "eval_agreement": measured.agreement,
+            "eval_cross_entropy": measured.student_nll,
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -287,7 +293,7 @@ class DistillTrainer(Trainer):
 
     def keep(self) -> None:
         """Put the weights that the settings want kept in the place of the last ones, and say what was kept."""
-        step = self.kept_step
+        step, section, name = self.kept_step, self.settings.section, _MEASURES[self.settings.measure]
         if step != self.state.global_step:
             if self.checkpoints is not None:
                 self._put(load_file(self.checkpoints.of_step(step) / _WEIGHTS))
@@ -295,18 +301,21 @@ class DistillTrainer(Trainer):
                 with torch.no_grad():
                     for (_, tensor), before in zip(self._trained, self._remembered, strict=True):
                         tensor.copy_(before)
-            note(f"distill: kept the weights of step {step}, after which the held-out KL was lowest")
-        kl = {entry["step"]: entry["eval_kl"] for entry in self.state.log_history if "eval_kl" in entry}
-        if kl[step] > kl[0]:
+            note(f"{section}: kept the weights of step {step}, after which the held-out {name} was lowest")
+        key = f"eval_{self.settings.measure}"
+        found = {entry["step"]: entry[key] for entry in self.state.log_history if key in entry}
+        if found[step] > found[0]:
             note(
-                f"distill: the held-out KL is {kl[step]:.3f} and was {kl[0]:.3f} before training; "
+                f"{section}: the held-out {name} is {found[step]:.3f} and was {found[0]:.3f} before training; "
                 "lower the learning rates"
             )
 
     @property
     def kept_step(self) -> int:
         """The step whose weights the settings want kept."""
-        return best_step(self.state.log_history) if self.settings.keep == "best" else self.state.global_step
+        if self.settings.keep == "last":
+            return self.state.global_step
+        return best_step(self.state.log_history, self.settings.measure)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Each trained weight, not split; all processes must ask for it together."""
@@ -379,7 +388,7 @@ class Pace(TrainerCallback):
         self._interrupted = interrupted
         self._advance = advance
         self._saved = time.perf_counter()
-        self._kl = math.nan
+        self._measured = ""
         self._pace = ""
         self._divergence = Divergence(None)
         self.stopped = False
@@ -388,9 +397,10 @@ class Pace(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on counting where the checkpoint stopped, whose log Trainer has restored by now, or measure the start."""
+        settings = self._trainer.settings
         self._trainer.continue_from(state.log_history)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        self._divergence = Divergence(self._trainer.settings.divergence, losses)
+        self._divergence = Divergence(settings.divergence, losses, settings.section)
         if state.global_step == 0:
             self._trainer.evaluate()
         self._saved = time.perf_counter()
@@ -419,7 +429,7 @@ class Pace(TrainerCallback):
         if state.global_step == 0:
             return
         trainer = self._trainer
-        over = out_of_patience(state.log_history, trainer.settings.patience)
+        over = out_of_patience(state.log_history, trainer.settings.patience, trainer.settings.measure)
         control.should_training_stop |= over
         if trainer.checkpoints is not None:
             control.should_save |= over or trainer.kept_step == state.global_step
@@ -433,14 +443,16 @@ class Pace(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show loss, held-out KL and speed."""
         logs: Mapping[str, float] = kwargs["logs"]
-        self._kl = logs.get("eval_kl", self._kl)
+        if "eval_kl" in logs:
+            shown = dict.fromkeys((self._trainer.settings.measure, "kl"))
+            self._measured = ", ".join(f"held-out {_MEASURES[name]} {logs[f'eval_{name}']:.3f}" for name in shown)
         if "loss" in logs:
             if wrong := self._divergence.describe(logs["loss"]):
                 raise self._trainer.refusal(wrong, step=state.global_step)
             self._pace = f"loss {logs['loss']:.3f}, {logs['tokens'] / max(logs['seconds'], 1e-9):,.0f} tok/s, "
             if self._trainer.on_policy is not None:
                 self._pace += f"on-policy {logs['on_policy']:.0%}, "
-        self._advance(1 if "loss" in logs else 0, f"{self._pace}held-out KL {self._kl:.3f}")
+        self._advance(1 if "loss" in logs else 0, f"{self._pace}{self._measured}")
 
 
 def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
@@ -452,7 +464,7 @@ def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
 
 
 def parameter_groups(
-    model: nn.Module, new_parameters: Collection[str], settings: DistillSettings
+    model: nn.Module, new_parameters: Collection[str], settings: TrainingSettings
 ) -> list[dict[str, Any]]:
     """AdamW's groups over the trainable parameters: new blocks first, then the rest; empty groups are left out.
 
@@ -495,7 +507,7 @@ def _labelled(
 
 
 def _arguments(
-    settings: DistillSettings,
+    settings: TrainingSettings,
     student: PreTrainedModel,
     folder: Path | None,
     checkpoints: Checkpoints | None,

@@ -12,6 +12,7 @@ from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.prepare import DataSplits
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
 from radistill.pipeline.recipe import Recipe
@@ -33,7 +34,8 @@ class Arm:
         target: the architecture it becomes.
         init: how its new blocks start.
         align: how they are fitted, or None.
-        distill: how it is trained end to end, or None.
+        distill: how it is distilled end to end, or None.
+        finetune: how it is fine-tuned after that, or None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Arm:
     init: str
     align: AlignSettings | None
     distill: DistillSettings | None
+    finetune: FinetuneSettings | None
 
     @property
     def is_main(self) -> bool:
@@ -59,6 +62,11 @@ class Arm:
     def start(self) -> Path:
         """The converted model before any training."""
         return self.folder / "start"
+
+    @property
+    def distilled(self) -> Path:
+        """The distilled model: the trained one, where no fine-tuning follows."""
+        return self.student if self.finetune is None else self.folder / "distilled"
 
     @property
     def student(self) -> Path:
@@ -128,6 +136,7 @@ class Context:
                 init=recipe.convert.init,
                 align=recipe.align,
                 distill=recipe.distill,
+                finetune=recipe.finetune,
             )
         ]
         baseline = recipe.baseline
@@ -142,6 +151,7 @@ class Context:
                     init=baseline.init,
                     align=recipe.align if baseline.align else None,
                     distill=baseline.distill_settings(recipe.distill),
+                    finetune=recipe.finetune,
                 )
             )
         return arms

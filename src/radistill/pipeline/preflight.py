@@ -65,8 +65,9 @@ def check(recipe: Recipe) -> Checked:
             check_same_width(teacher.hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
-    if recipe.distill is not None:
-        check_tracker(recipe.distill.report_to)
+    for training in (recipe.distill, recipe.finetune):
+        if training is not None:
+            check_tracker(training.report_to, training.section)
     _check_data(recipe, warnings)
     return Checked(base, teacher, warnings)
 

@@ -14,6 +14,7 @@ from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided,
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.settings import EvaluateSettings
 from radistill.files import write_text
@@ -138,6 +139,9 @@ class Recipe(BaseModel):
     )
     distill: DistillSettings | None = Field(
         default_factory=DistillSettings, description="end-to-end training; null leaves it out"
+    )
+    finetune: FinetuneSettings | None = Field(
+        default=None, description="next-token training after distillation; null leaves it out"
     )
     baseline: BaselineSettings | None = Field(
         default=None, description="a second hybrid to compare with; null trains none"

@@ -1,5 +1,6 @@
 """The stages of a run, in order. Each reads and leaves files in the run folder; what is current is not done again."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,6 +16,7 @@ from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
 from radistill.distillation.distill import DistillResult, distill
+from radistill.distillation.finetune import finetune
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
@@ -117,10 +119,10 @@ def run_distill(context: Context) -> None:
     for arm in context.arms:
         step = f"distill:{arm.name}"
         inputs = _distill_inputs(context, arm)
-        outputs = [arm.student / "config.json"]
+        outputs = [arm.distilled / "config.json"]
         outputs += [arm.folder / "align.json"] if arm.align else []
         outputs += [arm.folder / "distill.json"] if arm.distill else []
-        if processes.decide(partial(_current, context, step, inputs, outputs)):
+        if processes.decide(partial(_distilled, context, arm, step, inputs, outputs)):
             continue
         with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
             student = context.load(arm.start)
@@ -135,8 +137,20 @@ def run_distill(context: Context) -> None:
             if processes.is_main:
                 if result is not None:
                     write_json(arm.folder / "distill.json", result.to_json())
-                student.save(arm.student)
+                student.save(arm.distilled)
                 remove_checkpoints(arm.folder)
+
+
+def _distilled(context: Context, arm: Arm, step: str, inputs: Any, outputs: list[Path]) -> bool:
+    """Whether the distilled model is current. It is moved where it belongs if fine-tuning was taken in or out."""
+    before, tuned = arm.folder / "distilled", arm.folder / "finetune.json"
+    if arm.finetune is None and before.exists():
+        tuned.unlink(missing_ok=True)  # first: where there is none, `student` is what was distilled
+        shutil.rmtree(arm.student, ignore_errors=True)
+        before.rename(arm.student)
+    elif arm.finetune is not None and not before.exists() and not tuned.exists() and arm.student.exists():
+        arm.student.rename(before)
+    return _current(context, step, inputs, outputs)
 
 
 def _train(context: Context, arm: Arm, student: Model) -> DistillResult | None:
@@ -154,12 +168,41 @@ def _train(context: Context, arm: Arm, student: Model) -> DistillResult | None:
     )
 
 
+def run_finetune(context: Context) -> None:
+    """Train each hybrid on response tokens, in all processes, where the recipe wants it."""
+    processes = context.processes
+    for arm in context.arms:
+        if arm.finetune is None:
+            continue
+        step = f"finetune:{arm.name}"
+        inputs = _finetune_inputs(context, arm)
+        result_file = arm.folder / "finetune.json"
+        if processes.decide(partial(_current, context, step, inputs, [arm.student / "config.json", result_file])):
+            continue
+        with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
+            student = context.load(arm.distilled)
+            result = finetune(
+                student,
+                context.teacher,
+                [record.document for record in context.splits.train],
+                [record.document for record in context.splits.heldout],
+                arm.finetune,
+                new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
+                folder=arm.folder / "finetune",
+                seed=context.recipe.seed,
+            )
+            if processes.is_main:
+                write_json(result_file, result.to_json())
+                student.save(arm.student)
+                remove_checkpoints(arm.folder / "finetune")
+
+
 def run_evaluate(context: Context) -> None:
     """Measure base, draft and hybrids on the held-out data."""
     output = context.path / "evaluation.json"
     inputs = {
         **context.settings_of("evaluate", "seed"),
-        "arms": [_distill_inputs(context, arm) for arm in context.arms],
+        "arms": [(_finetune_inputs if arm.finetune else _distill_inputs)(context, arm) for arm in context.arms],
         "heldout": hash_file(_data(context, "heldout")),
     }
     if _current(context, "evaluate", inputs, [output]):
@@ -198,11 +241,12 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "diagnose": run_diagnose,
     "convert": run_convert,
     "distill": run_distill,
+    "finetune": run_finetune,
     "evaluate": run_evaluate,
     "report": run_report,
 }
 
-SHARED = {"distill"}
+SHARED = {"distill", "finetune"}
 """Stages that all processes of a launch run together."""
 
 
@@ -297,6 +341,13 @@ def _distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "align": arm.align.model_dump(mode="json") if arm.align else None,
         "distill": arm.distill.model_dump(mode="json") if arm.distill else None,
     }
+
+
+def _finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    assert arm.finetune is not None
+    if not (arm.distilled / "config.json").exists():
+        raise RadistillError(f"{arm.distilled}: no such folder; run `radistill distill` first")
+    return {"distill": _distill_inputs(context, arm), "finetune": arm.finetune.model_dump(mode="json")}
 
 
 def _align(context: Context, arm: Arm, student: Model) -> Alignment:
