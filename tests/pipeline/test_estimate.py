@@ -343,6 +343,20 @@ def test_fine_tuning_is_a_stage_of_its_own(recipe: dict[str, Any]) -> None:
     assert found.models[-1].trained_parameters == hybrid.total - new
 
 
+def test_fine_tuning_may_have_documents_of_its_own(recipe: dict[str, Any], tmp_path: Path) -> None:
+    own = {**recipe["data"], "train": 4, "heldout": 2, "max_length": 100, "responses": {"source": "data"}}
+    recipe["finetune"] = {"steps": 3, "tokens_per_batch": 10_000, "data": own}
+    found = estimate(Recipe.model_validate(recipe))
+    assert found.work.finetune_step_tokens == 4 * 100
+    assert found.work.documents == {"training": 6, "held-out": 3, "fine-tuning": 6}
+    assert found.work.generated_tokens == 9 * 256
+    recipe["finetune"]["data"] = {**own, "train": 1000}
+    assert refusal(recipe).startswith("finetune.data.train: 1000 asked for, ")
+    recipe["finetune"]["data"] = {**own, "path": str(tmp_path / "elsewhere.jsonl")}
+    (warning,) = estimate(Recipe.model_validate(recipe)).warnings
+    assert "elsewhere.jsonl: no such file here" in warning
+
+
 def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
     assert list(found.memory) == ["data", "diagnose", "evaluate"]

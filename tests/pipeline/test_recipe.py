@@ -186,7 +186,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "in finetune": (
         {"finetune": {"loss": "jsd"}},
-        "finetune.loss: unknown field; allowed: divergence, eval_steps, gradient_accumulation, ",
+        "finetune.loss: unknown field; allowed: data, divergence, eval_steps, gradient_accumulation, ",
+    ),
+    "in the data of finetune": (
+        {"finetune": {"data": {"kind": "jsonl", "path": "x.jsonl", "trian": 3}}},
+        "finetune.data.trian: unknown field; did you mean 'train'? allowed: ",
     ),
     "in on_policy": (
         {"distill": {"on_policy": {"shares": 1}}},
@@ -356,6 +360,8 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.hidden",
         "distill.on_policy",
         "finetune",
+        "finetune.data",
+        "finetune.data.responses",
         "baseline",
         "baseline.selector",
         "baseline.target",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
+from radistill.distillation.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
 from radistill.pipeline.stages import STAGES
+
+DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses": {"source": "data"}}
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
@@ -115,6 +119,43 @@ def test_fine_tuning_taken_out_and_in_again_costs_no_distillation(finished: Path
     assert {step for step in after if after[step] != before[step]} == {"finetune:rad", "finetune:uniform"}
     student = load_file(out / "student" / "model.safetensors")
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in student.items())
+
+
+def test_fine_tuning_on_documents_of_its_own(finished: Path) -> None:
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"{n} twice is {2 * n}."} for n in range(20)]
+    other = finished / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"kind": "jsonl", "path": str(other), "train": 8, "calibration": 1, "heldout": 3}
+    run(load_recipe(write_recipe(finished)), finished / "out")
+    out = shutil.copytree(finished / "out", finished / "own")
+    before = read_json(out / "run.json")["stages"]
+    recipe = load_recipe(
+        write_recipe(finished, finetune={"steps": 2, "tokens_per_batch": 200, "save_seconds": 0, "data": data})
+    )
+    run(recipe, out, ["data", "distill", "finetune"])
+    after = read_json(out / "run.json")["stages"]
+    changed = {"data:finetune", "finetune:rad", "finetune:uniform"}
+    assert {step for step in after if after[step] != before.get(step)} == changed
+    own = DataSplits.load(out / "data" / "finetune")
+    assert (len(own.train), len(own.heldout)) == (8, 3)
+    assert all("twice" in (record.example.response or "") for record in [*own.train, *own.heldout])
+    evaluated = {record.example.prompt for record in DataSplits.load(out / "data").heldout}
+    assert not evaluated & {record.example.prompt for record in [*own.train, *own.heldout]}
+    tuned = read_json(out / "finetune.json")
+    assert tuned["curve"][0]["tokens"] <= sum(len(document.tokens) for document in own.documents("train"))
+    other.write_text(other.read_text().replace("twice", "doubled"))
+    run(recipe, out, ["data", "distill", "finetune"])
+    again = read_json(out / "run.json")["stages"]
+    assert {step for step in again if again[step] != after[step]} == changed
+
+
+def test_another_text_in_the_same_data_file_is_noticed(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(finished, data={**DATA, "path": str(tmp_path / "data.jsonl")}))
+    text = (finished / "data.jsonl").read_text()
+    for content in (text, text.replace("sum", "whole")):
+        (tmp_path / "data.jsonl").write_text(content)
+        run(recipe, tmp_path / "out", ["data"])
+    assert "whole" in (tmp_path / "out" / "data" / "train.jsonl").read_text()
 
 
 def test_the_student_loads_where_radistill_is_not_installed(finished: Path) -> None:

@@ -12,10 +12,9 @@ from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.prepare import DataSplits
 from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
-from radistill.pipeline.recipe import Recipe
+from radistill.pipeline.recipe import FinetuneStage, Recipe
 from radistill.pipeline.run_folder import RunFolder
 from radistill.processes import Processes, join, own_device
 
@@ -46,7 +45,7 @@ class Arm:
     init: str
     align: AlignSettings | None
     distill: DistillSettings | None
-    finetune: FinetuneSettings | None
+    finetune: FinetuneStage | None
 
     @property
     def is_main(self) -> bool:
@@ -115,6 +114,18 @@ class Context:
     def splits(self) -> DataSplits:
         """What the data stage left."""
         return DataSplits.load(self.path / "data")
+
+    @property
+    def finetune_data(self) -> Path:
+        """Where the documents of fine-tuning lie: with the recipe's, unless it has its own."""
+        data = self.path / "data"
+        own = self.recipe.finetune is not None and self.recipe.finetune.data is not None
+        return data / "finetune" if own else data
+
+    @cached_property
+    def finetune_splits(self) -> DataSplits:
+        """What the data stage left for fine-tuning."""
+        return DataSplits.load(self.finetune_data)
 
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.diagnosis.selectors import EQUAL_PASSES, All
+from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
@@ -28,6 +29,7 @@ from radistill.pipeline.memory import (
     step_lengths,
     trained_parameters,
     trainings,
+    tuning_recipe,
 )
 from radistill.pipeline.preflight import check
 from radistill.pipeline.recipe import DiagnoseSettings, Recipe
@@ -135,6 +137,8 @@ def estimate(recipe: Recipe) -> Estimate:
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
     bounds = lengths(recipe, checked.base.max_position_embeddings)
+    tuning = tuning_recipe(recipe)
+    in_tuning = lengths(tuning, checked.base.max_position_embeddings)
     in_step = step_lengths(recipe, bounds, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
     teacher = None
@@ -156,7 +160,11 @@ def estimate(recipe: Recipe) -> Estimate:
     shape = build(block_step=bounds.batch(align.tokens_per_batch, documents) if align else None)
     step_bytes = {
         training.section: build(
-            step=(in_step if training is recipe.distill else bounds).batch(training.tokens_per_batch, documents),
+            step=(
+                in_step.batch(training.tokens_per_batch, documents)
+                if training is recipe.distill
+                else in_tuning.batch(training.tokens_per_batch, tuning.data.train)
+            ),
             train_everything=training.trains(new=False),
             precision=training.precision,
             recompute=training.gradient_checkpointing,
@@ -164,7 +172,7 @@ def estimate(recipe: Recipe) -> Estimate:
         for training in trainings(recipe)
     }
     counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
-    memory = memory_of_stages(recipe, base, shape, bounds, in_step, counted, loaded, teacher)
+    memory = memory_of_stages(recipe, base, shape, bounds, in_step, in_tuning, counted, loaded, teacher)
     disk = disk_bytes(recipe, shape)
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
@@ -184,7 +192,7 @@ def estimate(recipe: Recipe) -> Estimate:
     warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
     if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
-    return Estimate(models, memory, disk, _work(recipe, base, bounds, in_step), warnings)
+    return Estimate(models, memory, disk, _work(recipe, base, bounds, in_step, in_tuning), warnings)
 
 
 def _most_trained(recipe: Recipe, shape: HybridShape) -> int:
@@ -222,22 +230,28 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths) -> Work:
+def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths, in_tuning: Lengths) -> Work:
     data, align, distill, finetune = recipe.data, recipe.align, recipe.distill, recipe.finetune
     documents = {"training": data.train, "held-out": data.heldout}
     if data.calibration_from == "own":
         documents["calibration"] = data.calibration
-    writes = data.responses.source != "data"
+    written = sum(documents.values()) * _written(data)
+    if finetune is not None and finetune.data is not None:
+        own = finetune.data.train + finetune.data.heldout
+        documents["fine-tuning"] = own
+        written += own * _written(finetune.data)
     step_tokens = 0
     if distill is not None:
         step_tokens = in_step.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
     finetune_step_tokens = 0
     if finetune is not None:
-        finetune_step_tokens = bounds.tokens(finetune.tokens_per_batch, data.train) * finetune.gradient_accumulation
+        documents_read = tuning_recipe(recipe).data.train
+        finetune_step_tokens = in_tuning.tokens(finetune.tokens_per_batch, documents_read)
+        finetune_step_tokens *= finetune.gradient_accumulation
     return Work(
         documents=documents,
-        document_tokens=bounds.document,
-        generated_tokens=sum(documents.values()) * data.responses.max_new_tokens if writes else 0,
+        document_tokens=max(bounds.document, in_tuning.document),
+        generated_tokens=written,
         passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=data.calibration * bounds.document,
         align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
@@ -248,6 +262,11 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths) -> W
         finetune_steps=finetune.steps if finetune else 0,
         finetune_step_tokens=finetune_step_tokens,
     )
+
+
+def _written(data: DataSettings) -> int:
+    """Tokens that the teacher writes for one example, at most."""
+    return 0 if data.responses.source == "data" else data.responses.max_new_tokens
 
 
 def _memory_warnings(recipe: Recipe, base: Anatomy, bounds: Lengths) -> list[str]:

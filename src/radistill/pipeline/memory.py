@@ -92,6 +92,12 @@ def step_lengths(recipe: Recipe, bounds: Lengths, context: int) -> Lengths:
     return Lengths(document, max(bounds.response, written), max(bounds.trained, written))
 
 
+def tuning_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with the data of fine-tuning as its data."""
+    own = recipe.finetune.data if recipe.finetune is not None else None
+    return recipe if own is None else recipe.model_copy(update={"data": own})
+
+
 def trainings(recipe: Recipe) -> list[TrainingSettings]:
     """The stages of end-to-end training that a recipe has."""
     return [training for training in (recipe.distill, recipe.finetune) if training is not None]
@@ -114,6 +120,7 @@ def memory_of_stages(
     shape: HybridShape,
     bounds: Lengths,
     in_step: Lengths,
+    in_tuning: Lengths,
     step_bytes: dict[str, int],
     loaded: dict[str, int],
     teacher: Anatomy | None = None,
@@ -126,6 +133,7 @@ def memory_of_stages(
         shape: the hybrid.
         bounds: lengths of documents.
         in_step: lengths in a step of `distill`.
+        in_tuning: lengths of the documents of `finetune`.
         step_bytes: what autograd keeps in a step, by stage of end-to-end training.
         loaded: parameters of the models that stay loaded in all stages, by term.
         teacher: another teacher; None for self-distillation.
@@ -138,8 +146,9 @@ def memory_of_stages(
     if recipe.align is not None:
         stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
     for training in trainings(recipe):
-        lengths_of_step = in_step if training is recipe.distill else bounds
-        stage = always | hybrid | _training(training, recipe, base, shape, lengths_of_step)
+        distilling = training is recipe.distill
+        read, longest = (recipe, in_step) if distilling else (tuning_recipe(recipe), in_tuning)
+        stage = always | hybrid | _training(training, read, base, shape, longest)
         stage["student weights"] += trained_parameters(training, shape) * (trained_bytes(training, recipe) - number)
         stages[training.section] = stage | {"activations of a step": step_bytes[training.section]}
     stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)

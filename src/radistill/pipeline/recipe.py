@@ -89,6 +89,16 @@ class ConvertSettings(BaseModel):
     init: Initialisation = Field(default="zero", description="how the new blocks start")
 
 
+class FinetuneStage(FinetuneSettings):
+    """How the whole student is trained on response tokens, without a teacher."""
+
+    data: DataSettings | None = Field(
+        default=None,
+        description="what it reads instead of the recipe's `data`, with held-out examples of its own to measure on "
+        "(calibration examples are not used); null is the recipe's",
+    )
+
+
 class BaselineSettings(BaseModel):
     """A second hybrid, for comparison: the same budget, data and end-to-end tokens, other choices."""
 
@@ -140,7 +150,7 @@ class Recipe(BaseModel):
     distill: DistillSettings | None = Field(
         default_factory=DistillSettings, description="end-to-end training; null leaves it out"
     )
-    finetune: FinetuneSettings | None = Field(
+    finetune: FinetuneStage | None = Field(
         default=None, description="next-token training after distillation; null leaves it out"
     )
     baseline: BaselineSettings | None = Field(

@@ -15,6 +15,7 @@ from radistill.distillation.align import Alignment, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
+from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.finetune import finetune
 from radistill.distillation.vocabulary import check_same_tokenizer
@@ -30,15 +31,27 @@ from radistill.speculation.substitutes import Substitutes
 
 
 def run_data(context: Context) -> None:
-    """Write the training, calibration and held-out examples, with responses."""
-    folder = context.path / "data"
-    outputs = [folder / f"{split}.jsonl" for split in ("train", "calibration", "heldout")]
-    inputs = _data_inputs(context)
-    if _current(context, "data", inputs, outputs):
+    """Write the training, calibration and held-out examples, with responses, and those of fine-tuning alone."""
+    recipe, folder = context.recipe, context.path / "data"
+    inputs = _data_inputs(context, recipe.data)
+    if not _current(context, "data", inputs, _splits_in(folder)):
+        _check(context)
+        with context.folder.step("data", inputs, recipe.seed):
+            prepare(context.teacher, recipe.data, seed=recipe.seed, folder=folder)
+    if recipe.finetune is None or recipe.finetune.data is None:
         return
-    _check(context)
-    with context.folder.step("data", inputs, context.recipe.seed):
-        prepare(context.teacher, context.recipe.data, seed=context.recipe.seed, folder=folder)
+    # What the run is evaluated on must not be trained on.
+    inputs = {**_data_inputs(context, recipe.finetune.data), "without": hash_file(_data(context, "heldout"))}
+    if _current(context, "data:finetune", inputs, _splits_in(context.finetune_data)):
+        return
+    with context.folder.step("data:finetune", inputs, recipe.seed):
+        without = {record.example.prompt for record in context.splits.heldout}
+        folder = context.finetune_data
+        prepare(context.teacher, recipe.finetune.data, seed=recipe.seed, folder=folder, without=without)
+
+
+def _splits_in(folder: Path) -> list[Path]:
+    return [folder / f"{split}.jsonl" for split in ("train", "calibration", "heldout")]
 
 
 def run_diagnose(context: Context) -> None:
@@ -184,8 +197,8 @@ def run_finetune(context: Context) -> None:
             result = finetune(
                 student,
                 context.teacher,
-                [record.document for record in context.splits.train],
-                [record.document for record in context.splits.heldout],
+                context.finetune_splits.documents("train"),
+                context.finetune_splits.documents("heldout"),
                 arm.finetune,
                 new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
                 folder=arm.folder / "finetune",
@@ -212,7 +225,7 @@ def run_evaluate(context: Context) -> None:
         results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
         draft = convert(context.base, Plan.load(rad.plan).replace, target=rad.target, init="zero")
         results["draft"] = _evaluate(context, draft, "draft")
-        if rad.align is not None and rad.distill is not None:
+        if rad.align is not None and (rad.distill is not None or rad.finetune is not None):
             aligned = context.load(rad.start)
             _align(context, rad, aligned)
             results["rad_aligned"] = _evaluate(context, aligned, "rad_aligned", generate=False)
@@ -277,21 +290,22 @@ def _signature(source: str) -> Any:
     return source
 
 
-def _data(context: Context, split: str) -> Path:
-    path = context.path / "data" / f"{split}.jsonl"
+def _data(context: Context, split: str, folder: Path | None = None) -> Path:
+    path = (folder or context.path / "data") / f"{split}.jsonl"
     if not path.exists():
         raise RadistillError(f"{path}: no such file; run `radistill data` first")
     return path
 
 
-def _data_inputs(context: Context) -> dict[str, Any]:
+def _data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
     recipe = context.recipe
-    data = [getattr(recipe.data, field, None) for field in ("path", "heldout_path", "id")]
+    data = [getattr(settings, field, None) for field in ("path", "heldout_path", "id")]
     return {
         "models": [_signature(source) for source in (recipe.model, recipe.teacher) if source],
         # Data that lies on this machine may change under the same name.
         "data": [hash_file(place) if Path(place).is_file() else _signature(str(place)) for place in data if place],
-        **context.settings_of("data", "dtype", "seed"),
+        "settings": settings.model_dump(mode="json"),
+        **context.settings_of("dtype", "seed"),
     }
 
 
@@ -347,7 +361,12 @@ def _finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     assert arm.finetune is not None
     if not (arm.distilled / "config.json").exists():
         raise RadistillError(f"{arm.distilled}: no such folder; run `radistill distill` first")
-    return {"distill": _distill_inputs(context, arm), "finetune": arm.finetune.model_dump(mode="json")}
+    return {
+        "distill": _distill_inputs(context, arm),
+        "finetune": arm.finetune.model_dump(mode="json", exclude={"data"}),
+        "train": hash_file(_data(context, "train", context.finetune_data)),
+        "heldout": hash_file(_data(context, "heldout", context.finetune_data)),
+    }
 
 
 def _align(context: Context, arm: Arm, student: Model) -> Alignment:
