@@ -348,14 +348,15 @@ def _outline(trainer: DistillTrainer, settings: DistillSettings | FinetuneSettin
         f"at rate {rate:g}" if rate > 0 else "frozen"
         for rate in (settings.new_block_learning_rate, settings.other_learning_rate)
     ]
-    written = ""
+    of, written = "", ""
     if settings.on_policy is not None:
-        written = (
+        of, written = (
+            " of documents",
             f" and {len(own)} of {len(trainer.order)} batches that the student writes itself, up to "
-            f"{settings.on_policy.max_new_tokens} tokens a response at temperature {settings.on_policy.temperature:g}"
+            f"{settings.on_policy.max_new_tokens} tokens a response at temperature {settings.on_policy.temperature:g}",
         )
     return (
-        f"{settings.section}: {settings.steps} steps, {tokens:,} tokens ({tokens / sum(lengths):.1f} epochs of "
+        f"{settings.section}: {settings.steps} steps, {tokens:,} tokens{of} ({tokens / sum(lengths):.1f} epochs of "
         f"{len(lengths)} batches){written}; {new:,} new parameters {at_rates[0]}, {rest:,} others {at_rates[1]}"
     )
 
