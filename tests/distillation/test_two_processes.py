@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import lasting, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, run, weights
 from safetensors.torch import load_file
 from torch import Tensor
-from two_processes_case import TWENTY, tied_models
+from two_processes_case import OWN, TUNING, TWENTY, tied_models
 
 import tiny
+from radistill.conversion import new_parameters
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune import finetune
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
@@ -133,6 +135,42 @@ def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=0.02)
     first, second = (load_file(launched / f"bfloat16-{index}.safetensors") for index in (0, 1))
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_they_fine_tune_as_one_process_does(launched: Path) -> None:
+    teacher, student = tied_models()
+    new = new_parameters(student, REPLACED)
+    expected = finetune(student, teacher, TRAIN, HELDOUT, TUNING, new_parameters=new)
+    first, second = (read_json(launched / f"finetuned-{index}.json") for index in (0, 1))
+    assert first == second
+    assert [row["loss"] for row in first["curve"]] == pytest.approx([row["loss"] for row in expected.curve], rel=1e-4)
+    for measure in ("kl", "cross_entropy"):
+        assert [row[measure] for row in first["evaluations"]] == pytest.approx(
+            [row[measure] for row in expected.evaluations], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("launched", ["ddp"], indirect=True)
+def test_each_writes_its_own_batches_as_one_process_would(launched: Path) -> None:
+    teacher, student = tied_models()
+    expected = lasting(run(student, teacher, OWN))
+    first, second = (read_json(launched / f"own-{index}.json") for index in (0, 1))
+    assert first == second
+    for name in ("step", "tokens", "on_policy"):
+        assert [row[name] for row in first["curve"]] == [row[name] for row in expected["curve"]]
+    assert [row["loss"] for row in first["curve"]] == pytest.approx(
+        [row["loss"] for row in expected["curve"]], rel=1e-4, abs=1e-5
+    )
+    assert 0 < sum(row["on_policy"] for row in first["curve"]) < 6
+
+
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
+def test_a_split_student_that_is_to_write_is_refused(launched: Path) -> None:
+    messages = {(launched / f"own-{index}.txt").read_text() for index in (0, 1)}
+    assert messages == {
+        "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without --use_fsdp, "
+        "or set it to null"
+    }
 
 
 def test_a_loss_that_is_not_finite_in_one_stops_both(launched: Path) -> None:

@@ -14,6 +14,7 @@ from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided,
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.settings import EvaluateSettings
 from radistill.files import write_text
@@ -88,6 +89,16 @@ class ConvertSettings(BaseModel):
     init: Initialisation = Field(default="zero", description="how the new blocks start")
 
 
+class FinetuneStage(FinetuneSettings):
+    """How the whole student is trained on response tokens, without a teacher."""
+
+    data: DataSettings | None = Field(
+        default=None,
+        description="what it reads instead of the recipe's `data`, with held-out examples of its own to measure on "
+        "(calibration examples are not used); null is the recipe's",
+    )
+
+
 class BaselineSettings(BaseModel):
     """A second hybrid, for comparison: the same budget, data and end-to-end tokens, other choices."""
 
@@ -139,6 +150,9 @@ class Recipe(BaseModel):
     distill: DistillSettings | None = Field(
         default_factory=DistillSettings, description="end-to-end training; null leaves it out"
     )
+    finetune: FinetuneStage | None = Field(
+        default=None, description="next-token training after distillation; null leaves it out"
+    )
     baseline: BaselineSettings | None = Field(
         default=None, description="a second hybrid to compare with; null trains none"
     )
@@ -171,6 +185,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def _contradiction(recipe: Recipe) -> str | None:
     """What two fields that are each right say against one another, if they do."""
     diagnose, baseline = recipe.diagnose, recipe.baseline
+    if recipe.data.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
+        return (
+            "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
+            "on_policy to null"
+        )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
         return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
     if baseline is not None and isinstance(baseline.selector, KLGuided):
