@@ -155,11 +155,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "target": ({"convert": {"target": "granit"}}, "convert.target.kind: must be 'granite-hybrid', not 'granit'"),
     "initialisation": (
         {"convert": {"init": "zeros"}},
-        "convert.init: must be one of random, transfer, zero, not 'zeros'",
+        "convert.init: must be one of fitted, random, transfer, zero, not 'zeros'",
     ),
     "initialisation as a list": (
         {"convert": {"init": ["zero"]}},
-        "convert.init: must be one of random, transfer, zero",
+        "convert.init: must be one of fitted, random, transfer, zero",
     ),
     "objective": (
         {"diagnose.objective": "speed"},
@@ -398,8 +398,27 @@ def test_pydantic_knows_no_other_depth() -> None:
             {"distill": {"on_policy": {"share": 1}, "cross_entropy": 0.1}},
             "distill: cross_entropy counts on documents only",
         ),
+        (
+            {"convert": {"init": "fitted"}, "align": None},
+            "convert.init is fitted, which needs a fit",
+        ),
+        (
+            {"baseline": {"init": "fitted"}},
+            "baseline.init is fitted, which needs a fit; set baseline.align to true",
+        ),
     ],
-    ids=["kl-guided", "baseline", "align", "objective", "workers", "loss-on", "no-share", "no-documents"],
+    ids=[
+        "kl-guided",
+        "baseline",
+        "align",
+        "objective",
+        "workers",
+        "loss-on",
+        "no-share",
+        "no-documents",
+        "fitted",
+        "fitted-baseline",
+    ],
 )
 def test_fields_that_contradict_one_another_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert refusal(write(tmp_path, changes)).startswith(message)

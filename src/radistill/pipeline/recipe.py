@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from radistill.conversion.initialisation import INITIALISATIONS
+from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
@@ -189,6 +189,12 @@ def _contradiction(recipe: Recipe) -> str | None:
         return (
             "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
             "on_policy to null"
+        )
+    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
+        return f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give it a section"
+    if baseline is not None and not (baseline.align and recipe.align) and find_initialisation(baseline.init).needs_fit:
+        return (
+            f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
         )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
         return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
