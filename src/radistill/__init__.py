@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from radistill.distillation.align import align
     from radistill.distillation.data.prepare import load_data
     from radistill.distillation.distill import distill
+    from radistill.distillation.finetune import finetune
     from radistill.errors import RadistillError
     from radistill.evaluation.evaluate import evaluate
     from radistill.models.loading import load
@@ -21,6 +22,7 @@ _HOMES = {
     "diagnose": "radistill.diagnosis.diagnose",
     "distill": "radistill.distillation.distill",
     "evaluate": "radistill.evaluation.evaluate",
+    "finetune": "radistill.distillation.finetune",
     "load": "radistill.models.loading",
     "load_data": "radistill.distillation.data.prepare",
     "new_parameters": "radistill.conversion",
@@ -33,6 +35,7 @@ __all__ = [
     "diagnose",
     "distill",
     "evaluate",
+    "finetune",
     "load",
     "load_data",
     "new_parameters",

@@ -340,7 +340,7 @@ def test_settings_that_conflict_with_the_source_s_own_blocks() -> None:
 
 def test_other_arguments_that_are_refused() -> None:
     teacher = tiny.model("llama", 2)
-    with pytest.raises(RadistillError, match="init: 'copy' is unknown; choose from zero, transfer, random"):
+    with pytest.raises(RadistillError, match="init: 'copy' is unknown; choose from zero, transfer, random, fitted"):
         convert(teacher, [0], init="copy")
     with pytest.raises(RadistillError, match="seed is -1"):
         convert(teacher, [0], seed=-1)

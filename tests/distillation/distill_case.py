@@ -18,6 +18,7 @@ from radistill.conversion import convert, new_parameters
 from radistill.distillation import checkpoints, trainer
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, layout, store_teacher, write
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -40,8 +41,9 @@ RESUMABLE = DistillSettings(
     save_seconds=0,
     report_to="none",
 )
-
-
+OWN = RESUMABLE.model_copy(
+    update={"on_policy": OnPolicySettings(share=0.3, final_share=0.9, max_new_tokens=9), "cross_entropy": 0.2}
+)
 STORED = RESUMABLE.model_copy(update={"teacher_store": TeacherStoreSettings(top_k=6)})
 
 
@@ -119,7 +121,7 @@ def _die_at(kind: str, number: int) -> None:
 
         setattr(module, name, dying)
 
-    if kind == "batch":
+    if kind in ("batch", "own"):
         before(trainer, "chunked_sum")
     elif kind == "shard":
         before(write, "save_file")
@@ -159,7 +161,7 @@ def _run_until_killed(folder: Path, where: str, stored: bool) -> None:
         if stored:
             run(student, store_of(teacher, folder, STORED), STORED, folder=folder)
         else:
-            run(student, teacher, RESUMABLE, folder=folder)
+            run(student, teacher, OWN if kind == "own" else RESUMABLE, folder=folder)
         os._exit(0)
     while kind == "outside" and max(steps_kept(folder), default=0) < int(number):
         assert os.waitpid(child, os.WNOHANG) == (0, 0), f"{where}: died by itself"

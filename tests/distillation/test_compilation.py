@@ -2,16 +2,19 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from distill_case import models, run
+from distill_case import OWN, models, run
 from safetensors.torch import load_file
 from test_distill import with_
 
 from radistill.distillation import compilation, distill
 from radistill.distillation.compilation import check_compiler, compiled
+from radistill.distillation.on_policy import OnPolicy
 from radistill.errors import RadistillError
+from radistill.models.sequences import Document
 from radistill.processes import Processes
 
 
@@ -50,6 +53,34 @@ def test_layers_are_compiled_but_no_state_space_block() -> None:
     assert all(part._compiled_call_impl is None for part in student.network.modules())
 
 
+def test_what_the_student_writes_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each state of a cache would be a case of its own."""
+    original, writing, traced = OnPolicy.write, [], []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        traced.append(bool(writing))
+        return module
+
+    def write(self: OnPolicy, *arguments: Any) -> list[Document]:
+        writing.append(self)
+        written = original(self, *arguments)
+        writing.clear()
+        return written
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(OnPolicy, "write", write)
+    torch.compiler.reset()
+    found = []
+    for wanted in (False, True):
+        teacher, student = models("random")
+        found.append(run(student, teacher, OWN.model_copy(update={"steps": 3, "compile": wanted})))
+    assert traced
+    assert not any(traced)
+    plain, fast = ([row["loss"] for row in result.curve] for result in found)
+    assert fast == pytest.approx(plain, rel=1e-4)
+    assert found[1].curve[-1]["on_policy"] > 0
+
+
 @pytest.mark.parametrize("said", ["No working C++ compiler found\nin: g++", ""])
 def test_without_a_compiler_it_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(function: object) -> object:
@@ -58,12 +89,12 @@ def test_without_a_compiler_it_is_refused(said: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(compilation.torch, "compile", failing)
     reason = said.partition("\n")[0].replace("+", r"\+") or "RuntimeError"
     with pytest.raises(RadistillError, match=rf"compile is true, .* cpu here \({reason}\); install a C\+\+ compiler"):
-        check_compiler(torch.device("cpu"))
+        check_compiler(torch.device("cpu"), "distill")
 
 
 def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = models()
-    monkeypatch.setattr(distill, "check_compiler", lambda device: None)
+    monkeypatch.setattr(distill, "check_compiler", lambda device, section: None)
     monkeypatch.setattr(distill, "join", lambda kind: Processes(count=1, sharded=True))
     with pytest.raises(RadistillError, match=r"compile is true, .* FSDP2; set it to false"):
         run(student, teacher, with_(compile=True))

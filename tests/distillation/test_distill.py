@@ -176,7 +176,14 @@ def test_measures_at_the_start_on_the_way_and_at_the_end() -> None:
     assert [row["step"] for row in result.evaluations] == [0, 2, 4, 5]
     assert [row["step"] for row in result.curve] == [1, 2, 3, 4, 5]
     assert result.evaluations[0] == pytest.approx(
-        {"step": 0, "tokens": 0, "kl": at_start.kl, "agreement": at_start.agreement}, rel=1e-5
+        {
+            "step": 0,
+            "tokens": 0,
+            "kl": at_start.kl,
+            "agreement": at_start.agreement,
+            "cross_entropy": at_start.student_nll,
+        },
+        rel=1e-5,
     )
     assert result.evaluations[-1]["kl"] == pytest.approx(at_end.kl, rel=1e-5)
     assert result.evaluations[1]["tokens"] == result.curve[1]["tokens"]

@@ -13,22 +13,23 @@ from typing import Any
 import distill_case
 import pytest
 import torch
-from distill_case import HELDOUT, RESUMABLE, TRAIN, lasting, models, run, steps_kept, weights
+from distill_case import HELDOUT, OWN, RESUMABLE, TRAIN, lasting, models, run, steps_kept, weights
 from torch import Tensor
 
 import tiny
 from radistill.distillation import trainer
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
 from radistill.distillation.distill import _key
+from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.losses import ForwardKL
 from radistill.errors import RadistillError
 
 Outcome = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-def outcome(folder: Path | None) -> Outcome:
+def outcome(folder: Path | None, settings: DistillSettings = RESUMABLE) -> Outcome:
     teacher, student = models()
-    return lasting(run(student, teacher, RESUMABLE, folder=folder)), weights(student)
+    return lasting(run(student, teacher, settings, folder=folder)), weights(student)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,15 @@ KILLED = {  # where: (checkpoints that are left, those of them that are complete
     "half-removed:3": ([3, 4, 5], [4, 5]),  # when the third checkpoint goes
     "outside:4,outside:8": None,  # depends on the moment
 }
+OWN_KILLED = (
+    "own:16,own:4"  # when the student writes some batches: in the eighth step, and in the second one after that
+)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, distill_case.__file__, str(folder), *KILLED]
+    command = [sys.executable, distill_case.__file__, str(folder), *KILLED, OWN_KILLED]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return folder
@@ -72,6 +76,14 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninte
         assert (steps_kept(folder), complete(folder)) == left
     assert_same(outcome(folder), uninterrupted)
     assert complete(folder) == steps_kept(folder) == [11, 12]
+
+
+def test_the_student_writes_the_same_after_a_kill(killed: Path) -> None:
+    expected = outcome(None, OWN)
+    assert steps_kept(killed / OWN_KILLED)[-1] == 8
+    assert_same(outcome(killed / OWN_KILLED, OWN), expected)
+    shares = [row["on_policy"] for row in expected[0]["curve"]]
+    assert 0 < sum(shares[:7]) < sum(shares) < 12  # there was something to write before and after, and not only that
 
 
 def test_a_finished_run_is_not_trained_again(

@@ -100,7 +100,7 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_model(loss: dict[st
     for name in ("loss", "gradient_norm"):
         # The log-probabilities are rounded to float16.
         assert [row[name] for row in found.curve] == pytest.approx([row[name] for row in expected.curve], rel=2e-3)
-    for name in ("kl", "agreement"):
+    for name in ("kl", "agreement", "cross_entropy"):
         assert [row[name] for row in found.evaluations] == pytest.approx(
             [row[name] for row in expected.evaluations], rel=2e-3
         )
@@ -138,6 +138,7 @@ def test_the_held_out_measure_is_a_lower_bound_and_agreement_exact(
     store = store_teacher(teacher, HELDOUT, settings, vocabulary=272, folder=tmp_path)
     found = compare_with_known(store.of, student, HELDOUT, PAD, tokens_per_batch)
     assert (found.tokens, found.agreed) == (full.tokens, full.agreed)
+    assert found.student_nll == pytest.approx(full.student_nll)
     assert 0 < found.kl <= full.kl * (1 + 1e-3)
     if top_k == ALL:
         assert found.kl == pytest.approx(full.kl, rel=1e-3)
@@ -288,6 +289,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     refused("hidden needs the teacher's hidden states", quick(teacher_store={}, hidden={"kind": "mse"}))
     hot = quick(teacher_store={}, loss={"kind": "jsd", "temperature": 2.0})
     refused("temperature is 2, but distill.teacher_store keeps a sum", hot)
+    refused("on_policy needs the teacher itself", quick(teacher_store={}, on_policy={}))
     other = tiny.tokenizer()
     other.add_tokens(["more"])
     stranger = Model(network=teacher.network, tokenizer=other, anatomy=teacher.anatomy, source="stranger")

@@ -74,6 +74,6 @@ def test_a_tracker_that_is_not_installed_is_refused(
     name: str, installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integrations, f"is_{name}_available", lambda: installed)
-    match = f"report_to is '{name}', which needs the extra: pip install 'radistill\\[{name}\\]'"
+    match = f"^finetune.report_to is '{name}', which needs the extra: pip install 'radistill\\[{name}\\]'"
     with nullcontext() if installed else pytest.raises(RadistillError, match=match):
-        check_tracker(name)
+        check_tracker(name, "finetune")

@@ -1,6 +1,5 @@
 """Two processes, with DDP and with FSDP2, compute what one does."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,19 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from distill_case import lasting, run, store_of, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, run, store_of, weights
 from safetensors.torch import load_file
 from torch import Tensor
-from two_processes_case import STORED, TWENTY, tied_models
+from two_processes_case import OWN, STORED, TUNING, TWENTY, tied_models
 
 import tiny
+from radistill.conversion import new_parameters
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune import finetune
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run as run_recipe
 from radistill.processes import Processes, join
+from small_recipe import small_recipe
 
 CASE = Path(__file__).with_name("two_processes_case.py")
 LAUNCHERS = {
@@ -45,30 +46,19 @@ def launch(how: str, *program: str, **environment: str) -> subprocess.CompletedP
 def begin_run(folder: Path) -> None:
     """The run `folder/run`, up to its last stage before distillation, and a copy of it in `folder/alone`."""
     tiny.save("llama", folder / "model")
-    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "model": str(folder / "model"),
-        "threads": 1,
-        "data": {
-            "kind": "jsonl",
-            "path": str(folder / "data.jsonl"),
-            "train": 10,
-            "calibration": 3,
-            "heldout": 4,
-            "responses": {"source": "data"},
-        },
-        "diagnose": {"budget": 2, "selector": "uniform"},
-        "align": {"steps": 3},
-        "distill": {
+    recipe = small_recipe(
+        folder,
+        {"source": "data"},
+        diagnose={"budget": 2, "selector": "uniform"},
+        align={"steps": 3},
+        distill={
             "steps": 5,
             "tokens_per_batch": 100,
             "gradient_accumulation": 2,
             "new_block_learning_rate": 1e-3,
         },
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", ["data", "diagnose", "convert"])
+    )
+    run_recipe(load_recipe(recipe), folder / "run", ["data", "diagnose", "convert"])
     shutil.copytree(folder / "run", folder / "alone")
 
 
@@ -157,6 +147,42 @@ def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=0.02)
     first, second = (load_file(launched / f"bfloat16-{index}.safetensors") for index in (0, 1))
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_they_fine_tune_as_one_process_does(launched: Path) -> None:
+    teacher, student = tied_models()
+    new = new_parameters(student, REPLACED)
+    expected = finetune(student, teacher, TRAIN, HELDOUT, TUNING, new_parameters=new)
+    first, second = (read_json(launched / f"finetuned-{index}.json") for index in (0, 1))
+    assert first == second
+    assert [row["loss"] for row in first["curve"]] == pytest.approx([row["loss"] for row in expected.curve], rel=1e-4)
+    for measure in ("kl", "cross_entropy"):
+        assert [row[measure] for row in first["evaluations"]] == pytest.approx(
+            [row[measure] for row in expected.evaluations], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("launched", ["ddp"], indirect=True)
+def test_each_writes_its_own_batches_as_one_process_would(launched: Path) -> None:
+    teacher, student = tied_models()
+    expected = lasting(run(student, teacher, OWN))
+    first, second = (read_json(launched / f"own-{index}.json") for index in (0, 1))
+    assert first == second
+    for name in ("step", "tokens", "on_policy"):
+        assert [row[name] for row in first["curve"]] == [row[name] for row in expected["curve"]]
+    assert [row["loss"] for row in first["curve"]] == pytest.approx(
+        [row["loss"] for row in expected["curve"]], rel=1e-4, abs=1e-5
+    )
+    assert 0 < sum(row["on_policy"] for row in first["curve"]) < 6
+
+
+@pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
+def test_a_split_student_that_is_to_write_is_refused(launched: Path) -> None:
+    messages = {(launched / f"own-{index}.txt").read_text() for index in (0, 1)}
+    assert messages == {
+        "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without --use_fsdp, "
+        "or set it to null"
+    }
 
 
 def test_a_loss_that_is_not_finite_in_one_stops_both(launched: Path) -> None:

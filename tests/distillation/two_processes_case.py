@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_case import REPLACED, TRAIN, lasting, models, run, store_of, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, models, run, store_of, weights
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
-from radistill.conversion import convert
+from radistill.conversion import convert, new_parameters
 from radistill.distillation import trainer
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune import finetune
+from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.teacher_store import TeacherStoreSettings, layout, write
 from radistill.errors import RadistillError
 from radistill.files import write_json
@@ -40,8 +43,16 @@ TWENTY = DistillSettings(
     save_seconds=10_000,
     report_to="none",
 )
-
-
+# Greedy: the processes add floats in another order than one alone, and a sample near a border would turn out otherwise.
+OWN = TWENTY.model_copy(update={"steps": 6, "on_policy": OnPolicySettings(share=0.5, max_new_tokens=8, temperature=0)})
+TUNING = FinetuneSettings(
+    steps=5,
+    tokens_per_batch=110,
+    gradient_accumulation=4,
+    new_block_learning_rate=1e-2,
+    other_learning_rate=1e-3,
+    report_to="none",
+)
 STORED = TWENTY.model_copy(update={"steps": 3, "teacher_store": TeacherStoreSettings(top_k=6)})
 
 
@@ -59,6 +70,20 @@ def _uninterrupted(folder: Path, name: str, **changes: Any) -> None:
     index = join("cpu").index
     write_json(folder / f"{name}-{index}.json", lasting(result))
     save_file(weights(student), folder / f"{name}-{index}.safetensors")
+
+
+def _own(folder: Path) -> None:
+    """The student writes some batches; where it is split, that is refused."""
+    try:
+        _uninterrupted(folder, "own", **dict(OWN))
+    except RadistillError as error:
+        (folder / f"own-{join('cpu').index}.txt").write_text(str(error))
+
+
+def _finetuned(folder: Path) -> None:
+    teacher, student = tied_models()
+    result = finetune(student, teacher, TRAIN, HELDOUT, TUNING, new_parameters=new_parameters(student, REPLACED))
+    write_json(folder / f"finetuned-{join('cpu').index}.json", lasting(result))
 
 
 def _interrupted(folder: Path, name: str) -> None:
@@ -110,6 +135,8 @@ if __name__ == "__main__":
     _stored(place)
     _interrupted(place, "interrupted")
     _poisoned(place)
+    _own(place)
+    _finetuned(place)
     if join("cpu").sharded:  # with DDP, the layers compute as they do in one process
         _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
         run_recipe(load_recipe(place / "recipe.yaml"), place / "run", ["distill"])

@@ -310,6 +310,53 @@ def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, 
     assert found[2].disk - found[3].disk == 3 * 4 * new
 
 
+def test_responses_that_the_student_writes_make_steps_longer(recipe: dict[str, Any]) -> None:
+    plain = estimate(Recipe.model_validate(recipe))
+    recipe["distill"] |= {"tokens_per_batch": 16, "on_policy": {"share": 0.2, "final_share": 0.6, "max_new_tokens": 40}}
+    found = estimate(Recipe.model_validate(recipe))
+    assert (found.work.document_tokens, found.work.step_tokens) == (64, 3 * (63 + 40))
+    assert found.memory["distill"]["activations of a step"] > 0.5 * plain.memory["distill"]["activations of a step"]
+    assert "the student writes 20% to 60% of its batches itself" in text(found)
+    recipe["distill"]["on_policy"]["max_new_tokens"] = 1000  # beyond the model's context
+    assert estimate(Recipe.model_validate(recipe)).work.step_tokens == 3 * 512
+
+
+def test_fine_tuning_is_a_stage_of_its_own(recipe: dict[str, Any]) -> None:
+    plain = estimate(Recipe.model_validate(recipe))
+    recipe["finetune"] = {"steps": 9, "tokens_per_batch": 64, "gradient_accumulation": 2, "other_learning_rate": 1e-5}
+    found = estimate(Recipe.model_validate(recipe))
+    assert list(found.memory) == ["data", "diagnose", "align", "distill", "finetune", "evaluate"]
+    assert found.memory["distill"] == plain.memory["distill"]
+    hybrid, width, vocabulary = found.models[-1], 32, 260
+    tuning = found.memory["finetune"]
+    assert (tuning["gradients"], tuning["Adam moments"]) == (4 * hybrid.total, 8 * hybrid.total)
+    assert tuning["logits of a step"] == 64 * vocabulary * 4 + vocabulary * width * 4  # the student's alone
+    assert tuning["activations of a step"] > 0
+    assert hybrid.trained_parameters == hybrid.total
+    assert (found.work.finetune_steps, found.work.finetune_step_tokens) == (9, 128)
+    assert "9 steps of at most 128 tokens" in text(found)
+    # Another student, and checkpoints of more weights: those of the last step alone are kept.
+    new = hybrid.new_parameters
+    assert found.disk - plain.disk == 4 * hybrid.total + 3 * 3 * 4 * hybrid.total - 4 * 3 * 4 * new
+    frozen = recipe | {"distill": None, "finetune": {"new_block_learning_rate": 0, "other_learning_rate": 1e-5}}
+    found = estimate(Recipe.model_validate(frozen))
+    assert found.models[-1].trained_parameters == hybrid.total - new
+
+
+def test_fine_tuning_may_have_documents_of_its_own(recipe: dict[str, Any], tmp_path: Path) -> None:
+    own = {**recipe["data"], "train": 4, "heldout": 2, "max_length": 100, "responses": {"source": "data"}}
+    recipe["finetune"] = {"steps": 3, "tokens_per_batch": 10_000, "data": own}
+    found = estimate(Recipe.model_validate(recipe))
+    assert found.work.finetune_step_tokens == 4 * 100
+    assert found.work.documents == {"training": 6, "held-out": 3, "fine-tuning": 6}
+    assert found.work.generated_tokens == 9 * 256
+    recipe["finetune"]["data"] = {**own, "train": 1000}
+    assert refusal(recipe).startswith("finetune.data.train: 1000 asked for, ")
+    recipe["finetune"]["data"] = {**own, "path": str(tmp_path / "elsewhere.jsonl")}
+    (warning,) = estimate(Recipe.model_validate(recipe)).warnings
+    assert "elsewhere.jsonl: no such file here" in warning
+
+
 def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
     assert list(found.memory) == ["data", "diagnose", "evaluate"]

@@ -96,12 +96,12 @@ def test_the_documentation_has_every_field() -> None:
         assert f"| `{name}` |" in between, f"{path}.{name}"
 
 
-TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, model, seed, teacher, threads, "
+TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # Unknown fields, at each depth.
     "top": (
         {"modle": "x"},
-        f"modle: unknown field; did you mean 'model'? allowed: {TOP}trust_remote_code",
+        f"modle: unknown field; did you mean 'model'? allowed: {TOP}threads, trust_remote_code",
     ),
     "section": (
         {"diagnose.budgte": 2},
@@ -155,11 +155,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "target": ({"convert": {"target": "granit"}}, "convert.target.kind: must be 'granite-hybrid', not 'granit'"),
     "initialisation": (
         {"convert": {"init": "zeros"}},
-        "convert.init: must be one of random, transfer, zero, not 'zeros'",
+        "convert.init: must be one of fitted, random, transfer, zero, not 'zeros'",
     ),
     "initialisation as a list": (
         {"convert": {"init": ["zero"]}},
-        "convert.init: must be one of random, transfer, zero",
+        "convert.init: must be one of fitted, random, transfer, zero",
     ),
     "objective": (
         {"diagnose.objective": "speed"},
@@ -183,6 +183,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "in a hidden loss": (
         {"distill": {"hidden": {"kind": "mse", "weigth": 1}}},
         "distill.hidden.weigth: unknown field; did you mean 'weight'? allowed: kind, weight",
+    ),
+    "in finetune": (
+        {"finetune": {"loss": "jsd"}},
+        "finetune.loss: unknown field; allowed: compile, data, divergence, eval_steps, gradient_accumulation, ",
+    ),
+    "in the data of finetune": (
+        {"finetune": {"data": {"kind": "jsonl", "path": "x.jsonl", "trian": 3}}},
+        "finetune.data.trian: unknown field; did you mean 'train'? allowed: ",
+    ),
+    "in on_policy": (
+        {"distill": {"on_policy": {"shares": 1}}},
+        "distill.on_policy.shares: unknown field; did you mean 'share'? allowed: final_share, max_new_tokens, share, ",
     ),
     "cross-entropy alone": ({"distill": {"cross_entropy": 1}}, "distill.cross_entropy: must be below 1, not 1"),
     "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),
@@ -346,7 +358,11 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill",
         "distill.loss",
         "distill.hidden",
+        "distill.on_policy",
         "distill.teacher_store",
+        "finetune",
+        "finetune.data",
+        "finetune.data.responses",
         "baseline",
         "baseline.selector",
         "baseline.target",
@@ -371,8 +387,39 @@ def test_pydantic_knows_no_other_depth() -> None:
             {"diagnose.by": "replaceability", "diagnose.selector": {"kind": "bayes", "workers": 2}},
             "diagnose.selector.workers is 2, but fitted blocks stay in the process",
         ),
+        (
+            {"data.loss_on": "all", "distill": {"on_policy": {}}},
+            "data.loss_on is all, which leaves no prompt for distill.on_policy to answer",
+        ),
+        (
+            {"distill": {"on_policy": {"share": 0}}},
+            "distill.on_policy: share is 0 throughout; raise share or final_share, or set the section to null",
+        ),
+        (
+            {"distill": {"on_policy": {"share": 1}, "cross_entropy": 0.1}},
+            "distill.cross_entropy counts on documents only",
+        ),
+        (
+            {"convert": {"init": "fitted"}, "align": None},
+            "convert.init is fitted, which needs a fit",
+        ),
+        (
+            {"baseline": {"init": "fitted"}},
+            "baseline.init is fitted, which needs a fit; set baseline.align to true",
+        ),
     ],
-    ids=["kl-guided", "baseline", "align", "objective", "workers"],
+    ids=[
+        "kl-guided",
+        "baseline",
+        "align",
+        "objective",
+        "workers",
+        "loss-on",
+        "no-share",
+        "no-documents",
+        "fitted",
+        "fitted-baseline",
+    ],
 )
 def test_fields_that_contradict_one_another_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert refusal(write(tmp_path, changes)).startswith(message)

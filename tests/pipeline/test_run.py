@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,39 +12,30 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from safetensors.torch import load_file
 
 import tiny
+from radistill.distillation.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
 from radistill.pipeline.stages import STAGES
+from small_recipe import small_recipe
+
+DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses": {"source": "data"}}
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    rows = [{"prompt": f"What is {n} + {n}?", "response": f"The sum of both is {2 * n}."} for n in range(20)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "model": str(folder / "model"),
-        "threads": 1,
-        "data": {
-            "kind": "jsonl",
-            "path": str(folder / "data.jsonl"),
-            "train": 10,
-            "calibration": 3,
-            "heldout": 4,
-            "responses": {"source": "teacher", "max_new_tokens": 12},
-        },
+    sections = {
         "diagnose": {"budget": 2, "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
         "align": {"steps": 12},
         "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
+        "finetune": {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "save_seconds": 0},
         "baseline": {},
         "evaluate": {"max_new_tokens": 12},
     }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**recipe, **changes}))
-    return path
+    return small_recipe(folder, {"source": "teacher", "max_new_tokens": 12}, **{**sections, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +75,75 @@ def test_both_hybrids_are_trained_on_the_same_tokens(finished: Path) -> None:
     assert [point["tokens"] for point in rad["curve"]] == [point["tokens"] for point in uniform["curve"]]
 
 
+def test_fine_tuning_goes_on_from_the_distilled_student_and_is_the_same_for_both(finished: Path) -> None:
+    out = finished / "out"
+    for folder in (out, out / "baseline"):
+        distilled, tuned = (read_json(folder / name)["evaluations"] for name in ("distill.json", "finetune.json"))
+        assert tuned[0]["kl"] == pytest.approx(distilled[-1]["kl"], rel=1e-4)
+        assert [row["step"] for row in tuned] == [0, 2, 4]
+        before, after = (load_file(folder / name / "model.safetensors") for name in ("distilled", "student"))
+        assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+        assert not (folder / "finetune" / "checkpoints").exists()
+    rad, uniform = (read_json(out / name / "finetune.json")["curve"] for name in (".", "baseline"))
+    assert [row["tokens"] for row in rad] == [row["tokens"] for row in uniform]
+    assert "while fine-tuning" in (out / "report.html").read_text()
+
+
+def test_fine_tuning_taken_out_and_in_again_costs_no_distillation(finished: Path) -> None:
+    out, recipe = finished / "out", write_recipe(finished)
+    run(load_recipe(recipe), out)
+    before = read_json(out / "run.json")["stages"]
+    distilled, tuned = (load_file(out / name / "model.safetensors") for name in ("distilled", "student"))
+    run(load_recipe(recipe, ["finetune=null"]), out, ["distill", "finetune", "report"])
+    assert read_json(out / "run.json")["stages"] == before
+    assert not (out / "distilled").exists()
+    student = load_file(out / "student" / "model.safetensors")
+    assert all(torch.equal(tensor, distilled[name]) for name, tensor in student.items())
+    assert "while fine-tuning" not in (out / "report.html").read_text()
+    run(load_recipe(recipe), out, ["distill", "finetune"])
+    after = read_json(out / "run.json")["stages"]
+    assert {step for step in after if after[step] != before[step]} == {"finetune:rad", "finetune:uniform"}
+    student = load_file(out / "student" / "model.safetensors")
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in student.items())
+
+
+def test_fine_tuning_on_documents_of_its_own(finished: Path) -> None:
+    rows = [{"prompt": f"What is {n} + {n}?", "response": f"{n} twice is {2 * n}."} for n in range(20)]
+    other = finished / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"kind": "jsonl", "path": str(other), "train": 8, "calibration": 1, "heldout": 3}
+    run(load_recipe(write_recipe(finished)), finished / "out")
+    out = shutil.copytree(finished / "out", finished / "own")
+    before = read_json(out / "run.json")["stages"]
+    recipe = load_recipe(
+        write_recipe(finished, finetune={"steps": 2, "tokens_per_batch": 200, "save_seconds": 0, "data": data})
+    )
+    run(recipe, out, ["data", "distill", "finetune"])
+    after = read_json(out / "run.json")["stages"]
+    changed = {"data:finetune", "finetune:rad", "finetune:uniform"}
+    assert {step for step in after if after[step] != before.get(step)} == changed
+    own = DataSplits.load(out / "data" / "finetune")
+    assert (len(own.train), len(own.heldout)) == (8, 3)
+    assert all("twice" in (record.example.response or "") for record in [*own.train, *own.heldout])
+    evaluated = {record.example.prompt for record in DataSplits.load(out / "data").heldout}
+    assert not evaluated & {record.example.prompt for record in [*own.train, *own.heldout]}
+    tuned = read_json(out / "finetune.json")
+    assert tuned["curve"][0]["tokens"] <= sum(len(document.tokens) for document in own.documents("train"))
+    other.write_text(other.read_text().replace("twice", "doubled"))
+    run(recipe, out, ["data", "distill", "finetune"])
+    again = read_json(out / "run.json")["stages"]
+    assert {step for step in again if again[step] != after[step]} == changed
+
+
+def test_another_text_in_the_same_data_file_is_noticed(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(finished, data={**DATA, "path": str(tmp_path / "data.jsonl")}))
+    text = (finished / "data.jsonl").read_text()
+    for content in (text, text.replace("sum", "whole")):
+        (tmp_path / "data.jsonl").write_text(content)
+        run(recipe, tmp_path / "out", ["data"])
+    assert "whole" in (tmp_path / "out" / "data" / "train.jsonl").read_text()
+
+
 def test_the_student_loads_where_radistill_is_not_installed(finished: Path) -> None:
     program = (
         "import sys\n"
@@ -109,8 +170,9 @@ def test_nothing_is_done_twice(finished: Path, capsys: pytest.CaptureFixture[str
     ("override", "touched"),
     [
         ("evaluate.samples=1", {"evaluate"}),
-        ("distill.steps=11", {"distill:rad", "distill:uniform", "evaluate"}),
-        ("baseline.steps=3", {"distill:uniform", "evaluate"}),
+        ("distill.steps=11", {"distill:rad", "distill:uniform", "finetune:rad", "finetune:uniform", "evaluate"}),
+        ("finetune.steps=3", {"finetune:rad", "finetune:uniform", "evaluate"}),
+        ("baseline.steps=3", {"distill:uniform", "finetune:uniform", "evaluate"}),
     ],
 )
 def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: str, touched: set[str]) -> None:
@@ -123,7 +185,7 @@ def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: st
 
 def test_without_baseline_alignment_or_training(tmp_path: Path) -> None:
     tiny.save("qwen2", tmp_path / "model")
-    recipe = load_recipe(write_recipe(tmp_path), ["align=null", "distill=null", "baseline=null"])
+    recipe = load_recipe(write_recipe(tmp_path), ["align=null", "distill=null", "finetune=null", "baseline=null"])
     out = run(recipe, tmp_path / "out")
     evaluation = read_json(out / "evaluation.json")
     assert set(evaluation) == {"base", "draft", "rad", "samples"}
@@ -148,7 +210,8 @@ def test_killed_again_and_again_it_ends_the_same(finished: Path, tmp_path: Path)
     """kill -9 whenever something new has appeared; then the last start runs to the end."""
     out = tmp_path / "out"
     recipe = write_recipe(finished)
-    moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints", "baseline/checkpoints"]
+    moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints"]
+    moments += ["baseline/checkpoints", "finetune/checkpoints"]
     program = (
         "import sys\nfrom radistill.cli import main\n"
         f"sys.argv = ['radistill', 'run', {str(recipe)!r}, '--out', {str(out)!r}]\nmain()\n"
@@ -175,7 +238,7 @@ def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
     for plan in (ours, theirs):
         plan.pop("seconds")
     assert ours == theirs
-    for name in ("distill.json", "baseline/distill.json"):
+    for name in ("distill.json", "baseline/distill.json", "finetune.json", "baseline/finetune.json"):
         ours, theirs = read_json(out / name), read_json(reference / name)
         assert ours["curve"] == theirs["curve"]
         assert ours["evaluations"] == theirs["evaluations"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_estimate import text
 from test_run import write_recipe
 
 import tiny
@@ -92,6 +93,7 @@ def test_a_folder_of_ones_own_is_shared_by_runs(recipe: Path, tmp_path: Path, lo
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("distill.on_policy.share=0.5", "distill.on_policy needs the teacher itself"),
         ("distill.hidden.kind=mse", "distill.hidden needs the teacher's hidden states"),
         ("distill.loss={kind: jsd, temperature: 2}", "distill.loss.temperature is 2, but distill.teacher_store"),
     ],
@@ -102,8 +104,9 @@ def test_contradictions_are_refused_when_the_recipe_is_read(override: str, messa
 
 
 def test_the_estimate_has_no_teacher_beside_the_student(recipe: Path) -> None:
-    beside = estimate(load_recipe(recipe, ["data.max_length=64"]))
-    stored = estimate(load_recipe(recipe, [*STORED, "data.max_length=64"]))
+    without = ["data.max_length=64", "finetune=null"]
+    beside = estimate(load_recipe(recipe, without))
+    stored = estimate(load_recipe(recipe, [*STORED, *without]))
     teacher = beside.memory["distill"]["teacher weights"]
     assert stored.memory["store"]["teacher weights"] == teacher
     assert stored.memory["store"]["base weights"] == beside.memory["distill"]["base weights"]
@@ -112,3 +115,16 @@ def test_the_estimate_has_no_teacher_beside_the_student(recipe: Path) -> None:
         assert beside.memory[stage]["teacher weights"] == teacher
     # 14 documents of at most 12 response tokens, 8 x 6 + 8 bytes each.
     assert stored.disk - beside.disk == 14 * 12 * 56
+    assert [("the stored teacher" in text(found, width=200)) for found in (stored, beside)] == [True, False]
+
+
+def test_the_teacher_is_back_for_fine_tuning(recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]]) -> None:
+    own = load_recipe(recipe, [*STORED, "data.max_length=64", "baseline=null"])
+    memory = estimate(own).memory
+    assert [stage for stage, terms in memory.items() if "teacher weights" not in terms] == ["align", "distill"]
+    out = run(own, tmp_path / "out", [*BEFORE_EVALUATION, "finetune"])
+    assert len(loaded["other"]) == 2
+    tuned, before = (read_json(out / f"{stage}.json") for stage in ("finetune", "distill"))
+    assert (tuned["heldout_kl"], before["heldout_kl"]) == ("full", "top-k")
+    assert tuned["evaluations"][0]["cross_entropy"] == pytest.approx(before["evaluations"][-1]["cross_entropy"])
+    assert tuned["evaluations"][0]["kl"] >= before["evaluations"][-1]["kl"]

@@ -21,6 +21,7 @@ convert:
   init: zero
 align: {steps: 77}
 distill: {steps: 120}
+finetune: {steps: 20}
 baseline:
   selector: {kind: uniform}
   target: {kind: granite-hybrid, groups: heads}
@@ -44,6 +45,8 @@ def write_example_run(folder: Path) -> Path:
         "align.json": align(REPLACE),
         "distill.json": distill(0.21, 0.137),
         "baseline/distill.json": distill(8.9, 2.31),
+        "finetune.json": distill(0.137, 0.151, steps=20, evaluations=3),
+        "baseline/finetune.json": distill(2.31, 2.4, steps=20, evaluations=3),
         "evaluation.json": evaluation(),
     }.items():
         write(folder / name, content)
@@ -210,6 +213,8 @@ def run() -> dict[str, Any]:
         "convert:uniform": 4.9,
         "distill:rad": 555.8,
         "distill:uniform": 401.5,
+        "finetune:rad": 61.0,
+        "finetune:uniform": 58.4,
         "evaluate": 64.0,
     }
     return {

@@ -47,7 +47,7 @@ def test_tasks_have_intervals_and_a_verdict_each(tmp_path: Path) -> None:
 def test_recall_and_savings_are_drawn(tmp_path: Path) -> None:
     page = page_of(write_example_evidence(write_example_run(tmp_path)))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("svg", "wide") == page.count("svg", "narrow") == page.count("figure") == 10
+    assert page.count("svg", "wide") == page.count("svg", "narrow") == page.count("figure") == 11
     assert "base: 75.0 at 512, 40.0 at 1,024, 10.0 at 4,096; hybrid: 30.0 at 512" in html
     assert len(re.findall(r'class="interval base"', html)) == 2 * 2 * 3  # kinds, page widths, contexts
     assert re.search(r'<text[^>]*class="tick"[^>]*>4k</text>', html)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from example_run import REPLACE, distill, plan, write, write_example_run
 
-from radistill.report.figures.curves import heldout_figure, loss_figure
+from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
 from radistill.report.figures.search import search_figure
 from radistill.report.run_folder import read_run_folder
 from radistill.report.svg import Scale, tag, value_scale
@@ -85,6 +85,18 @@ def test_the_axis_names_the_teacher_if_it_is_another(tmp_path: Path) -> None:
     figure = heldout_figure(read_run_folder(folder))
     assert figure is not None
     assert "Held-out KL to the teacher" in figure.drawing
+
+
+def test_fine_tuning_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    folder = write_example_run(tmp_path)
+    figure = finetune_figure(read_run_folder(folder))
+    assert figure is not None
+    assert "Held-out KL to the base while fine-tuning" in figure.drawing
+    assert [name for _, name in figure.legend] == [name for _, name in heldout_figure(read_run_folder(folder)).legend]
+    assert "0.151" in figure.drawing
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("finetune: {steps: 20}", "finetune: null")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert finetune_figure(read_run_folder(folder)) is None
 
 
 def test_the_held_out_kl_of_a_stored_teacher_says_what_it_is(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from radistill.cli.model_options import Device, Dtype, ModelSource, TrustRemoteCode
+
 
 def components(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    model: ModelSource,
     data: Annotated[
         str,
         typer.Option("--data", help="Documents: reasoning-gym:TASK, or a .jsonl file; missing responses are written."),
@@ -27,11 +29,9 @@ def components(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which documents are drawn.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure drafts of a model that switch a class of components off: attention, state space, MLP, the last layers.
 

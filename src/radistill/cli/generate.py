@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from radistill.cli.model_options import Device, Dtype, ModelSource, TrustRemoteCode
+
 if TYPE_CHECKING:
     from radistill.models.loading import Model
     from radistill.speculation.decode import Decoded
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    model: ModelSource,
     prompt: Annotated[str, typer.Option("--prompt", help="What the user says.", show_default=False)],
     plan: Annotated[
         Path | None, typer.Option("--plan", help="A plan.json; the draft skips the attention of its layers.")
@@ -35,11 +37,9 @@ def generate(
         str, typer.Option("--draft-cache", help="separate, or shared with the model's own cache.")
     ] = "separate",
     compare: Annotated[bool, typer.Option("--compare", help="Answer again without a draft.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer a prompt by self-speculative decoding: the text is the model's own, drafted by a part of it.
 

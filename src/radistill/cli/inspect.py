@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from radistill.cli.model_options import ModelSource, TrustRemoteCode
+
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)],
+    model: ModelSource,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a model's layers, parameters and memory, and whether a student target can hold it."""
     from rich.console import Console

@@ -17,7 +17,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check the recipe and print an estimate of parameters, memory and tokens.")
     ] = False,
 ) -> None:
-    """Run a recipe: data, diagnose, convert, distill, evaluate, report.
+    """Run a recipe: data, diagnose, convert, distill, finetune, evaluate, report.
 
     A run that was interrupted goes on where it was when the same command is given again; after a change of the recipe
     only the stages that it touches are run.
@@ -114,6 +114,7 @@ STAGE_COMMANDS: dict[str, Callable[..., None]] = {
         for stage, explanation in {
             "convert": "Build the hybrid that the plan describes: start/.",
             "distill": "Fit the new blocks and train the hybrid: student/.",
+            "finetune": "Train the distilled hybrid on response tokens, where the recipe has a section for it.",
         }.items()
     },
     "evaluate": evaluate,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from radistill.cli.model_options import Device, Dtype, TrustRemoteCode
+
 
 def savings(
     base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A run folder, or a base model.", show_default=False)],
@@ -24,11 +26,9 @@ def savings(
     draft_length: Annotated[
         int, typer.Option("--draft-length", min=0, help="Of self-speculation; 0 leaves it out.")
     ] = 4,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure what a hybrid saves: its cache, and prefill, decoding and peak memory over context length.
 

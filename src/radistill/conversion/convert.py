@@ -85,7 +85,7 @@ def convert(
         teacher: the source model; unchanged afterwards.
         replace: layers whose attention is replaced, sorted; or a plan. Empty: only the format changes.
         target: name or settings of the student's architecture.
-        init: how the new blocks start: `zero`, `transfer` or `random`.
+        init: how the new blocks start: `zero`, `transfer`, `random`, or `fitted`, which asks for `align` next.
         seed: of the initialisation.
 
     Raises:

@@ -105,7 +105,7 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
         RadistillError: if the model cannot hold that many tokens.
     """
     network, anatomy = model.network, model.anatomy
-    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    longest = model.context_length
     if context < 1 or (longest is not None and context > longest):
         raise RadistillError(f"diagnose.context_length is {context}, but this model takes from 1 to {longest} tokens")
     parts: dict[Any, list[nn.Module]] = {

@@ -85,7 +85,7 @@ class Trials:
                 f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
                 "replaceability, choose acceptance, accepted-length or kl"
             )
-        context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+        context = model.context_length
         for document in documents:
             if context is not None and len(document.tokens) > context:
                 raise RadistillError(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from radistill.console import note, progress
+from radistill.conversion.initialisation.interface import Mixer
+from radistill.distillation.output_fit import solve_output
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model
@@ -41,6 +43,9 @@ class AlignSettings(BaseModel):
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one step")
     max_grad_norm: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm"
+    )
+    solve_output: bool = Field(
+        default=True, description="set each block's output projection by least squares, before and after the steps"
     )
     held_out: float = Field(
         default=0.125, ge=0, lt=1, description="share of the documents kept apart to measure the fit"
@@ -261,6 +266,8 @@ def _fit(
         parameter.requires_grad_(True)
     variance = _variance(cached)
     before = _unexplained(mixer, apart)
+    if settings.solve_output:
+        solve_output(mixer, cast(Mixer, mixer).out_proj, cached)
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1
@@ -282,6 +289,8 @@ def _fit(
         if len(norms) < 10:
             norms.append(norm.item())
     optimiser.zero_grad(set_to_none=True)
+    if settings.solve_output:
+        solve_output(mixer, cast(Mixer, mixer).out_proj, cached)
     for parameter, flag in zip(parameters, trainable, strict=True):
         parameter.requires_grad_(flag)
     after = _unexplained(mixer, apart)

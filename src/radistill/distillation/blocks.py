@@ -19,7 +19,7 @@ def fit_blocks(
     settings: AlignSettings,
     *,
     target: TargetSettings | str = "granite-hybrid",
-    init: str = "random",
+    init: str = "fitted",
     seed: int = 0,
     folder: Path | None = None,
 ) -> Substitutes:

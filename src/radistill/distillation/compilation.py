@@ -1,7 +1,7 @@
 """torch.compile for the decoder layers of student and teacher."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,8 +33,23 @@ def compiled(network: PreTrainedModel, anatomy: Anatomy, wanted: bool) -> Iterat
             part._compiled_call_impl = None  # torch has no public way back
 
 
-def check_compiler(device: torch.device) -> None:
+@contextmanager
+def uncompiled(compiling: bool) -> Iterator[None]:
+    """Within the block, what `compiled` has compiled, if that was wanted, runs as it was written.
+
+    For text that is written token by token: a cache in its several states is a new case each time, and soon torch would
+    give up on compiling these layers at all.
+    """
+    with torch.compiler.set_stance("force_eager") if compiling else nullcontext():
+        yield
+
+
+def check_compiler(device: torch.device, section: str) -> None:
     """Refuse to compile where nothing can be compiled, by compiling something small.
+
+    Args:
+        device: where the layers are.
+        section: of the recipe, that asks for it.
 
     Raises:
         RadistillError: with the first line of what torch says.
@@ -45,6 +60,6 @@ def check_compiler(device: torch.device) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         needed = "a C++ compiler such as g++" if device.type == "cpu" else "triton and a C compiler"
         raise RadistillError(
-            f"distill.compile is true, but torch cannot compile for {device.type} here ({reason}); install {needed}, "
+            f"{section}.compile is true, but torch cannot compile for {device.type} here ({reason}); install {needed}, "
             "or set it to false"
         ) from None

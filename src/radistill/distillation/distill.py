@@ -13,9 +13,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.compilation import check_compiler, compiled
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
+from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.placement import placed
 from radistill.distillation.precision import master_weights
 from radistill.distillation.recomputation import recomputing
@@ -39,7 +41,7 @@ _WITHOUT_EFFECT = {"save_seconds", "report_to", "teacher_device"}
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a distillation did; its JSON form is `distill.json`.
+    """What a distillation or a fine-tuning did; its JSON form is `distill.json` or `finetune.json`.
 
     Attributes:
         steps: optimiser steps.
@@ -48,10 +50,11 @@ class DistillResult:
         response_tokens: those of them that carried loss.
         seconds: wall time of the training, held-out measures and, if the run was resumed, its earlier parts included.
         curve: for each step "step", "tokens" (so far), "loss" (mean over the step's response tokens; for a KL in nats),
-            "learning_rate" (of the new blocks), "gradient_norm" (of all trained weights, before clipping).
+            "on_policy" (share of those tokens that the student wrote), "learning_rate" (of the new blocks),
+            "gradient_norm" (of all trained weights, before clipping).
         evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
-            "agreement" (share of response tokens with the same most likely token), at step 0, every `eval_steps` and
-            at the end.
+            "agreement" (share of response tokens with the same most likely token), "cross_entropy" (the student's, nats
+            per response token), at step 0, every `eval_steps` and at the end.
         heldout_kl: what that KL is over: "full" is the vocabulary; "top-k" the tokens that a stored teacher kept and
             the rest as one, which makes it a lower bound of the other.
     """
@@ -66,7 +69,7 @@ class DistillResult:
     heldout_kl: Literal["full", "top-k"] = "full"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `distill.json`."""
+        """Plain data for a JSON file."""
         return asdict(self)
 
     @classmethod
@@ -115,12 +118,33 @@ def distill(
             or gradient is not finite (the message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
-    settings = settings or DistillSettings()
+    return train_student(
+        student,
+        teacher,
+        train,
+        heldout,
+        settings or DistillSettings(),
+        new_parameters=new_parameters,
+        folder=folder,
+        seed=seed,
+    )
+
+
+def train_student(
+    student: Model,
+    teacher: Model | StoredTeacher,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    settings: DistillSettings | FinetuneSettings,
+    *,
+    new_parameters: Collection[str],
+    folder: Path | None,
+    seed: int,
+) -> DistillResult:
+    """What `distill` and `finetune` share, which is all but what `settings` say."""
     _check(student, teacher, train, heldout, settings, new_parameters, folder)
     processes = join(student.network.device.type)
-    settings.check_processes(processes.count)
-    if settings.compile and processes.sharded:
-        raise RadistillError("distill.compile is true, which has not been made to work with FSDP2; set it to false")
+    settings.check_processes(processes.count, processes.sharded)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
@@ -154,6 +178,7 @@ def distill(
             folder=folder,
             checkpoints=checkpoints,
             seed=seed,
+            on_policy=_on_policy(student, teacher, settings, seed),
             processes=processes,
         )
         _train(trainer, settings, folder, checkpoints)
@@ -163,24 +188,27 @@ def distill(
 
 
 def _train(
-    trainer: DistillTrainer, settings: DistillSettings, folder: Path | None, checkpoints: Checkpoints | None
+    trainer: DistillTrainer,
+    settings: DistillSettings | FinetuneSettings,
+    folder: Path | None,
+    checkpoints: Checkpoints | None,
 ) -> None:
-    processes = trainer.processes
+    processes, section = trainer.processes, settings.section
     latest = processes.decide(lambda: checkpoints.latest() if checkpoints else None)
     state = TrainerState.load_from_json(str(latest / TRAINER_STATE_NAME)) if latest else TrainerState()
     done = state.global_step
-    if latest and (done >= settings.steps or out_of_patience(state.log_history, settings.patience)):
-        note(f"distill: all {done} steps were done before, taken from {latest}")
+    if latest and (done >= settings.steps or out_of_patience(state.log_history, settings.patience, settings.measure)):
+        note(f"{section}: all {done} steps were done before, taken from {latest}")
         trainer.restore(latest)
         trainer.keep()
         return
     note(_outline(trainer, settings))
     if latest:
-        note(f"distill: going on after step {done} of {settings.steps}, from {latest}")
+        note(f"{section}: going on after step {done} of {settings.steps}, from {latest}")
     elif checkpoints and checkpoints.others():
-        note(f"distill: starting anew; the checkpoints in {folder} are of other settings, data or models")
+        note(f"{section}: starting anew; the checkpoints in {folder} are of other settings, data or models")
     with ExitStack() as stack:
-        advance = stack.enter_context(progress("distill", settings.steps, "steps", done=done))
+        advance = stack.enter_context(progress(section, settings.steps, "steps", done=done))
         interrupted = stack.enter_context(
             deferred_interrupt("stopping after this step; press Ctrl-C again to stop now")
         )
@@ -194,11 +222,27 @@ def _train(
     if pace.stopped:
         step = trainer.state.global_step
         way_on = f"saved in {folder}; the same command goes on from there" if folder else "nothing was kept"
-        note(f"distill: stopped after step {step} of {settings.steps}, {way_on}")
+        note(f"{section}: stopped after step {step} of {settings.steps}, {way_on}")
         raise KeyboardInterrupt
     if trainer.state.global_step < settings.steps:
-        note(f"distill: ended at step {trainer.state.global_step} of {settings.steps}, out of patience")
+        note(f"{section}: ended at step {trainer.state.global_step} of {settings.steps}, out of patience")
     trainer.keep()
+
+
+def _on_policy(
+    student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings, seed: int
+) -> OnPolicy | None:
+    if settings.on_policy is None:
+        return None
+    assert isinstance(teacher, Model)  # the settings are checked for it
+    return OnPolicy(
+        settings.on_policy,
+        student,
+        steps=settings.steps,
+        batches_per_step=settings.gradient_accumulation,
+        vocabulary=teacher.anatomy.vocab_size,
+        seed=seed,
+    )
 
 
 def _check(
@@ -206,44 +250,51 @@ def _check(
     teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
-    settings: DistillSettings,
+    settings: DistillSettings | FinetuneSettings,
     new_parameters: Collection[str],
     folder: Path | None,
 ) -> None:
+    section = settings.section
     if wrong := settings.contradiction:
         raise RadistillError(wrong)
     vocabulary = _check_teacher(student, teacher, settings)
     for name, documents in (("train", train), ("heldout", heldout)):
         if not documents:
-            raise RadistillError(f"distill: there are no documents in {name}")
+            raise RadistillError(f"{section}: there are no documents in {name}")
         for document in documents:
             if not 0 <= min(document.tokens) <= max(document.tokens) < vocabulary:
                 raise RadistillError(
-                    f"distill: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
+                    f"{section}: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
                     "it was made with another tokenizer"
                 )
     parameters = dict(student.network.named_parameters())
     unknown = sorted(set(new_parameters) - parameters.keys())
     if unknown:
-        raise RadistillError(f"distill: the student has no parameter {unknown[0]!r}")
-    if not new_parameters and settings.other_learning_rate == 0:
-        raise RadistillError(
-            "distill: nothing to train: there are no new blocks and other_learning_rate is 0; set it above 0"
-        )
+        raise RadistillError(f"{section}: the student has no parameter {unknown[0]!r}")
+    if not (new_parameters and settings.trains(new=True)) and not settings.trains(new=False):
+        which = "new_block_learning_rate and other_learning_rate are 0"
+        if settings.trains(new=True):
+            which = "there are no new blocks and other_learning_rate is 0"
+        raise RadistillError(f"{section}: nothing to train: {which}; set a rate above 0")
     if settings.report_to == "tensorboard" and folder is None:
-        raise RadistillError("distill: report_to tensorboard needs a folder to write to")
-    check_tracker(settings.report_to)
+        raise RadistillError(f"{section}: report_to tensorboard needs a folder to write to")
+    check_tracker(settings.report_to, section)
     if settings.compile:
-        check_compiler(student.network.device)
-    trained = parameters if settings.other_learning_rate > 0 else new_parameters
+        check_compiler(student.network.device, section)
     of_teacher = _weights(teacher)
+    trained = [name for name in parameters if settings.trains(name in new_parameters)]
     shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
     if shared:
-        raise RadistillError(f"distill: student and teacher share the weight {shared[0]}; give each its own copy")
+        raise RadistillError(f"{section}: student and teacher share the weight {shared[0]}; give each its own copy")
 
 
-def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings) -> int:
+def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings) -> int:
     """Refuse a teacher that this student cannot learn from; returns how many tokens both know."""
+    if isinstance(teacher, StoredTeacher) and not settings.taught:
+        raise RadistillError(
+            f"{settings.section}: the teacher is a stored one, but the student is measured against the model itself; "
+            "give it that"
+        )
     if isinstance(teacher, StoredTeacher) != (settings.teacher_store is not None):
         given, way_out = "a model", "give it what store_teacher has written"
         if isinstance(teacher, StoredTeacher):
@@ -277,7 +328,7 @@ def _key(
     teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
-    settings: DistillSettings,
+    settings: DistillSettings | FinetuneSettings,
     new_parameters: Collection[str],
     seed: int,
 ) -> str:
@@ -289,6 +340,7 @@ def _key(
             # The key of a store covers its settings too.
             teacher.key if isinstance(teacher, StoredTeacher) else teacher.fingerprint,
             documents,
+            settings.section,
             settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
             sorted(new_parameters),
             seed,
@@ -301,7 +353,7 @@ def _prepared(
     student: PreTrainedModel,
     teacher: PreTrainedModel | StoredTeacher,
     new_parameters: Collection[str],
-    settings: DistillSettings,
+    settings: TrainingSettings,
 ) -> Iterator[None]:
     """Freeze what is not trained, put the teacher into evaluation mode, and undo all that Trainer changes."""
     parameters = dict(student.named_parameters())
@@ -311,7 +363,7 @@ def _prepared(
     use_cache = student.config.use_cache
     verbosity = transformers.logging.get_verbosity()
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in new_parameters or settings.other_learning_rate > 0)
+        parameter.requires_grad_(settings.trains(name in new_parameters))
     for network in networks[1:]:
         network.eval()
     try:
@@ -326,17 +378,28 @@ def _prepared(
         transformers.logging.set_verbosity(verbosity)
 
 
-def _outline(trainer: DistillTrainer, settings: DistillSettings) -> str:
+def _outline(trainer: DistillTrainer, settings: DistillSettings | FinetuneSettings) -> str:
     """What the settings amount to, before the first step."""
     lengths = [sum(len(document.tokens) for document in group) for group in trainer.groups]
-    tokens = sum(lengths[index] for index in trainer.order)
+    own = [] if trainer.on_policy is None else list(filter(trainer.on_policy.replaces, range(len(trainer.order))))
+    tokens = sum(lengths[index] for index in trainer.order) - sum(lengths[trainer.order[place]] for place in own)
     sizes = {name: parameter.numel() for name, parameter in trainer.student.named_parameters()}
     new = sum(sizes[name] for name in trainer.new_parameters)
     rest = sum(sizes.values()) - new
-    other = f"at rate {settings.other_learning_rate:g}" if settings.other_learning_rate > 0 else "frozen"
+    at_rates = [
+        f"at rate {rate:g}" if rate > 0 else "frozen"
+        for rate in (settings.new_block_learning_rate, settings.other_learning_rate)
+    ]
+    of, written = "", ""
+    if settings.on_policy is not None:
+        of, written = (
+            " of documents",
+            f" and {len(own)} of {len(trainer.order)} batches that the student writes itself, up to "
+            f"{settings.on_policy.max_new_tokens} tokens a response at temperature {settings.on_policy.temperature:g}",
+        )
     return (
-        f"distill: {settings.steps} steps, {tokens:,} tokens ({tokens / sum(lengths):.1f} epochs of {len(lengths)} "
-        f"batches); {new:,} new parameters at rate {settings.new_block_learning_rate:g}, {rest:,} others {other}"
+        f"{settings.section}: {settings.steps} steps, {tokens:,} tokens{of} ({tokens / sum(lengths):.1f} epochs of "
+        f"{len(lengths)} batches){written}; {new:,} new parameters {at_rates[0]}, {rest:,} others {at_rates[1]}"
         + ("; held-out KL is over the stored tokens and the rest as one" if settings.teacher_store else "")
     )
 
@@ -347,6 +410,7 @@ def _result(history: Sequence[Mapping[str, Any]], kept_step: int, stored: bool) 
             "step": entry["step"],
             "tokens": entry["tokens"],
             "loss": entry["loss"],
+            "on_policy": entry["on_policy"],
             "learning_rate": entry["learning_rate"],
             "gradient_norm": entry["grad_norm"],
         }
@@ -359,6 +423,7 @@ def _result(history: Sequence[Mapping[str, Any]], kept_step: int, stored: bool) 
             "tokens": entry["tokens"],
             "kl": entry["eval_kl"],
             "agreement": entry["eval_agreement"],
+            "cross_entropy": entry["eval_cross_entropy"],
         }
         for entry in history
         if "eval_kl" in entry

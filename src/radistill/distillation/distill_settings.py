@@ -1,20 +1,39 @@
-"""What a recipe says about end-to-end distillation."""
+"""What a recipe says about end-to-end training, and about distillation in particular."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings
+from radistill.distillation.losses import (
+    ForwardKL,
+    HiddenSettings,
+    LossSettings,
+    TokenLoss,
+    cross_entropy_mix,
+    over_categories,
+)
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
+from radistill.distillation.stopping import Measure
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
 from radistill.errors import RadistillError
 
 
-class DistillSettings(BaseModel):
-    """How the whole student is trained on the teacher's logits."""
+class TrainingSettings(BaseModel):
+    """How the whole student is trained, whatever on.
+
+    Attributes:
+        section: name of the stage, and of its section in a recipe.
+        taught: whether the loss looks at the teacher.
+        measure: the held-out measure by which the best weights are told and patience runs out.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    section: ClassVar[str]
+    taught: ClassVar[bool]
+    measure: ClassVar[Measure]
 
     steps: int = Field(default=200, ge=1, description="optimiser steps")
     tokens_per_batch: int = Field(
@@ -54,23 +73,6 @@ class DistillSettings(BaseModel):
         default=False,
         description="run the layers of student and teacher through torch.compile, all but SSM blocks",
     )
-    loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
-    cross_entropy: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of cross-entropy to the response tokens themselves; the rest is the loss to the teacher",
-    )
-    hidden: HiddenSettings | None = Field(
-        default=None,
-        description="a loss between the final hidden states besides, for a teacher of the student's width; "
-        "null adds none",
-    )
-    teacher_store: TeacherStoreSettings | None = Field(
-        default=None,
-        description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
-        "the student",
-    )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
     )
@@ -96,17 +98,78 @@ class DistillSettings(BaseModel):
     )
     report_to: Tracker = Field(
         default="auto",
-        description="where the curve goes besides distill.json; auto is TensorBoard where it is installed",
+        description="where the curve goes besides the run folder; auto is TensorBoard where it is installed",
     )
     teacher_device: str | None = Field(
         default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
     )
 
+    def trains(self, new: bool) -> bool:
+        """Whether the weights of new blocks, or all others, are trained."""
+        return (self.new_block_learning_rate if new else self.other_learning_rate) > 0
+
+    def check_processes(self, count: int, sharded: bool = False) -> None:
+        """Refuse what `count` processes cannot do; `sharded` if the student is split among them (FSDP2).
+
+        Raises:
+            RadistillError: if `gradient_accumulation` is no multiple of `count`, or split layers are to be compiled.
+        """
+        if self.gradient_accumulation % count:
+            raise RadistillError(
+                f"{self.section}.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot "
+                f"share evenly; set it to a multiple of {count}"
+            )
+        if sharded and self.compile:
+            raise RadistillError(
+                f"{self.section}.compile is true, which has not been made to work with FSDP2; set it to false"
+            )
+
+
+class DistillSettings(TrainingSettings):
+    """How the whole student is trained on the teacher's logits."""
+
+    section: ClassVar[str] = "distill"
+    taught: ClassVar[bool] = True
+    measure: ClassVar[Measure] = "kl"
+
+    loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
+    cross_entropy: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of cross-entropy to the response tokens themselves; the rest is the loss to the teacher, "
+        "as is all of it on responses that the student wrote",
+    )
+    hidden: HiddenSettings | None = Field(
+        default=None,
+        description="a loss between the final hidden states besides, for a teacher of the student's width; "
+        "null adds none",
+    )
+    on_policy: OnPolicySettings | None = Field(
+        default=None,
+        description="batches of responses that the student writes itself, as it is then; null trains on documents only",
+    )
+    teacher_store: TeacherStoreSettings | None = Field(
+        default=None,
+        description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
+        "the student",
+    )
+
     @property
     def contradiction(self) -> str | None:
         """What two settings that are each right say against one another, if they do."""
+        if self.cross_entropy and self.on_policy is not None and self.on_policy.always:
+            return (
+                "distill.cross_entropy counts on documents only, and with distill.on_policy.share 1 there are none; "
+                "set it to 0"
+            )
         if self.teacher_store is None:
             return None
+        if self.on_policy is not None:
+            return (
+                "distill.on_policy needs the teacher itself, to read what the student writes, and with "
+                "distill.teacher_store it is gone by then; set one of them to null"
+            )
         if self.hidden is not None:
             return (
                 "distill.hidden needs the teacher's hidden states, which distill.teacher_store does not keep; "
@@ -119,14 +182,21 @@ class DistillSettings(BaseModel):
             )
         return None
 
-    def check_processes(self, count: int) -> None:
-        """Refuse a step that `count` processes cannot share.
+    def token_loss(self, own: bool) -> TokenLoss:
+        """The loss of a token, without that of hidden states; `own` if the student wrote the response."""
+        loss = self.loss if self.teacher_store is None else over_categories(self.loss)
+        # Its own samples as targets would only make it surer of itself.
+        return cross_entropy_mix(loss, 0.0 if own else self.cross_entropy)
+
+    def check_processes(self, count: int, sharded: bool = False) -> None:
+        """Refuse a step that `count` processes cannot share, and a split student that is to write.
 
         Raises:
-            RadistillError: if `gradient_accumulation` is no multiple of `count`.
+            RadistillError: naming the field.
         """
-        if self.gradient_accumulation % count:
+        super().check_processes(count, sharded)
+        if sharded and self.on_policy is not None:
             raise RadistillError(
-                f"distill.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot share "
-                f"evenly; set it to a multiple of {count}"
+                "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without "
+                "--use_fsdp, or set it to null"
             )

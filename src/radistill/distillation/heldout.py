@@ -28,11 +28,13 @@ class Distance:
         tokens: response tokens counted.
         kl_sum: KL(teacher || student), nats.
         agreed: tokens at which both have the same most likely next token, given the same text.
+        student_nll_sum: -log p of the actual tokens under the student, nats.
     """
 
     tokens: int
     kl_sum: float
     agreed: int
+    student_nll_sum: float
 
     @property
     def kl(self) -> float:
@@ -44,23 +46,21 @@ class Distance:
         """Share of response tokens with the same most likely token."""
         return self.agreed / self.tokens
 
-
-@dataclass(frozen=True)
-class Comparison(Distance):
-    """The distance of two networks, and how well each of them knows the text.
-
-    Attributes:
-        student_nll_sum: -log p of the actual tokens under the student, nats.
-        teacher_nll_sum: the same under the teacher.
-    """
-
-    student_nll_sum: float
-    teacher_nll_sum: float
-
     @property
     def student_nll(self) -> float:
         """Mean -log p of the response tokens under the student, nats; its exponential is the perplexity."""
         return self.student_nll_sum / self.tokens
+
+
+@dataclass(frozen=True)
+class Comparison(Distance):
+    """The distance of two networks, and how well the teacher knows the text.
+
+    Attributes:
+        teacher_nll_sum: -log p of the actual tokens under the teacher, nats.
+    """
+
+    teacher_nll_sum: float
 
     @property
     def teacher_nll(self) -> float:
@@ -115,7 +115,7 @@ def compare_with_known(
 ) -> Distance:
     """`compare` with a teacher of whom only the largest probabilities are known, and the sum of the others.
 
-    Its KL is over those as categories, which is at most the KL over the vocabulary; the agreement is exact.
+    Its KL is over those as categories, which is at most the KL over the vocabulary; all else is exact.
 
     Args:
         known: the distributions of the response tokens of documents, in their order.
@@ -130,8 +130,8 @@ def compare_with_known(
         return at_output(student_network, batch, partial(_known_sums, known(group).to(student_network.device)))
 
     with evaluating(student_network):
-        tokens, kl, agreed = _total(sums, 3, documents, tokens_per_batch, None, processes)
-    return Distance(int(tokens), kl, int(agreed))
+        tokens, kl, agreed, nll = _total(sums, 4, documents, tokens_per_batch, None, processes)
+    return Distance(int(tokens), kl, int(agreed), nll)
 
 
 def _total(
@@ -186,13 +186,17 @@ def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> Tensor:
 
 
 def _known_sums(of_teacher: TopK, of_student: ResponseStates) -> Tensor:
-    """[3], the sums of a `Distance`, in float64."""
+    """[4], the sums of a `Distance`, in float64."""
     chunk = max(1, CHUNK_NUMBERS // of_teacher.vocabulary)
     parts = []
     for start in range(0, len(of_student.targets), chunk):
         rows = slice(start, start + chunk)
         teacher, student = of_teacher[rows], of_student.logits(rows, of_teacher.vocabulary).float()
-        values = over_categories(forward_kl)(teacher, student), teacher.best == student.argmax(dim=-1)
+        values = (
+            over_categories(forward_kl)(teacher, student),
+            teacher.best == student.argmax(dim=-1),
+            torch.nn.functional.cross_entropy(student, of_student.targets[rows], reduction="none"),
+        )
         parts.append(torch.stack([value.double().sum() for value in values]))
     sums = torch.stack(parts).sum(dim=0)
     return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])

@@ -7,7 +7,7 @@ transformers' EarlyStoppingCallback counts in memory, and a resumed run would st
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 WINDOW = 10
 """Steps whose mean loss is compared with earlier means."""
@@ -19,25 +19,33 @@ History = Sequence[Mapping[str, Any]]
 """Trainer's log."""
 
 
-def best_step(history: History) -> int:
-    """The step after which the held-out KL was lowest, the first of equal ones; the start counts only by itself."""
+Measure = Literal["kl", "cross_entropy"]
+"""What is lowest at the best step, by its name in the log."""
+
+
+def best_step(history: History, measure: Measure = "kl") -> int:
+    """The step after which the measure was lowest, the first of equal ones; the start counts only by itself."""
     measured = _measures(history)
-    return min(measured[1:] or measured, key=lambda entry: float(entry["eval_kl"]))["step"]
+    return min(measured[1:] or measured, key=lambda entry: float(entry[f"eval_{measure}"]))["step"]
 
 
-def out_of_patience(history: History, patience: int | None) -> bool:
-    """Whether the last `patience` held-out measures brought no lower KL than there was before them; None never ends."""
+def out_of_patience(history: History, patience: int | None, measure: Measure = "kl") -> bool:
+    """Whether the last `patience` held-out measures brought none lower than there was before them; None never ends."""
     if patience is None:
         return False
-    best = best_step(history)
+    best = best_step(history, measure)
     return sum(entry["step"] > best for entry in _measures(history)) >= patience
 
 
 class Divergence:
     """Tells when the mean loss of the last steps has left the lowest that it had ever reached far behind."""
 
-    def __init__(self, factor: float | None, losses: Iterable[float] = ()) -> None:
-        """`factor` of the lowest mean is too much, None never is; `losses` are those of the steps so far."""
+    def __init__(self, factor: float | None, losses: Iterable[float] = (), section: str = "distill") -> None:
+        """`factor` of the lowest mean is too much, None never is; `losses` are those of the steps so far.
+
+        `section` of the recipe is where the factor can be changed.
+        """
+        self._section = section
         self._factor = factor
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._lowest: float | None = None
@@ -55,7 +63,7 @@ class Divergence:
             return None
         return (
             f"the loss diverges, with {mean:.3g} in the mean of the last {WINDOW} steps and {self._lowest:.3g} before "
-            f"(distill.divergence is {self._factor:g}),"
+            f"({self._section}.divergence is {self._factor:g}),"
         )
 
 

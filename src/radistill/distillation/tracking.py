@@ -12,15 +12,15 @@ from radistill.errors import RadistillError
 Tracker = Literal["auto", "none", "tensorboard", "wandb", "trackio"]
 
 
-def check_tracker(name: Tracker) -> None:
-    """Refuse a tracker that is not installed.
+def check_tracker(name: Tracker, section: str) -> None:
+    """Refuse a tracker that is not installed; `section` of the recipe names it.
 
     Raises:
         RadistillError: naming the extra to install.
     """
     if name in ("auto", "none") or _installed(name):
         return
-    raise RadistillError(f"distill.report_to is '{name}', which needs the extra: pip install 'radistill[{name}]'")
+    raise RadistillError(f"{section}.report_to is '{name}', which needs the extra: pip install 'radistill[{name}]'")
 
 
 @contextmanager

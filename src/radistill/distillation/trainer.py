@@ -1,12 +1,12 @@
 """transformers' Trainer, taught to distil: loss, parameter groups, held-out measures and whole checkpoints."""
 
-import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,12 +28,15 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.compilation import uncompiled
+from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.heldout import Distance, compare, compare_with_known
-from radistill.distillation.losses import TopK, chunked_sum, cross_entropy_mix, over_categories
+from radistill.distillation.losses import TopK, chunked_sum
+from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
-from radistill.distillation.stopping import Divergence, best_step, out_of_patience
+from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.errors import RadistillError
 from radistill.files import write_json
@@ -43,6 +46,7 @@ from radistill.processes import ALONE, Processes
 
 IGNORED_LABEL = -100
 _WEIGHTS = "trainable.safetensors"
+_MEASURES: dict[Measure, str] = {"kl": "KL", "cross_entropy": "cross-entropy"}
 
 
 class DistillTrainer(Trainer):
@@ -50,6 +54,8 @@ class DistillTrainer(Trainer):
 
     Everything that a resumed run must know beyond weights, optimiser and schedule is in Trainer's own `log_history`:
     losses, held-out measures, and with each of them the tokens and seconds spent so far.
+
+    With `on_policy`, the student writes its batches when the step that they belong to begins.
 
     Several processes share the batches of each optimiser step: of a step with the batches a, b, c and d, the first of
     two processes has a and c. So a step, its loss and its gradient are what they are in one process, up to the order
@@ -62,13 +68,14 @@ class DistillTrainer(Trainer):
         teacher: PreTrainedModel | StoredTeacher,
         train: Sequence[Document],
         heldout: Sequence[Document],
-        settings: DistillSettings,
+        settings: DistillSettings | FinetuneSettings,
         *,
         new_parameters: Collection[str],
         pad_token_id: int,
         folder: Path | None,
         checkpoints: Checkpoints | None,
         seed: int,
+        on_policy: OnPolicy | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Build the trainer; nothing runs yet.
@@ -78,12 +85,13 @@ class DistillTrainer(Trainer):
             teacher: in evaluation mode; it may be on another device. Or what it has left on disk.
             train: documents to train on, in batches whose order the seed decides.
             heldout: documents to measure on.
-            settings: see `DistillSettings`.
+            settings: of the stage that this is.
             new_parameters: names of the parameters that get `new_block_learning_rate`.
             pad_token_id: what fills short rows.
             folder: where a batch that gives no finite loss is written to; None writes none.
             checkpoints: None saves none.
             seed: of the order of batches.
+            on_policy: which batches the student writes; None is none.
             processes: who train together; their number divides `gradient_accumulation`.
         """
         self.processes = processes
@@ -92,13 +100,16 @@ class DistillTrainer(Trainer):
         self.heldout = heldout
         self.settings = settings
         self.new_parameters = frozenset(new_parameters)
-        self.groups = batches(train, settings.tokens_per_batch)
+        self.on_policy = on_policy
+        room = 0 if on_policy is None else on_policy.settings.max_new_tokens
+        self.groups = batches(train, settings.tokens_per_batch, max_new_tokens=room)
         self.order = batch_order(len(self.groups), settings.steps * settings.gradient_accumulation, seed)
         self.pad_token_id = pad_token_id
         self.folder = folder
         self.checkpoints = checkpoints
-        self._tokens = self._totals(lambda document: len(document.tokens))
-        self._response_tokens = self._totals(lambda document: len(document.tokens) - document.response_start)
+        self._running: dict[int, Sequence[Document]] = {}
+        self._totals = {"tokens": 0, "response_tokens": 0}
+        self._own_share = 0.0
         # While a sharded weight is whole, another parameter stands in its place in the network.
         self._trained = [(name, tensor) for name, tensor in student.named_parameters() if tensor.requires_grad]
         self._remembered: list[Tensor] = []
@@ -121,17 +132,39 @@ class DistillTrainer(Trainer):
         """The dataset is already the shuffled order over all epochs, so resuming only has to skip."""
         return SequentialSampler(self.order)
 
-    def _totals(self, count: Callable[[Document], int]) -> list[int]:
-        """What `count` finds in the documents of all steps so far, by number of steps."""
-        of_group = [sum(map(count, group)) for group in self.groups]
-        each = self.settings.gradient_accumulation
-        steps = (sum(of_group[index] for index in self.order[at : at + each]) for at in range(0, len(self.order), each))
-        return [0, *itertools.accumulate(steps)]
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """This process's batches of the next step, those that the student writes included, and what they amount to."""
+        self._running = {}
+        found = super().get_batch_samples(self._step_batches(epoch_iterator, num_batches), num_batches, device)
+        sums = torch.zeros(3, dtype=torch.long)
+        for position, documents in self._running.items():
+            tokens = sum(len(document.tokens) for document in documents)
+            responses = tokens - sum(document.response_start for document in documents)
+            sums += torch.tensor([tokens, responses, responses * self._is_own(position)])
+        tokens, responses, own = self.processes.add(sums).tolist()
+        self._totals["tokens"] += tokens
+        self._totals["response_tokens"] += responses
+        self._own_share = own / responses
+        return found
 
-    def _step_groups(self, step: int) -> list[int]:
-        """Indices of the batches of a step, from 1, of all processes."""
-        each = self.settings.gradient_accumulation
-        return self.order[(step - 1) * each : step * each]
+    def _step_batches(self, batches: Iterator[dict[str, Tensor]], count: int) -> Iterator[dict[str, Tensor]]:
+        """The next `count` batches of this process, with their position in the order of all."""
+        first = self.state.global_step * self.settings.gradient_accumulation + self.processes.index
+        for place, batch in enumerate(islice(batches, count)):
+            position = first + place * self.processes.count
+            documents: Sequence[Document] = self.groups[int(batch["group"])]
+            if self.on_policy is not None and self._is_own(position):
+                with computing(self.settings.precision, self.student.device), uncompiled(self.settings.compile):
+                    documents = self.on_policy.write(self.student, documents, position)
+                batch = batch | _labelled(documents, self.pad_token_id, self.student.device)
+            self._running[position] = documents
+            yield batch | {"position": torch.tensor(position)}
+
+    def _is_own(self, position: int) -> bool:
+        """Whether the student writes the batch at a position in the order of training."""
+        return self.on_policy is not None and self.on_policy.replaces(position)
 
     # ---- loss ----
 
@@ -144,45 +177,50 @@ class DistillTrainer(Trainer):
     ) -> Any:
         """The settings' loss, summed over the batch's response tokens, over those of the whole optimiser step."""
         assert num_items_in_batch is not None  # Trainer counts them, because the batch has labels
+        position = int(inputs["position"])
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
         teacher = self._of_teacher(int(inputs["group"]), batch)
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self.settings.precision, self.student.device):
-            total = at_output(cast(PreTrainedModel, model), batch, partial(self._total, teacher))
+            total = at_output(
+                cast(PreTrainedModel, model), batch, partial(self._total, self._is_own(position), teacher)
+            )
         # Gradients are averaged over processes, but each has only its own terms of the sum.
         loss = total * self.processes.count / num_items_in_batch
-        losses = self.processes.collect((int(inputs["group"]), loss.item()))
-        if refused := [(group, value) for group, value in losses if not math.isfinite(value)]:
-            raise self.refusal(f"the loss is {refused[0][1]}", [group for group, _ in refused])
+        losses = self.processes.collect((position, loss.item()))
+        if refused := [(place, value) for place, value in losses if not math.isfinite(value)]:
+            raise self.refusal(f"the loss is {refused[0][1]}", [place for place, _ in refused])
         return (loss, None) if return_outputs else loss
 
-    def _of_teacher(self, group: int, batch: Batch) -> ResponseStates | TopK:
-        """What the teacher says to a batch, which is that of a group."""
+    def _of_teacher(self, group: int, batch: Batch) -> ResponseStates | TopK | None:
+        """What the teacher says to a batch, which is that of a group; None where the loss does not ask."""
+        if not self.settings.taught:
+            return None
         if isinstance(self.teacher, StoredTeacher):
             return self.teacher.of(self.groups[group]).to(self.student.device)
         with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
             return response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
 
-    def _total(self, teacher: ResponseStates | TopK, student: ResponseStates) -> Tensor:
-        """Sum over the tokens of what the settings ask for."""
-        loss = over_categories(self.settings.loss) if isinstance(teacher, TopK) else self.settings.loss
-        total = chunked_sum(cross_entropy_mix(loss, self.settings.cross_entropy), teacher, student)
+    def _total(self, own: bool, teacher: ResponseStates | TopK | None, student: ResponseStates) -> Tensor:
+        """Sum over the tokens of what the settings ask for; `own` if the student wrote them."""
+        total = chunked_sum(self.settings.token_loss(own), teacher, student)
         if self.settings.hidden is not None:
             assert isinstance(teacher, ResponseStates)  # the settings are checked for it
             of_teacher = teacher.hidden.to(student.hidden.device)
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
 
-    def refusal(self, what: str, groups: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
-        """The error for a step that went wrong; writes its documents down first.
+    def refusal(self, what: str, positions: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
+        """The error for a step that went wrong; writes its documents down first. All processes must ask for it.
 
         Args:
             what: what is wrong.
-            groups: indices of the batches to blame; None is all of the step.
+            positions: of the batches to blame, in the order of training; None is all of the step.
             step: from 1; None is the one that runs.
         """
         step = step or self.state.global_step + 1
-        documents = [document for group in groups or self._step_groups(step) for document in self.groups[group]]
+        running = {place: group for part in self.processes.collect(self._running) for place, group in part.items()}
+        documents = [document for place in positions or sorted(running) for document in running[place]]
         names = ", ".join(document.id for document in documents)
         if self.folder is not None:
             path = self.folder / "failed_batch.json"
@@ -190,7 +228,7 @@ class DistillTrainer(Trainer):
                 write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
             names += f" (written to {path})"
         return RadistillError(
-            f"distill: {what} at step {step}, on the documents {names}; "
+            f"{self.settings.section}: {what} at step {step}, on the documents {names}; "
             "lower the learning rates or take these documents out"
         )
 
@@ -219,7 +257,11 @@ class DistillTrainer(Trainer):
         """Measure the student on the held-out documents."""
         measured = self._distance()
         release(self.student)
-        metrics = {"eval_kl": measured.kl, "eval_agreement": measured.agreement}
+        metrics = {
+            "eval_kl": measured.kl,
+            "eval_agreement": measured.agreement,
+            "eval_cross_entropy": measured.student_nll,
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -239,15 +281,15 @@ class DistillTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the totals that a resumed run continues from."""
-        totals = {
-            "tokens": self._tokens[self.state.global_step],
-            "response_tokens": self._response_tokens[self.state.global_step],
-            "seconds": round(self._seconds_before + time.perf_counter() - self._started, 3),
-        }
-        super().log({**logs, **totals}, start_time)
+        if "loss" in logs:
+            logs = {**logs, "on_policy": self._own_share}
+        seconds = round(self._seconds_before + time.perf_counter() - self._started, 3)
+        super().log({**logs, **self._totals, "seconds": seconds}, start_time)
 
     def continue_from(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Take the time that the run has taken so far from its log; an empty log starts at zero."""
+        """Take tokens and time of the run so far from its log; an empty log starts at zero."""
+        if history:
+            self._totals = {name: int(history[-1][name]) for name in self._totals}
         self._seconds_before = history[-1]["seconds"] if history else 0.0
         self._started = time.perf_counter()
 
@@ -264,7 +306,7 @@ class DistillTrainer(Trainer):
 
     def keep(self) -> None:
         """Put the weights that the settings want kept in the place of the last ones, and say what was kept."""
-        step = self.kept_step
+        step, section, name = self.kept_step, self.settings.section, _MEASURES[self.settings.measure]
         if step != self.state.global_step:
             if self.checkpoints is not None:
                 self._put(load_file(self.checkpoints.of_step(step) / _WEIGHTS))
@@ -272,18 +314,21 @@ class DistillTrainer(Trainer):
                 with torch.no_grad():
                     for (_, tensor), before in zip(self._trained, self._remembered, strict=True):
                         tensor.copy_(before)
-            note(f"distill: kept the weights of step {step}, after which the held-out KL was lowest")
-        kl = {entry["step"]: entry["eval_kl"] for entry in self.state.log_history if "eval_kl" in entry}
-        if kl[step] > kl[0]:
+            note(f"{section}: kept the weights of step {step}, after which the held-out {name} was lowest")
+        key = f"eval_{self.settings.measure}"
+        found = {entry["step"]: entry[key] for entry in self.state.log_history if key in entry}
+        if found[step] > found[0]:
             note(
-                f"distill: the held-out KL is {kl[step]:.3f} and was {kl[0]:.3f} before training; "
+                f"{section}: the held-out {name} is {found[step]:.3f} and was {found[0]:.3f} before training; "
                 "lower the learning rates"
             )
 
     @property
     def kept_step(self) -> int:
         """The step whose weights the settings want kept."""
-        return best_step(self.state.log_history) if self.settings.keep == "best" else self.state.global_step
+        if self.settings.keep == "last":
+            return self.state.global_step
+        return best_step(self.state.log_history, self.settings.measure)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Each trained weight, not split; all processes must ask for it together."""
@@ -356,7 +401,7 @@ class Pace(TrainerCallback):
         self._interrupted = interrupted
         self._advance = advance
         self._saved = time.perf_counter()
-        self._kl = math.nan
+        self._measured = ""
         self._pace = ""
         self._divergence = Divergence(None)
         self.stopped = False
@@ -365,9 +410,10 @@ class Pace(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on counting where the checkpoint stopped, whose log Trainer has restored by now, or measure the start."""
+        settings = self._trainer.settings
         self._trainer.continue_from(state.log_history)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        self._divergence = Divergence(self._trainer.settings.divergence, losses)
+        self._divergence = Divergence(settings.divergence, losses, settings.section)
         if state.global_step == 0:
             self._trainer.evaluate()
         self._saved = time.perf_counter()
@@ -396,7 +442,7 @@ class Pace(TrainerCallback):
         if state.global_step == 0:
             return
         trainer = self._trainer
-        over = out_of_patience(state.log_history, trainer.settings.patience)
+        over = out_of_patience(state.log_history, trainer.settings.patience, trainer.settings.measure)
         control.should_training_stop |= over
         if trainer.checkpoints is not None:
             control.should_save |= over or trainer.kept_step == state.global_step
@@ -410,12 +456,16 @@ class Pace(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show loss, held-out KL and speed."""
         logs: Mapping[str, float] = kwargs["logs"]
-        self._kl = logs.get("eval_kl", self._kl)
+        if "eval_kl" in logs:
+            shown = dict.fromkeys((self._trainer.settings.measure, "kl"))
+            self._measured = ", ".join(f"held-out {_MEASURES[name]} {logs[f'eval_{name}']:.3f}" for name in shown)
         if "loss" in logs:
             if wrong := self._divergence.describe(logs["loss"]):
                 raise self._trainer.refusal(wrong, step=state.global_step)
             self._pace = f"loss {logs['loss']:.3f}, {logs['tokens'] / max(logs['seconds'], 1e-9):,.0f} tok/s, "
-        self._advance(1 if "loss" in logs else 0, f"{self._pace}held-out KL {self._kl:.3f}")
+            if self._trainer.on_policy is not None:
+                self._pace += f"on-policy {logs['on_policy']:.0%}, "
+        self._advance(1 if "loss" in logs else 0, f"{self._pace}{self._measured}")
 
 
 def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
@@ -427,7 +477,7 @@ def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
 
 
 def parameter_groups(
-    model: nn.Module, new_parameters: Collection[str], settings: DistillSettings
+    model: nn.Module, new_parameters: Collection[str], settings: TrainingSettings
 ) -> list[dict[str, Any]]:
     """AdamW's groups over the trainable parameters: new blocks first, then the rest; empty groups are left out.
 
@@ -455,17 +505,22 @@ def _collate_group(
 ) -> dict[str, Tensor]:
     """The batch of one group of documents; labels are the response tokens, everything else is ignored."""
     (index,) = indices
-    batch = collate(groups[index], pad_token_id)
+    return _labelled(groups[index], pad_token_id) | {"group": torch.tensor([index])}
+
+
+def _labelled(
+    documents: Sequence[Document], pad_token_id: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    batch = collate(documents, pad_token_id, device)
     return {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "labels": batch.input_ids.masked_fill(~batch.response_mask, IGNORED_LABEL),
-        "group": torch.tensor([index]),
     }
 
 
 def _arguments(
-    settings: DistillSettings,
+    settings: TrainingSettings,
     student: PreTrainedModel,
     folder: Path | None,
     checkpoints: Checkpoints | None,
@@ -503,7 +558,6 @@ def _arguments(
         seed=seed,
         data_seed=seed,
     )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # several GPUs in one process would be DataParallel, which splits batches
+    # Several GPUs in one process would be DataParallel, which splits batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

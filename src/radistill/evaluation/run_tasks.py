@@ -137,7 +137,7 @@ def _prompt(model: Model, example: Example) -> list[int]:
 def _check_room(
     name: str, model: Model, examples: Sequence[Example], prompts: Sequence[Sequence[int]], most: int
 ) -> None:
-    context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    context = model.context_length
     longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
     if context is not None and len(prompts[longest]) + most > context:
         raise RadistillError(

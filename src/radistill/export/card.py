@@ -33,7 +33,7 @@ def model_card(source: Source) -> str:
             attention_layers=layer_list(list(anatomy.attention_layers)),
             rows=[] if run is None else rows_of(run),
             footnotes=[] if run is None or not run.evaluation else footnotes(run),
-            trained=run is None or any(run.recipe.get(stage) is not None for stage in ("align", "distill")),
+            trained=run is None or any(run.recipe.get(stage) is not None for stage in ("align", "distill", "finetune")),
             outdated=run is not None and outdated(run),
             recipe="" if run is None else _public_recipe(run.recipe),
             versions=versions() if run is None else mapping(run["run.json"].get("versions")),

@@ -6,7 +6,7 @@ its end tokens are used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
     cache: Path | None = None,
-    description: str = "generate",
+    description: str | None = "generate",
     network: PreTrainedModel | None = None,
+    vocabulary: int | None = None,
     on_response: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
@@ -53,8 +54,9 @@ def generate(
         batch_size: prompts that run at once.
         cache: a file to which each finished batch is appended (JSON lines), and from which it is taken when the same
             weights, switched-off components, prompts and settings come again. At most the running batch can be lost.
-        description: title of the progress bar.
+        description: title of the progress bar; None shows none.
         network: other weights with the same vocabulary, for instance a student's.
+        vocabulary: only tokens below it are written; None is all that the network has.
         on_response: called with the index of a prompt and its response, as soon as its batch is there.
 
     Returns:
@@ -76,6 +78,10 @@ def generate(
     stops = end_tokens(model)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": sorted(stops)}
     config = _config(model, max_new_tokens, temperature, top_p, stops)
+    known = _vocabulary_size(network)
+    if vocabulary is not None and vocabulary < known:
+        settings["vocabulary"] = vocabulary
+        config.suppress_tokens = list(range(vocabulary, known))
     config.use_cache = _cache_is_usable(network)
     source = _function_of(model, network) if cache is not None else None
     seeds = [int(hash_json([seed, number])[:15], 16) if temperature else 0 for number in range(len(groups))]
@@ -87,7 +93,12 @@ def generate(
 
     responses: list[list[int]] = [[] for _ in prompts]
     done = sum(len(group) for group, key in zip(groups, keys, strict=True) if key in finished)
-    with progress(description, total=len(prompts), unit="prompts", done=done) as advance:
+    shown = (
+        progress(description, total=len(prompts), unit="prompts", done=done)
+        if description
+        else nullcontext(lambda steps: None)
+    )
+    with shown as advance:
         for group, key, batch_seed in zip(groups, keys, seeds, strict=True):
             if key in finished:
                 written = finished[key]
@@ -147,7 +158,7 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 def check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) -> None:
     """Check that each prompt has tokens, and only such as the network knows; RadistillError otherwise."""
-    vocabulary = next(network.get_input_embeddings().parameters()).shape[0]
+    vocabulary = _vocabulary_size(network)
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise RadistillError(f"generate: prompt {index} has no tokens; a response needs at least one to follow")
@@ -156,6 +167,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) ->
                 f"generate: prompt {index} has a token outside the model's vocabulary (0 to {vocabulary - 1}); "
                 "the tokenizer belongs to another model"
             )
+
+
+def _vocabulary_size(network: PreTrainedModel) -> int:
+    return next(network.get_input_embeddings().parameters()).shape[0]
 
 
 def _function_of(model: Model, network: PreTrainedModel) -> list[str]:

@@ -57,6 +57,12 @@ class Model:
             raise RadistillError(f"{self.source}: the tokenizer has neither a padding token nor an end token")
         return token
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model was made for, prompt and response together; None where its config names none."""
+        length: int | None = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        return length
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the config and every weight's name, shape, type and bytes, as they are at the first call.

@@ -61,7 +61,9 @@ def collate(documents: Sequence[Document], pad_token_id: int, device: torch.devi
     return Batch(input_ids.to(device), attention_mask.to(device), response_mask.to(device))
 
 
-def batches(documents: Iterable[Document], tokens_per_batch: int, most_padding: float = 1.0) -> list[list[Document]]:
+def batches(
+    documents: Iterable[Document], tokens_per_batch: int, most_padding: float = 1.0, max_new_tokens: int = 0
+) -> list[list[Document]]:
     """Group documents of similar length so that no batch exceeds `tokens_per_batch` padded tokens.
 
     A document longer than the limit gets a batch of its own. The order is a function of the documents alone.
@@ -70,11 +72,16 @@ def batches(documents: Iterable[Document], tokens_per_batch: int, most_padding: 
         documents: in any order.
         tokens_per_batch: padded tokens in one batch.
         most_padding: largest share of a batch that is padding; 0.0 groups only documents of equal length.
+        max_new_tokens: the batch has room for other responses than the documents' too, of so many tokens.
     """
+
+    def room(document: Document) -> int:
+        return max(len(document.tokens), document.response_start + max_new_tokens)
+
     groups: list[list[Document]] = []
     tokens = 0  # of the last group, without padding
-    for document in sorted(documents, key=lambda d: (len(d.tokens), d.id)):
-        length = len(document.tokens)
+    for document in sorted(documents, key=lambda d: (room(d), d.id)):
+        length = room(document)
         padded = (len(groups[-1]) + 1) * length if groups else 0
         if groups and padded <= tokens_per_batch and padded - tokens - length <= most_padding * padded:
             groups[-1].append(document)

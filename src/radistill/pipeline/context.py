@@ -15,7 +15,7 @@ from radistill.distillation.data.prepare import DataSplits
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
-from radistill.pipeline.recipe import Recipe
+from radistill.pipeline.recipe import FinetuneStage, Recipe
 from radistill.pipeline.run_folder import RunFolder
 from radistill.processes import Processes, join, own_device
 
@@ -34,7 +34,8 @@ class Arm:
         target: the architecture it becomes.
         init: how its new blocks start.
         align: how they are fitted, or None.
-        distill: how it is trained end to end, or None.
+        distill: how it is distilled end to end, or None.
+        finetune: how it is fine-tuned after that, or None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Arm:
     init: str
     align: AlignSettings | None
     distill: DistillSettings | None
+    finetune: FinetuneStage | None
 
     @property
     def is_main(self) -> bool:
@@ -60,6 +62,11 @@ class Arm:
     def start(self) -> Path:
         """The converted model before any training."""
         return self.folder / "start"
+
+    @property
+    def distilled(self) -> Path:
+        """The distilled model: the trained one, where no fine-tuning follows."""
+        return self.student if self.finetune is None else self.folder / "distilled"
 
     @property
     def student(self) -> Path:
@@ -118,6 +125,18 @@ class Context:
         """What the data stage left."""
         return DataSplits.load(self.path / "data")
 
+    @property
+    def finetune_data(self) -> Path:
+        """Where the documents of fine-tuning lie: with the recipe's, unless it has its own."""
+        data = self.path / "data"
+        own = self.recipe.finetune is not None and self.recipe.finetune.data is not None
+        return data / "finetune" if own else data
+
+    @cached_property
+    def finetune_splits(self) -> DataSplits:
+        """What the data stage left for fine-tuning."""
+        return DataSplits.load(self.finetune_data)
+
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""
         return load(
@@ -138,6 +157,7 @@ class Context:
                 init=recipe.convert.init,
                 align=recipe.align,
                 distill=recipe.distill,
+                finetune=recipe.finetune,
             )
         ]
         baseline = recipe.baseline
@@ -152,6 +172,7 @@ class Context:
                     init=baseline.init,
                     align=recipe.align if baseline.align else None,
                     distill=baseline.distill_settings(recipe.distill),
+                    finetune=recipe.finetune,
                 )
             )
         return arms

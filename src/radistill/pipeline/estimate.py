@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from rich.console import Console, Group, RenderableType
@@ -10,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.diagnosis.selectors import EQUAL_PASSES, All
+from radistill.distillation.data.settings import DataSettings
+from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
 from radistill.models.loading import DTYPES
@@ -23,12 +26,15 @@ from radistill.pipeline.memory import (
     layers_at_once,
     lengths,
     memory_of_stages,
+    step_lengths,
     store_bytes,
     trained_parameters,
+    trainings,
+    tuning_recipe,
 )
 from radistill.pipeline.preflight import check
 from radistill.pipeline.recipe import DiagnoseSettings, Recipe
-from radistill.pipeline.shapes import count_parameters, hybrid_shape
+from radistill.pipeline.shapes import HybridShape, count_parameters, hybrid_shape
 
 WIDTH = 100
 
@@ -77,8 +83,11 @@ class Work:
         calibration_tokens: in one of them.
         align_tokens: through each block that is fitted; 0 without alignment.
         align_passes: passes of the base over the training documents, for recording.
-        steps: of end-to-end training.
+        steps: of end-to-end distillation.
         step_tokens: in one of them.
+        on_policy: how many of its batches the student writes; None is none.
+        finetune_steps: of next-token training.
+        finetune_step_tokens: in one of them.
     """
 
     documents: dict[str, int]
@@ -90,6 +99,9 @@ class Work:
     align_passes: int
     steps: int
     step_tokens: int
+    on_policy: OnPolicySettings | None
+    finetune_steps: int
+    finetune_step_tokens: int
 
     @property
     def distill_tokens(self) -> int:
@@ -126,6 +138,9 @@ def estimate(recipe: Recipe) -> Estimate:
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
     bounds = lengths(recipe, checked.base.max_position_embeddings)
+    tuning = tuning_recipe(recipe)
+    in_tuning = lengths(tuning, checked.base.max_position_embeddings)
+    in_step = step_lengths(recipe, bounds, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
     teacher = None
     if checked.teacher is not None:
@@ -133,26 +148,35 @@ def estimate(recipe: Recipe) -> Estimate:
         models.append(_model("teacher", str(recipe.teacher), teacher, count_parameters(checked.teacher, trust)))
     loaded = {f"{model.role} weights": model.total for model in models}
 
-    distill, align = recipe.distill, recipe.align
-    documents = recipe.data.train
-    shape = hybrid_shape(
+    align, documents = recipe.align, recipe.data.train
+    build = partial(
+        hybrid_shape,
         checked.base,
         recipe.convert.target,
         recipe.diagnose.budget,
         dtype=DTYPES[recipe.dtype],
         on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
-        step=bounds.batch(distill.tokens_per_batch, documents) if distill else None,
-        block_step=bounds.batch(align.tokens_per_batch, documents) if align else None,
-        train_everything=distill is not None and distill.other_learning_rate > 0,
-        precision=distill.precision if distill else None,
-        recompute=distill is not None and distill.gradient_checkpointing,
         trust_remote_code=trust,
     )
-    memory = memory_of_stages(recipe, base, shape, bounds, loaded, teacher)
+    shape = build(block_step=bounds.batch(align.tokens_per_batch, documents) if align else None)
+    step_bytes = {
+        training.section: build(
+            step=(
+                in_step.batch(training.tokens_per_batch, documents)
+                if training is recipe.distill
+                else in_tuning.batch(training.tokens_per_batch, tuning.data.train)
+            ),
+            train_everything=training.trains(new=False),
+            precision=training.precision,
+            recompute=training.gradient_checkpointing,
+        ).step_bytes
+        for training in trainings(recipe)
+    }
+    counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
+    memory = memory_of_stages(recipe, base, shape, bounds, in_step, in_tuning, counted, loaded, teacher)
     disk = disk_bytes(recipe, shape) + store_bytes(recipe, base, bounds)
-    uncounted = shape.step_bytes is None
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
-    models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=trained_parameters(recipe, shape)))
+    models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
     if recipe.baseline is not None:
         arm = _baseline_recipe(recipe)
@@ -165,11 +189,15 @@ def estimate(recipe: Recipe) -> Estimate:
         )
         disk += disk_bytes(arm, shape)
         baseline = _model("baseline", recipe.baseline.target.kind, shape.anatomy, shape.parameters)
-        models.append(replace(baseline, new_parameters=shape.new, trained_parameters=trained_parameters(arm, shape)))
+        models.append(replace(baseline, new_parameters=shape.new, trained_parameters=_most_trained(arm, shape)))
     warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
-    if distill and uncounted:
+    if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
-    return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
+    return Estimate(models, memory, disk, _work(recipe, base, bounds, in_step, in_tuning), warnings)
+
+
+def _most_trained(recipe: Recipe, shape: HybridShape) -> int:
+    return max((trained_parameters(training, shape) for training in trainings(recipe)), default=0)
 
 
 def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
@@ -203,26 +231,43 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _work(recipe: Recipe, base: Anatomy, bounds: Lengths) -> Work:
-    data, align, distill = recipe.data, recipe.align, recipe.distill
+def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths, in_tuning: Lengths) -> Work:
+    data, align, distill, finetune = recipe.data, recipe.align, recipe.distill, recipe.finetune
     documents = {"training": data.train, "held-out": data.heldout}
     if data.calibration_from == "own":
         documents["calibration"] = data.calibration
-    writes = data.responses.source != "data"
+    written = sum(documents.values()) * _written(data)
+    if finetune is not None and finetune.data is not None:
+        own = finetune.data.train + finetune.data.heldout
+        documents["fine-tuning"] = own
+        written += own * _written(finetune.data)
     step_tokens = 0
     if distill is not None:
-        step_tokens = bounds.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
+        step_tokens = in_step.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
+    finetune_step_tokens = 0
+    if finetune is not None:
+        documents_read = tuning_recipe(recipe).data.train
+        finetune_step_tokens = in_tuning.tokens(finetune.tokens_per_batch, documents_read)
+        finetune_step_tokens *= finetune.gradient_accumulation
     return Work(
         documents=documents,
-        document_tokens=bounds.document,
-        generated_tokens=sum(documents.values()) * data.responses.max_new_tokens if writes else 0,
+        document_tokens=max(bounds.document, in_tuning.document),
+        generated_tokens=written,
         passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=data.calibration * bounds.document,
         align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
         align_passes=math.ceil(fitted_blocks(recipe, base) / layers_at_once(recipe, base, bounds)) if align else 0,
         steps=distill.steps if distill else 0,
         step_tokens=step_tokens,
+        on_policy=distill.on_policy if distill else None,
+        finetune_steps=finetune.steps if finetune else 0,
+        finetune_step_tokens=finetune_step_tokens,
     )
+
+
+def _written(data: DataSettings) -> int:
+    """Tokens that the teacher writes for one example, at most."""
+    return 0 if data.responses.source == "data" else data.responses.max_new_tokens
 
 
 def _memory_warnings(recipe: Recipe, base: Anatomy, bounds: Lengths) -> list[str]:
@@ -293,7 +338,8 @@ def _memory(found: Estimate) -> RenderableType:
             table.add_row(term, *(_gib(size) for size in sizes))
     totals = [sum(stage.values()) for stage in found.memory.values()]
     table.add_row("total", *(_gib(total) for total in totals), style="bold")
-    kept = "students before and after, fitted blocks, three checkpoints, a stored teacher"
+    kept = "students before and after, fitted blocks, three checkpoints"
+    kept += ", the stored teacher" if "store" in found.memory else ""
     disk = f"On disk at most {_gib(found.disk)} GiB: {kept}."
     title = "memory in GiB, estimated for documents that are all as long as allowed"
     return _section(title, table, Text(FORMULAS, style="dim"), Text(disk))
@@ -327,6 +373,14 @@ def _work_page(work: Work) -> RenderableType:
     if work.steps:
         total = human_count(work.distill_tokens)
         table.add_row("distill", f"{_count(work.steps, 'step')} of at most {work.step_tokens:,} tokens, {total} in all")
+    if work.on_policy is not None:
+        first, last = (work.on_policy.share_at(step, max(2, work.steps)) for step in (1, max(2, work.steps)))
+        share = f"{first:.0%}" if first == last else f"{first:.0%} to {last:.0%}"
+        table.add_row("", f"the student writes {share} of its batches itself")
+    if work.finetune_steps:
+        total = human_count(work.finetune_steps * work.finetune_step_tokens)
+        steps = _count(work.finetune_steps, "step")
+        table.add_row("finetune", f"{steps} of at most {work.finetune_step_tokens:,} tokens, {total} in all")
     return _section("work, at most", table)
 
 

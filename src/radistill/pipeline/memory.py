@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 from radistill.diagnosis.selectors import All, Greedy
+from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
 from radistill.distillation.teacher_store.layout import bytes_per_token
@@ -85,17 +87,35 @@ def lengths(recipe: Recipe, context: int) -> Lengths:
     return Lengths(document, response, trained=response if data.loss_on == "response" else document - 1)
 
 
-def trained_parameters(recipe: Recipe, shape: HybridShape) -> int:
-    """Parameters that end-to-end training changes."""
-    if recipe.distill is None:
-        return 0
-    return sum(shape.parameters.values()) if recipe.distill.other_learning_rate > 0 else shape.new
+def step_lengths(recipe: Recipe, bounds: Lengths, context: int) -> Lengths:
+    """Upper bounds in a step of `distill`, where the student may write longer responses than the documents'."""
+    if recipe.distill is None or recipe.distill.on_policy is None:
+        return bounds
+    written = recipe.distill.on_policy.max_new_tokens
+    document = max(bounds.document, min(context, bounds.document - 1 + written))
+    return Lengths(document, max(bounds.response, written), max(bounds.trained, written))
 
 
-def trained_bytes(recipe: Recipe) -> int:
+def tuning_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with the data of fine-tuning as its data."""
+    own = recipe.finetune.data if recipe.finetune is not None else None
+    return recipe if own is None else recipe.model_copy(update={"data": own})
+
+
+def trainings(recipe: Recipe) -> list[DistillSettings | FinetuneSettings]:
+    """The stages of end-to-end training that a recipe has."""
+    return [training for training in (recipe.distill, recipe.finetune) if training is not None]
+
+
+def trained_parameters(training: TrainingSettings, shape: HybridShape) -> int:
+    """Parameters that a stage of end-to-end training changes."""
+    new, others = shape.new, sum(shape.parameters.values()) - shape.new
+    return new * training.trains(new=True) + others * training.trains(new=False)
+
+
+def trained_bytes(training: TrainingSettings, recipe: Recipe) -> int:
     """Bytes of a trained weight in end-to-end training, of its gradient, and of each of its moments."""
-    assert recipe.distill is not None
-    return 4 if recipe.distill.precision else BYTES[recipe.dtype]
+    return 4 if training.precision else BYTES[recipe.dtype]
 
 
 def memory_of_stages(
@@ -103,6 +123,9 @@ def memory_of_stages(
     base: Anatomy,
     shape: HybridShape,
     bounds: Lengths,
+    in_step: Lengths,
+    in_tuning: Lengths,
+    step_bytes: dict[str, int],
     loaded: dict[str, int],
     teacher: Anatomy | None = None,
 ) -> dict[str, dict[str, int]]:
@@ -113,8 +136,11 @@ def memory_of_stages(
         base: the model to convert.
         shape: the hybrid.
         bounds: lengths of documents.
+        in_step: lengths in a step of `distill`.
+        in_tuning: lengths of the documents of `finetune`.
+        step_bytes: what autograd keeps in a step, by stage of end-to-end training.
         loaded: parameters of the models that stay loaded in all stages, by term; a teacher that is stored goes before
-            there is a student.
+            there is a student, and comes back for `finetune`.
         teacher: another teacher; None for self-distillation.
     """
     number = BYTES[recipe.dtype]
@@ -129,10 +155,14 @@ def memory_of_stages(
     if recipe.align is not None:
         in_diagnosis = recipe.diagnose.by == "replaceability"
         stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | _align(recipe, base, shape, bounds)
-    if recipe.distill is not None:
-        stages["distill"] = always | hybrid | _distill(recipe, base, shape, bounds)
-        grown = trained_parameters(recipe, shape) * (trained_bytes(recipe) - number)
-        stages["distill"]["student weights"] += grown
+    for training in trainings(recipe):
+        distilling = training is recipe.distill
+        read, longest = (recipe, in_step) if distilling else (tuning_recipe(recipe), in_tuning)
+        if not distilling:
+            always = with_teacher  # its held-out measures ask the teacher itself
+        stage = always | hybrid | _training(training, read, base, shape, longest)
+        stage["student weights"] += trained_parameters(training, shape) * (trained_bytes(training, recipe) - number)
+        stages[training.section] = stage | {"activations of a step": step_bytes[training.section]}
     stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)
     return stages
 
@@ -158,14 +188,18 @@ def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int
 
 
 def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
-    """Room that one hybrid takes in the run folder: before and after training, fitted blocks, checkpoints."""
+    """Room that one hybrid takes in the run folder: before, between and after trainings, fitted blocks, checkpoints."""
     weights = sum(shape.parameters.values())
-    kept = (2 * weights + (shape.new if recipe.align is not None else 0)) * BYTES[recipe.dtype]
-    if recipe.distill is None:
-        return kept
-    checkpoints = _CHECKPOINTS if recipe.distill.keep == "last" else _CHECKPOINTS + 1
-    tensors = checkpoints * _TENSORS_OF_A_CHECKPOINT * trained_parameters(recipe, shape)
-    return kept + tensors * trained_bytes(recipe)
+    students = 2 if recipe.finetune is None else 3
+    kept = (students * weights + (shape.new if recipe.align is not None else 0)) * BYTES[recipe.dtype]
+    # Those of one stage are gone before the next begins.
+    return kept + max((_checkpoint_bytes(training, recipe, shape) for training in trainings(recipe)), default=0)
+
+
+def _checkpoint_bytes(training: TrainingSettings, recipe: Recipe, shape: HybridShape) -> int:
+    checkpoints = _CHECKPOINTS if training.keep == "last" else _CHECKPOINTS + 1
+    tensors = checkpoints * _TENSORS_OF_A_CHECKPOINT * trained_parameters(training, shape)
+    return tensors * trained_bytes(training, recipe)
 
 
 def store_bytes(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
@@ -214,23 +248,23 @@ def _store(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
     return {"logits of a step": _FLOAT32_COPIES_OF_A_STORE * logits * 4}
 
 
-def _distill(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
-    assert recipe.distill is not None
+def _training(
+    training: DistillSettings | FinetuneSettings, recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
+) -> dict[str, int]:
     number = BYTES[recipe.dtype]
     documents = recipe.data.train
-    response_tokens = min(bounds.tokens(recipe.distill.tokens_per_batch, documents), documents * bounds.trained)
-    trained = trained_parameters(recipe, shape) * trained_bytes(recipe)
-    if recipe.distill.precision:
-        number = BYTES[recipe.distill.precision]
-    copies = _LOGITS_OF_A_STEP if recipe.distill.teacher_store is None else 1  # the student's alone
-    logits = copies * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
-    if recipe.distill.other_learning_rate > 0:
+    response_tokens = min(bounds.tokens(training.tokens_per_batch, documents), documents * bounds.trained)
+    trained = trained_parameters(training, shape) * trained_bytes(training, recipe)
+    if training.precision:
+        number = BYTES[training.precision]
+    beside = training.taught and training.teacher_store is None
+    logits = (_LOGITS_OF_A_STEP if beside else 1) * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
+    if training.trains(new=False):
         logits += base.vocab_size * base.hidden_size * 4  # the gradient of the output embedding is added up in float32
     return {
         "gradients": trained,
         "Adam moments": 2 * trained,
         "logits of a step": logits,
-        "activations of a step": shape.step_bytes or 0,
     }
 
 

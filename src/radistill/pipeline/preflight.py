@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from radistill.conversion.initialisation import find_initialisation
 from radistill.conversion.targets import TARGETS, TargetSettings
 from radistill.diagnosis.diagnose import check_budget
-from radistill.distillation.data.settings import HubData, JsonlData
+from radistill.distillation.data.settings import DataSettings, HubData, JsonlData
 from radistill.distillation.data.sources import draw
 from radistill.distillation.losses import check_same_width
 from radistill.distillation.tracking import check_tracker
@@ -65,9 +65,12 @@ def check(recipe: Recipe) -> Checked:
             check_same_width(teacher.hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
-    if recipe.distill is not None:
-        check_tracker(recipe.distill.report_to)
-    _check_data(recipe, warnings)
+    for training in (recipe.distill, recipe.finetune):
+        if training is not None:
+            check_tracker(training.report_to, training.section)
+    _check_data("data", recipe.data, recipe.seed, warnings)
+    if recipe.finetune is not None and recipe.finetune.data is not None:
+        _check_data("finetune.data", recipe.finetune.data, recipe.seed, warnings)
     return Checked(base, teacher, warnings)
 
 
@@ -156,17 +159,18 @@ def _vocabulary(source: str) -> dict[str, int] | None:
     return tokenizer.get_vocab()
 
 
-def _check_data(recipe: Recipe, warnings: list[str]) -> None:
-    settings = recipe.data
+def _check_data(section: str, settings: DataSettings, seed: int, warnings: list[str]) -> None:
     if isinstance(settings, HubData):
-        warnings.append(f"data.id: {settings.id} is not looked into by a dry run")
+        warnings.append(f"{section}.id: {settings.id} is not looked into by a dry run")
         return
     missing = _missing(settings) if isinstance(settings, JsonlData) else []
     try:
-        draw(settings, recipe.seed)
+        draw(settings, seed)
     except RadistillError as error:
         if not any(str(error).startswith(f"{path}:") for path in missing):
-            raise
+            # A field of these settings is named as if they were the recipe's own.
+            field = section.removesuffix("data") if str(error).startswith("data.") else ""
+            raise RadistillError(f"{field}{error}") from None
         warnings += [f"{path}: no such file here, where relative paths begin at {Path.cwd()}" for path in missing]
 
 

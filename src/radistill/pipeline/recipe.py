@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from radistill.conversion.initialisation import INITIALISATIONS
+from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.settings import EvaluateSettings
 from radistill.files import write_text
@@ -88,6 +89,16 @@ class ConvertSettings(BaseModel):
     init: Initialisation = Field(default="zero", description="how the new blocks start")
 
 
+class FinetuneStage(FinetuneSettings):
+    """How the whole student is trained on response tokens, without a teacher."""
+
+    data: DataSettings | None = Field(
+        default=None,
+        description="what it reads instead of the recipe's `data`, with held-out examples of its own to measure on "
+        "(calibration examples are not used); null is the recipe's",
+    )
+
+
 class BaselineSettings(BaseModel):
     """A second hybrid, for comparison: the same budget, data and end-to-end tokens, other choices."""
 
@@ -139,6 +150,9 @@ class Recipe(BaseModel):
     distill: DistillSettings | None = Field(
         default_factory=DistillSettings, description="end-to-end training; null leaves it out"
     )
+    finetune: FinetuneStage | None = Field(
+        default=None, description="next-token training after distillation; null leaves it out"
+    )
     baseline: BaselineSettings | None = Field(
         default=None, description="a second hybrid to compare with; null trains none"
     )
@@ -173,6 +187,17 @@ def _contradiction(recipe: Recipe) -> str | None:
     diagnose, baseline = recipe.diagnose, recipe.baseline
     if recipe.distill is not None and recipe.distill.contradiction:
         return recipe.distill.contradiction
+    if recipe.data.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
+        return (
+            "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
+            "on_policy to null"
+        )
+    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
+        return f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give it a section"
+    if baseline is not None and not (baseline.align and recipe.align) and find_initialisation(baseline.init).needs_fit:
+        return (
+            f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
+        )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
         return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
     if baseline is not None and isinstance(baseline.selector, KLGuided):

@@ -15,8 +15,8 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     """Run the named stages of a recipe in a folder.
 
     A run that was interrupted, however that came about, goes on where it was; a stage whose inputs have not changed is
-    not run again. Of several processes that torchrun or `accelerate launch` has started, all take part in `distill`,
-    and the main one does everything else while the others wait.
+    not run again. Of several processes that torchrun or `accelerate launch` has started, all take part in `distill`
+    and `finetune`, and the main one does everything else while the others wait.
 
     Args:
         recipe: what to do.
@@ -32,10 +32,10 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     seed_everything(recipe.seed, recipe.threads)
     context = Context(recipe, Path(out))
     processes = context.processes
-    if "distill" in stages:
-        for arm in context.arms:
-            if arm.distill is not None:
-                arm.distill.check_processes(processes.count)
+    for arm in context.arms:
+        for training in (arm.distill, arm.finetune):
+            if training is not None and training.section in stages:
+                training.check_processes(processes.count, processes.sharded)
     with context.folder.locked() if processes.is_main else nullcontext():
         if processes.is_main:
             recipe.save(context.path / "recipe.yaml")

@@ -1,5 +1,6 @@
 """The stages of a run, in order. Each reads and leaves files in the run folder; what is current is not done again."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +15,9 @@ from radistill.distillation.align import Alignment, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
+from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill import DistillResult, distill
+from radistill.distillation.finetune import finetune
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
@@ -30,15 +33,27 @@ from radistill.speculation.substitutes import Substitutes
 
 
 def run_data(context: Context) -> None:
-    """Write the training, calibration and held-out examples, with responses."""
-    folder = context.path / "data"
-    outputs = [folder / f"{split}.jsonl" for split in ("train", "calibration", "heldout")]
-    inputs = _data_inputs(context)
-    if _current(context, "data", inputs, outputs):
+    """Write the training, calibration and held-out examples, with responses, and those of fine-tuning alone."""
+    recipe, folder = context.recipe, context.path / "data"
+    inputs = _data_inputs(context, recipe.data)
+    if not _current(context, "data", inputs, _splits_in(folder)):
+        _check(context)
+        with context.folder.step("data", inputs, recipe.seed):
+            prepare(context.teacher, recipe.data, seed=recipe.seed, folder=folder)
+    if recipe.finetune is None or recipe.finetune.data is None:
         return
-    _check(context)
-    with context.folder.step("data", inputs, context.recipe.seed):
-        prepare(context.teacher, context.recipe.data, seed=context.recipe.seed, folder=folder)
+    # What the run is evaluated on must not be trained on.
+    inputs = {**_data_inputs(context, recipe.finetune.data), "without": hash_file(_data(context, "heldout"))}
+    if _current(context, "data:finetune", inputs, _splits_in(context.finetune_data)):
+        return
+    with context.folder.step("data:finetune", inputs, recipe.seed):
+        without = {record.example.prompt for record in context.splits.heldout}
+        folder = context.finetune_data
+        prepare(context.teacher, recipe.finetune.data, seed=recipe.seed, folder=folder, without=without)
+
+
+def _splits_in(folder: Path) -> list[Path]:
+    return [folder / f"{split}.jsonl" for split in ("train", "calibration", "heldout")]
 
 
 def run_diagnose(context: Context) -> None:
@@ -119,10 +134,10 @@ def run_distill(context: Context) -> None:
     for arm in context.arms:
         step = f"distill:{arm.name}"
         inputs = _distill_inputs(context, arm)
-        outputs = [arm.student / "config.json"]
+        outputs = [arm.distilled / "config.json"]
         outputs += [arm.folder / "align.json"] if arm.align else []
         outputs += [arm.folder / "distill.json"] if arm.distill else []
-        if processes.decide(partial(_current, context, step, inputs, outputs)):
+        if processes.decide(partial(_distilled, context, arm, step, inputs, outputs)):
             continue
         teacher = teacher_of(context, arm)  # if it is only to write its store, before there is a student beside it
         with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
@@ -138,8 +153,20 @@ def run_distill(context: Context) -> None:
             if processes.is_main:
                 if result is not None:
                     write_json(arm.folder / "distill.json", result.to_json())
-                student.save(arm.student)
+                student.save(arm.distilled)
                 remove_checkpoints(arm.folder)
+
+
+def _distilled(context: Context, arm: Arm, step: str, inputs: Any, outputs: list[Path]) -> bool:
+    """Whether the distilled model is current. It is moved where it belongs if fine-tuning was taken in or out."""
+    before, tuned = arm.folder / "distilled", arm.folder / "finetune.json"
+    if arm.finetune is None and before.exists():
+        tuned.unlink(missing_ok=True)  # first: where there is none, `student` is what was distilled
+        shutil.rmtree(arm.student, ignore_errors=True)
+        before.rename(arm.student)
+    elif arm.finetune is not None and not before.exists() and not tuned.exists() and arm.student.exists():
+        arm.student.rename(before)
+    return _current(context, step, inputs, outputs)
 
 
 def _train(context: Context, arm: Arm, student: Model, teacher: Model | StoredTeacher | None) -> DistillResult | None:
@@ -157,12 +184,41 @@ def _train(context: Context, arm: Arm, student: Model, teacher: Model | StoredTe
     )
 
 
+def run_finetune(context: Context) -> None:
+    """Train each hybrid on response tokens, in all processes, where the recipe wants it."""
+    processes = context.processes
+    for arm in context.arms:
+        if arm.finetune is None:
+            continue
+        step = f"finetune:{arm.name}"
+        inputs = _finetune_inputs(context, arm)
+        result_file = arm.folder / "finetune.json"
+        if processes.decide(partial(_current, context, step, inputs, [arm.student / "config.json", result_file])):
+            continue
+        with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
+            student = context.load(arm.distilled)
+            result = finetune(
+                student,
+                context.teacher,
+                context.finetune_splits.documents("train"),
+                context.finetune_splits.documents("heldout"),
+                arm.finetune,
+                new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
+                folder=arm.folder / "finetune",
+                seed=context.recipe.seed,
+            )
+            if processes.is_main:
+                write_json(result_file, result.to_json())
+                student.save(arm.student)
+                remove_checkpoints(arm.folder / "finetune")
+
+
 def run_evaluate(context: Context) -> None:
     """Measure base, draft and hybrids on the held-out data."""
     output = context.path / "evaluation.json"
     inputs = {
         **context.settings_of("evaluate", "seed"),
-        "arms": [_distill_inputs(context, arm) for arm in context.arms],
+        "arms": [(_finetune_inputs if arm.finetune else _distill_inputs)(context, arm) for arm in context.arms],
         "heldout": hash_file(_data(context, "heldout")),
     }
     if _current(context, "evaluate", inputs, [output]):
@@ -172,7 +228,7 @@ def run_evaluate(context: Context) -> None:
         results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
         draft = convert(context.base, Plan.load(rad.plan).replace, target=rad.target, init="zero")
         results["draft"] = _evaluate(context, draft, "draft")
-        if rad.align is not None and rad.distill is not None:
+        if rad.align is not None and (rad.distill is not None or rad.finetune is not None):
             aligned = context.load(rad.start)
             _align(context, rad, aligned)
             results["rad_aligned"] = _evaluate(context, aligned, "rad_aligned", generate=False)
@@ -201,11 +257,12 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "diagnose": run_diagnose,
     "convert": run_convert,
     "distill": run_distill,
+    "finetune": run_finetune,
     "evaluate": run_evaluate,
     "report": run_report,
 }
 
-SHARED = {"distill"}
+SHARED = {"distill", "finetune"}
 """Stages that all processes of a launch run together."""
 
 
@@ -225,23 +282,24 @@ def _check(context: Context) -> None:
         check_same_tokenizer(context.teacher, base)
 
 
-def _data(context: Context, split: str) -> Path:
-    path = context.path / "data" / f"{split}.jsonl"
+def _data(context: Context, split: str, folder: Path | None = None) -> Path:
+    path = (folder or context.path / "data") / f"{split}.jsonl"
     if not path.exists():
         raise RadistillError(f"{path}: no such file; run `radistill data` first")
     return path
 
 
-def _data_inputs(context: Context) -> dict[str, Any]:
+def _data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
     recipe = context.recipe
-    data = [getattr(recipe.data, field, None) for field in ("path", "heldout_path", "id")]
+    data = [getattr(settings, field, None) for field in ("path", "heldout_path", "id")]
     return {
         "models": [source_signature(source) for source in (recipe.model, recipe.teacher) if source],
         # Data that lies on this machine may change under the same name.
         "data": [
             hash_file(place) if Path(place).is_file() else source_signature(str(place)) for place in data if place
         ],
-        **context.settings_of("data", "dtype", "seed"),
+        "settings": settings.model_dump(mode="json"),
+        **context.settings_of("dtype", "seed"),
     }
 
 
@@ -290,6 +348,18 @@ def _distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "heldout": hash_file(_data(context, "heldout")),
         "align": arm.align.model_dump(mode="json") if arm.align else None,
         "distill": arm.distill.model_dump(mode="json") if arm.distill else None,
+    }
+
+
+def _finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+    assert arm.finetune is not None
+    if not (arm.distilled / "config.json").exists():
+        raise RadistillError(f"{arm.distilled}: no such folder; run `radistill distill` first")
+    return {
+        "distill": _distill_inputs(context, arm),
+        "finetune": arm.finetune.model_dump(mode="json", exclude={"data"}),
+        "train": hash_file(_data(context, "train", context.finetune_data)),
+        "heldout": hash_file(_data(context, "heldout", context.finetune_data)),
     }
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from radistill.files import write_text
 from radistill.report.arms import arm_name
-from radistill.report.figures.curves import heldout_figure, loss_figure
+from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
 from radistill.report.figures.fit import fit_figure
 from radistill.report.figures.layers import layers_figure
 from radistill.report.figures.recall import recall_figures
@@ -24,7 +24,7 @@ from radistill.report.tasks import task_commands, task_rows, task_samples, task_
 from radistill.report.verdict import verdict
 
 # Without these a run has not come to its end.
-_ESSENTIAL = ("run.json", "distill.json", "evaluation.json")
+_ESSENTIAL = ("run.json", "distill.json", "finetune.json", "evaluation.json")
 
 Facts = list[tuple[str, str]]
 
@@ -67,6 +67,7 @@ def render(folder: RunFolder) -> str:
         fit_rows=sorted(records(folder["align.json"].get("layers")), key=lambda row: integer(row.get("layer")) or 0),
         heldout_figure=heldout_figure(folder),
         loss_figure=loss_figure(folder),
+        finetune_figure=finetune_figure(folder),
         evaluations=_evaluations(folder),
         tasks=tasks,
         task_settings=task_settings(folder.results),
@@ -112,7 +113,9 @@ def outdated(folder: RunFolder) -> bool:
     if not folder.evaluation or not stages:
         return False
     finished = {name: str(mapping(record).get("finished", "")) for name, record in stages.items()}
-    unfinished = any(name not in finished for name in ("diagnose:rad", "convert:rad", "distill:rad", "evaluate"))
+    needed = ["diagnose:rad", "convert:rad", "distill:rad", "evaluate"]
+    needed += ["finetune:rad"] if folder.recipe.get("finetune") else []
+    unfinished = any(name not in finished for name in needed)
     return unfinished or finished["evaluate"] < max(finished.values())
 
 

@@ -22,6 +22,8 @@ CONTENTS = {
     "baseline/align.json": "the layer-wise fit of the baseline",
     "distill.json": "the loss curves of the RAD hybrid",
     "baseline/distill.json": "the loss curves of the baseline",
+    "finetune.json": "the fine-tuning of the RAD hybrid",
+    "baseline/finetune.json": "the fine-tuning of the baseline",
     "evaluation.json": "the results and the samples",
 }
 
@@ -162,13 +164,16 @@ def _kind(choice: Any) -> str:
 
 
 def _turned_off(recipe: dict[str, Any]) -> frozenset[str]:
-    """Files that a run of `recipe` does not write. Without a recipe, only the rare one is not expected."""
+    """Files that a run of `recipe` does not write. Without a recipe, only the rare ones are not expected."""
+    finetuned = {"finetune.json", "baseline/finetune.json"}
     if not recipe:
-        return frozenset({"baseline/align.json"})
+        return frozenset({"baseline/align.json"} | finetuned)
     # A recipe in a run folder has every default written out: what is off is null.
     baseline = mapping(recipe.get("baseline"))
     off = {name for name in ("align", "distill") if name in recipe and recipe[name] is None}
     files = {f"{folder}{name}.json" for name in off for folder in ("", "baseline/")}
+    if not recipe.get("finetune"):
+        files |= finetuned
     if not baseline.get("align"):
         files.add("baseline/align.json")
     if baseline.get("steps") == 0:

@@ -239,7 +239,7 @@ def _decode(
 
 
 def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:
-    context = getattr(model.network.config, "max_position_embeddings", None)
+    context = model.context_length
     for index, prompt in enumerate(prompts):
         if context is not None and len(prompt) >= context:
             raise RadistillError(

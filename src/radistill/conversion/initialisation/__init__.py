@@ -1,6 +1,6 @@
 """Initialisations of new blocks: one file each, registered here under its published name."""
 
-from radistill.conversion.initialisation import random, transfer, zero
+from radistill.conversion.initialisation import fitted, random, transfer, zero
 from radistill.conversion.initialisation.interface import Initialisation
 from radistill.errors import RadistillError
 
@@ -8,6 +8,7 @@ INITIALISATIONS: dict[str, Initialisation] = {
     "zero": zero.INITIALISATION,
     "transfer": transfer.INITIALISATION,
     "random": random.INITIALISATION,
+    "fitted": fitted.INITIALISATION,
 }
 
 

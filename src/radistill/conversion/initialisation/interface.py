@@ -63,9 +63,11 @@ class Initialisation:
             Arguments: the geometry, the source's anatomy, and whether the source's q, k and v have biases.
         silent: the block's output is exactly zero at first, so the student starts as the draft that skips these layers.
         summary: one line for listings.
+        needs_fit: the start is unfinished until `align` has fitted the blocks, so a recipe must not leave that out.
     """
 
     fill: Callable[[Mixer, Attention, Context], None]
     obstacles: Callable[[Mamba2Geometry, Anatomy, bool], list[str]]
     silent: bool
     summary: str
+    needs_fit: bool = False

@@ -1,4 +1,4 @@
-"""`random`: nothing is copied. A good start for `align`, which fits each block to the attention it replaces."""
+"""`random`: nothing is copied from the attention."""
 
 from radistill.conversion.geometry import Mamba2Geometry
 from radistill.conversion.initialisation import mamba2

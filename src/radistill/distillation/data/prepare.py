@@ -1,6 +1,6 @@
 """The data stage: draw examples, let the teacher write what is missing, tokenise, and keep it in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 
 
-def prepare(teacher: Model, settings: DataSettings, *, seed: int, folder: Path | None) -> DataSplits:
+def prepare(
+    teacher: Model, settings: DataSettings, *, seed: int, folder: Path | None, without: Collection[str] = ()
+) -> DataSplits:
     """Prepare the training, calibration and held-out data of a run.
 
     Args:
@@ -27,11 +29,12 @@ def prepare(teacher: Model, settings: DataSettings, *, seed: int, folder: Path |
         folder: where the splits are written (`train.jsonl`, `calibration.jsonl`, `heldout.jsonl`), and where the
             responses are kept as they are written, so that a repeated call goes on where a killed one was. None keeps
             nothing.
+        without: prompts that no split may have, such as those that something else is evaluated on.
 
     Raises:
         RadistillError: on whatever is wrong with the data.
     """
-    drawn = _draw_once(settings, seed, folder)
+    drawn = _draw_once(settings, seed, folder, without)
     cache = None if folder is None else folder / "responses.jsonl"
 
     heldout = _records(teacher, drawn.heldout, settings, seed, cache, "heldout")
@@ -76,15 +79,15 @@ def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_to
     return [record.document for record in _records(teacher, examples, settings, seed, None, "data")]
 
 
-def _draw_once(settings: DataSettings, seed: int, folder: Path | None) -> Draw:
+def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: Collection[str]) -> Draw:
     """Draw the examples, and keep them where a second draw may differ: the cached responses belong to the first."""
     if folder is None or settings.kind != "reasoning-gym":
-        return draw(settings, seed)
+        return draw(settings, seed, without)
     path = folder / "drawn.json"
-    key = hash_json([settings.model_dump(mode="json"), seed])
+    key = hash_json([settings.model_dump(mode="json"), seed, sorted(without)])
     kept = read_json(path) if path.exists() else {}
     if kept.get("key") != key:
-        fresh = draw(settings, seed)
+        fresh = draw(settings, seed, without)
         splits = {"train": fresh.train, "calibration": fresh.calibration, "heldout": fresh.heldout}
         kept = {"key": key, **{split: [example.to_row() for example in part] for split, part in splits.items()}}
         write_json(path, kept)
@@ -95,7 +98,7 @@ def _records(
     teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, cache: Path | None, split: str
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
-    context: int | None = getattr(teacher.network.config.get_text_config(), "max_position_embeddings", None)
+    context: int | None = teacher.context_length
     limit = min(settings.max_length, context or settings.max_length)
     prompts = [_before_response(example, teacher, settings.system, context) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.

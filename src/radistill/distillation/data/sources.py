@@ -1,6 +1,6 @@
 """The sources by kind, and how their examples are shared out among the splits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,11 @@ class Draw:
     heldout: list[Example]
 
 
-def draw(settings: DataSettings, seed: int) -> Draw:
+def draw(settings: DataSettings, seed: int, without: Collection[str] = ()) -> Draw:
     """Read the examples of all splits. No model is needed, so a recipe's data can be checked before weights are loaded.
 
     Held-out examples are drawn first: they stay the same when more training data is asked for. A prompt that is in one
-    split is in no other, and the same prompt and response are taken only once.
+    split is in no other, nor is one of `without`, and the same prompt and response are taken only once.
 
     Raises:
         RadistillError: on whatever is wrong with the data, or if there is less of it than asked for.
@@ -46,7 +46,7 @@ def draw(settings: DataSettings, seed: int) -> Draw:
         )
     rows = SOURCES[settings.kind](settings, seed)
     stream = iter(rows.examples)
-    taken: set[str] = set()
+    taken = set(without)
     heldout_stream, origin = (stream, rows.origin) if rows.heldout is None else (iter(rows.heldout), "its own rows")
     heldout = take(heldout_stream, "data.heldout", settings.heldout, taken, origin)
     if settings.calibration_from == "train":

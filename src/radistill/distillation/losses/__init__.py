@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from radistill.distillation.losses.chunked import TokenLoss, chunked_sum
-from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.cross_entropy import cross_entropy, cross_entropy_mix
 from radistill.distillation.losses.hidden import HiddenSettings, check_same_width, hidden_cosine, hidden_mse
 from radistill.distillation.losses.jsd import GeneralisedJSD, generalised_jsd
 from radistill.distillation.losses.kl import ForwardKL, forward_kl
@@ -36,6 +36,7 @@ __all__ = [
     "TotalVariation",
     "check_same_width",
     "chunked_sum",
+    "cross_entropy",
     "cross_entropy_mix",
     "forward_kl",
     "generalised_jsd",

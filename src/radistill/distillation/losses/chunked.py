@@ -10,8 +10,9 @@ from radistill.distillation.losses.top_k import TopK
 from radistill.models.logits import ResponseStates
 
 TokenLoss = Callable[[Any, Tensor, Tensor], Tensor]
-"""From the logits of teacher and student, [tokens, vocab] each, and the tokens themselves, [tokens], to [tokens]. The
-teacher's are a `TopK` where no more is known of them."""
+"""From the logits of teacher and student, [tokens, vocab] each, and the tokens themselves, [tokens], to [tokens].
+
+In the place of the teacher's logits stands a `TopK` where no more is known of them, and None without a teacher."""
 
 CHUNK_NUMBERS = 2**26
 """Logits that one matrix product makes: 256 MiB in float32. Fewer would multiply too few rows at a time."""
@@ -23,7 +24,7 @@ GPU, enough for its kernels to be worth starting; their best number has not been
 
 def chunked_sum(
     loss: TokenLoss,
-    teacher: ResponseStates | TopK,
+    teacher: ResponseStates | TopK | None,
     student: ResponseStates,
     chunk_numbers: int = CHUNK_NUMBERS,
     piece_numbers: int | None = None,
@@ -44,7 +45,7 @@ def chunked_sum(
     Args:
         loss: of each token; it must not look at other tokens.
         teacher: its states, without gradient, perhaps on another device, where its logits are then computed; or what
-            is known of its distributions, which `loss` gets as it is.
+            is known of its distributions, which `loss` gets as it is. None for a loss that looks at the student alone.
         student: gradients flow to its hidden states, and to weight and bias if they are trained.
         chunk_numbers: logits of one model in one chunk; at least one token is taken.
         piece_numbers: logits of one model that the loss sees at a time; at least one token. None suits the device.
@@ -52,7 +53,7 @@ def chunked_sum(
     Returns:
         A scalar, in float32 at least; 0 with zero gradients for no tokens.
     """
-    vocabulary = min(teacher.vocabulary, student.vocabulary)
+    vocabulary = min(known.vocabulary for known in (teacher, student) if known is not None)
     device = student.hidden.device.type
     if piece_numbers is None:
         piece_numbers = _PIECE_ON_CPU if device == "cpu" else _PIECE_ON_GPU
@@ -60,7 +61,7 @@ def chunked_sum(
     if torch.is_autocast_enabled(device):
         # Once, and not in every chunk; autograd takes the gradients back to the formats of before.
         dtype = torch.get_autocast_dtype(device)
-        teacher = teacher if isinstance(teacher, TopK) else _cast(teacher, dtype)
+        teacher = _cast(teacher, dtype) if isinstance(teacher, ResponseStates) else teacher
         student = _cast(student, dtype)
     with torch.autocast(device, enabled=False):
         return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
@@ -81,7 +82,7 @@ class _ChunkedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         loss: TokenLoss,
-        teacher: ResponseStates | TopK,
+        teacher: ResponseStates | TopK | None,
         student: ResponseStates,
         sizes: _Sizes,
         hidden: Tensor,
@@ -109,7 +110,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 def _take_chunk(
     loss: TokenLoss,
-    teacher: ResponseStates | TopK,
+    teacher: ResponseStates | TopK | None,
     student: ResponseStates,
     rows: slice,
     sizes: _Sizes,
@@ -118,13 +119,16 @@ def _take_chunk(
 ) -> None:
     """Write the loss of a chunk's tokens to `values`. A function of its own, so that its logits go before the next."""
     raw = student.raw_logits(rows, sizes.vocabulary)
-    of_teacher = teacher[rows] if isinstance(teacher, TopK) else teacher.logits(rows, sizes.vocabulary)
+    of_teacher = teacher.logits(rows, sizes.vocabulary) if isinstance(teacher, ResponseStates) else teacher
+    if isinstance(of_teacher, TopK):
+        of_teacher = of_teacher[rows]
     targets, values = student.targets[rows], values[rows]
     for start in range(0, len(raw), sizes.piece):
         piece = slice(start, start + sizes.piece)
         leaf = raw[piece].detach().requires_grad_(gradients.wanted)
         with torch.set_grad_enabled(gradients.wanted):
-            of_tokens = loss(of_teacher[piece].to(raw.device), student.output.shape(leaf), targets[piece])
+            known = None if of_teacher is None else of_teacher[piece].to(raw.device)
+            of_tokens = loss(known, student.output.shape(leaf), targets[piece])
             if gradients.wanted:
                 # The logits are not needed any more, and their gradient takes their place.
                 raw[piece] = torch.autograd.grad(of_tokens.sum(), leaf)[0]

@@ -1,12 +1,28 @@
-"""Cross-entropy to the data's own tokens, mixed with any loss to a teacher (Hinton et al., arXiv 1503.02531)."""
+"""Cross-entropy to the data's own tokens, alone or mixed with a loss to a teacher (Hinton et al., arXiv 1503.02531)."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from radistill.distillation.losses.chunked import TokenLoss
+
+
+def cross_entropy(teacher_logits: Any, student_logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(student)[token] of each token, in nats, whatever a teacher says.
+
+    Args:
+        teacher_logits: not looked at; None where there is no teacher.
+        student_logits: [tokens, vocab].
+        targets: [tokens], long, the tokens themselves.
+
+    Returns:
+        [tokens], float32 at least.
+    """
+    logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def cross_entropy_mix(loss: Callable[[Any, Tensor], Tensor], share: float) -> TokenLoss:
@@ -28,7 +44,6 @@ def cross_entropy_mix(loss: Callable[[Any, Tensor], Tensor], share: float) -> To
         if share == 0:
             return divergence
         vocabulary = min(teacher_logits.shape[-1], student_logits.shape[-1])
-        logits = student_logits[:, :vocabulary].to(divergence.dtype)
-        return share * functional.cross_entropy(logits, targets, reduction="none") + (1 - share) * divergence
+        return share * cross_entropy(None, student_logits[:, :vocabulary], targets) + (1 - share) * divergence
 
     return mix

@@ -152,7 +152,7 @@ def _drafts(base: Model, hybrid: Model) -> dict[str, ComponentMask]:
 
 
 def _contexts(models: list[Model], settings: SavingsSettings) -> list[int]:
-    limits = [getattr(model.network.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    limits = [model.context_length for model in models]
     longest = min((limit for limit in limits if limit is not None), default=None)
     # A round of self-speculation may draft beyond the last token that is wanted.
     more = settings.decode_tokens + (settings.draft_length or 0) + 1

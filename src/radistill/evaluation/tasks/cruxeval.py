@@ -13,6 +13,7 @@ why no answer can pass for right that is not:
 
 import ast
 import re
+from collections.abc import Callable
 from typing import Any
 
 from radistill.distillation.data.examples import Example
@@ -95,30 +96,34 @@ def arguments_of(expression: str) -> str:
 
 def judge_output(example: Example, response: str) -> Verdict:
     """Whether the answer's value equals what the function returns."""
-    assert example.verifier is not None
-    answer = extract_code(response)
-    if answer is None:
-        return Verdict(False, None)
-    answer = output_of(answer)
-    try:
-        return Verdict(_equal(_value(answer), ast.literal_eval(example.verifier["answer"])), answer)
-    except _NoValue:
-        return Verdict(False, answer)
+    return _judged(example, response, output_of, lambda answer, code: _value(answer))
 
 
 def judge_input(example: Example, response: str) -> Verdict:
     """Whether the function, run on the answer's arguments, returns what it should."""
+    return _judged(example, response, arguments_of, _returned)
+
+
+def _judged(
+    example: Example, response: str, part: Callable[[str], str], value_of: Callable[[str, str], Any]
+) -> Verdict:
+    """Whether the answer's `part` gives the right value; `value_of` takes it and the function's code."""
     assert example.verifier is not None
     answer = extract_code(response)
     if answer is None:
         return Verdict(False, None)
-    answer = arguments_of(answer)
+    answer = part(answer)
     try:
-        positional, named = _arguments(answer, example.verifier["code"])
-        returned = _sandboxed(example.verifier["code"], f"f(*{positional!r}, **{named!r})")
-        return Verdict(_equal(returned, ast.literal_eval(example.verifier["answer"])), answer)
+        value = value_of(answer, example.verifier["code"])
+        return Verdict(_equal(value, ast.literal_eval(example.verifier["answer"])), answer)
     except _NoValue:
         return Verdict(False, answer)
+
+
+def _returned(arguments: str, code: str) -> Any:
+    """What the function returns for these arguments."""
+    positional, named = _arguments(arguments, code)
+    return _sandboxed(code, f"f(*{positional!r}, **{named!r})")
 
 
 def _value(expression: str, code: str = "") -> Any:

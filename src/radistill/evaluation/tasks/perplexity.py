@@ -76,7 +76,7 @@ def _examples(settings: TaskSettings) -> list[Example]:
 
 def _windows(model: Model, example: Example) -> list[Document]:
     """The example's tokens in stretches that the model and a batch can hold; each is read without the ones before."""
-    context = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    context = model.context_length
     most = min(context or _TOKENS_PER_BATCH, _TOKENS_PER_BATCH)
     if example.text is not None:
         tokens, start = text_tokens(example, model.tokenizer), 1

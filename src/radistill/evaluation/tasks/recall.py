@@ -55,7 +55,7 @@ _KINDS: dict[str, Callable[[list[str], list[int], int, float], tuple[str, int]]]
 
 
 def _read(model: Model, settings: TaskSettings) -> list[Example]:
-    longest = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    longest = model.context_length
     contexts = settings.contexts or tuple(c for c in CONTEXTS if longest is None or c + _ANSWER_TOKENS <= longest)
     beyond = [c for c in contexts if longest is not None and c + _ANSWER_TOKENS > longest]
     if beyond or not contexts:

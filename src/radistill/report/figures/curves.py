@@ -15,8 +15,7 @@ from radistill.report.svg import Axes, Scale, Size, figure, key, label_heights, 
 
 _LOG_ABOVE = 8
 _MOST_POINTS = 120
-
-
+_KL = "KL, nats per response token"
 _OF_A_STORE = "A lower bound: over the tokens that the stored teacher kept, and the rest as one."
 
 
@@ -30,24 +29,23 @@ class _Series:
 
 def heldout_figure(folder: RunFolder) -> Figure | None:
     """Held-out KL in nats per response token, or None where it was never measured."""
-    series, dropped = _series(folder, "evaluations", "kl")
-    teacher = "teacher" if folder.recipe.get("teacher") else "base"
+    series, dropped = _series(folder, "distill.json", "evaluations", "kl")
+    title = f"Held-out KL to the {_teacher(folder)}"
     stored = folder["distill.json"].get("heldout_kl") == "top-k"
-    return _curves(
-        folder,
-        "heldout",
-        f"Held-out KL to the {teacher}",
-        "KL, nats per response token",
-        series,
-        dropped,
-        marks=True,
-        notes=(_OF_A_STORE,) if stored else (),
-    )
+    notes = (_OF_A_STORE,) if stored else ()
+    return _curves(folder, "heldout", title, _KL, series, dropped, marks=True, notes=notes)
+
+
+def finetune_figure(folder: RunFolder) -> Figure | None:
+    """Held-out KL while fine-tuning, in nats per response token: how far from the teacher it leads; None without."""
+    series, dropped = _series(folder, "finetune.json", "evaluations", "kl")
+    title = f"Held-out KL to the {_teacher(folder)} while fine-tuning"
+    return _curves(folder, "finetune", title, _KL, series, dropped, marks=True, file="finetune.json")
 
 
 def loss_figure(folder: RunFolder) -> Figure | None:
     """Training loss, or None where no step was recorded; long runs are averaged into at most `_MOST_POINTS` points."""
-    series, dropped = _series(folder, "curve", "loss")
+    series, dropped = _series(folder, "distill.json", "curve", "loss")
     longest = max((len(one.points) for one in series), default=0)
     bucket = -(-longest // _MOST_POINTS)
     series = [_Series(one.name, one.style, one.shape, _averaged(one.points, bucket)) for one in series]
@@ -64,14 +62,18 @@ def loss_figure(folder: RunFolder) -> Figure | None:
     )
 
 
-def _series(folder: RunFolder, rows: str, metric: str) -> tuple[list[_Series], int]:
+def _teacher(folder: RunFolder) -> str:
+    return "teacher" if folder.recipe.get("teacher") else "base"
+
+
+def _series(folder: RunFolder, file: str, rows: str, metric: str) -> tuple[list[_Series], int]:
     """The series that have points, and how many points were no finite number."""
     found, dropped = [], 0
-    for name, style, shape, file in (
-        (arm_name("rad"), "rad", "circle", folder["distill.json"]),
-        (arm_name(folder.baseline_key, folder.baseline_init), "baseline", "square", folder["baseline/distill.json"]),
+    for name, style, shape, content in (
+        (arm_name("rad"), "rad", "circle", folder[file]),
+        (arm_name(folder.baseline_key, folder.baseline_init), "baseline", "square", folder[f"baseline/{file}"]),
     ):
-        points, lost = _points(records(file.get(rows)), metric)
+        points, lost = _points(records(content.get(rows)), metric)
         dropped += lost
         if points:
             found.append(_Series(name, style, shape, points))
@@ -102,13 +104,14 @@ def _curves(
     dropped: int,
     *,
     marks: bool,
+    file: str = "distill.json",
     notes: tuple[str, ...] = (),
 ) -> Figure | None:
     if not series:
         return None
     values = [value for one in series for _, value in one.points]
     seen = [tokens for one in series for tokens, _ in one.points]
-    planned = [number(file.get("tokens")) or 0.0 for file in (folder["distill.json"], folder["baseline/distill.json"])]
+    planned = [number(content.get("tokens")) or 0.0 for content in (folder[file], folder[f"baseline/{file}"])]
     most = max(*seen, *planned)  # both figures and a first point alone then share one axis
 
     def draw(size: Size) -> tuple[float, list[Markup]]:

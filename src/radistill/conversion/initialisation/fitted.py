@@ -1,0 +1,12 @@
+"""`fitted`: the start of a block that `align` then fits to the attention it replaces. It has nothing to say before."""
+
+from radistill.conversion.initialisation import random
+from radistill.conversion.initialisation.interface import Initialisation
+
+INITIALISATION = Initialisation(
+    fill=random.fill,
+    obstacles=random.obstacles,
+    silent=True,
+    needs_fit=True,
+    summary="random, then fitted to the attention by `align`: output projection in closed form, the rest by regression",
+)
