@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     "unknown selector": (lambda s: s.run("--set", "diagnose.selector=best"), "diagnose.selector: "),
     "unknown initialisation": (
         lambda s: s.run("--set", "convert.init=magic"),
-        "convert.init: must be one of random, transfer, zero, not 'magic'",
+        "convert.init: must be one of fitted, random, transfer, zero, not 'magic'",
     ),
     "unknown target": (lambda s: s.run("--set", "convert.target=zamba"), "convert.target"),
     "unknown objective": (lambda s: s.run("--set", "diagnose.objective=speed"), "diagnose.objective: must be one of"),

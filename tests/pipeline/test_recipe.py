@@ -74,7 +74,7 @@ def test_the_paper_s_setting() -> None:
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, {"diagnose.selector": "uniform", "baseline": {}, "align": None}))
+    recipe = load_recipe(write(tmp_path, {"diagnose.selector": "uniform", "baseline": {}, "distill": None}))
     recipe.save(tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
@@ -295,7 +295,7 @@ SETS: dict[str, tuple[str, str, Any]] = {
     "through the short form": ("diagnose.selector.trials=5", "diagnose.selector.trials", 5),
     "in a section that is left out": ("convert.target.groups=heads", "convert.target.groups", "heads"),
     "in a section that is null": ("baseline.steps=3", "baseline.steps", 3),
-    "null": ("align=null", "align", None),
+    "null": ("distill=null", "distill", None),
     "a whole section": ("diagnose.selector={kind: bayes, trials: 7}", "diagnose.selector.trials", 7),
     "the short form": ("diagnose.selector=uniform", "diagnose.selector.kind", "uniform"),
 }

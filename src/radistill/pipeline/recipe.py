@@ -86,7 +86,7 @@ class ConvertSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     target: Target = Field(default_factory=GraniteHybridSettings, description="the student's architecture")
-    init: Initialisation = Field(default="zero", description="how the new blocks start")
+    init: Initialisation = Field(default="fitted", description="how the new blocks start")
 
 
 class FinetuneStage(FinetuneSettings):
@@ -192,20 +192,23 @@ def _contradiction(recipe: Recipe) -> str | None:
             "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
             "on_policy to null"
         )
-    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
-        return f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give it a section"
-    if baseline is not None and not (baseline.align and recipe.align) and find_initialisation(baseline.init).needs_fit:
-        return (
-            f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
-        )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
         return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
     if baseline is not None and isinstance(baseline.selector, KLGuided):
         return "baseline.selector is kl-guided, but only the hybrid has fitted blocks to choose by; name another"
+    if diagnose.by == "replaceability" and recipe.align is None:
+        return "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section"
+    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
+        return (
+            f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give align a section "
+            "or set convert.init to zero"
+        )
+    if baseline is not None and not (baseline.align and recipe.align) and find_initialisation(baseline.init).needs_fit:
+        return (
+            f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
+        )
     if diagnose.by == "redundancy":
         return None
-    if recipe.align is None:
-        return "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section"
     if diagnose.objective.startswith("throughput"):
         return (
             f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention; with diagnose.by "
