@@ -1,6 +1,6 @@
 """A distillation small enough to run in a test; run as a program, it is the one that gets killed.
 
-python distill_case.py FOLDER WHERE
+python distill_case.py FOLDER [--stored] WHERE
 """
 
 import os
@@ -19,8 +19,10 @@ from radistill.distillation import checkpoints, trainer
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.on_policy import OnPolicySettings
+from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, layout, store_teacher, write
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.processes import ALONE, Processes
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -42,6 +44,7 @@ RESUMABLE = DistillSettings(
 OWN = RESUMABLE.model_copy(
     update={"on_policy": OnPolicySettings(share=0.3, final_share=0.9, max_new_tokens=9), "cross_entropy": 0.2}
 )
+STORED = RESUMABLE.model_copy(update={"teacher_store": TeacherStoreSettings(top_k=6)})
 
 
 def documents(count: int, name: str, seed: int = 0) -> list[Document]:
@@ -70,7 +73,20 @@ def weights(model: Model) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
 
-def run(student: Model, teacher: Model, settings: DistillSettings, **arguments: Any) -> DistillResult:
+def store_of(teacher: Model, folder: Path, settings: DistillSettings, processes: Processes = ALONE) -> StoredTeacher:
+    """What the teacher says to the documents of this file, in `folder`."""
+    assert settings.teacher_store is not None
+    return store_teacher(
+        teacher,
+        [*TRAIN, *HELDOUT],
+        settings.teacher_store,
+        vocabulary=260,
+        folder=folder / "store",
+        processes=processes,
+    )
+
+
+def run(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings, **arguments: Any) -> DistillResult:
     """`distill` on the documents of this file."""
     arguments = {"train": TRAIN, "heldout": HELDOUT, **arguments}
     return distill(student, teacher, settings=settings, new_parameters=new_parameters(student, REPLACED), **arguments)
@@ -107,6 +123,8 @@ def _die_at(kind: str, number: int) -> None:
 
     if kind in ("batch", "own"):
         before(trainer, "chunked_sum")
+    elif kind == "shard":
+        before(write, "save_file")
     elif kind == "unmarked":
         before(checkpoints, "write_text")
     elif kind == "half-written":
@@ -133,14 +151,17 @@ def _die_at(kind: str, number: int) -> None:
         raise ValueError(kind)
 
 
-def _run_until_killed(folder: Path, where: str) -> None:
+def _run_until_killed(folder: Path, where: str, stored: bool) -> None:
     kind, _, number = where.partition(":")
     child = os.fork()
     if child == 0:
         if kind != "outside":
             _die_at(kind, int(number))
         teacher, student = models()
-        run(student, teacher, OWN if kind == "own" else RESUMABLE, folder=folder)
+        if stored:
+            run(student, store_of(teacher, folder, STORED), STORED, folder=folder)
+        else:
+            run(student, teacher, OWN if kind == "own" else RESUMABLE, folder=folder)
         os._exit(0)
     while kind == "outside" and max(steps_kept(folder), default=0) < int(number):
         assert os.waitpid(child, os.WNOHANG) == (0, 0), f"{where}: died by itself"
@@ -153,7 +174,11 @@ def _run_until_killed(folder: Path, where: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for place in sys.argv[2:]:
+    places = sys.argv[2:]
+    if stored := places[0] == "--stored":
+        places = places[1:]
+        layout.SHARD_TOKENS = write.SHARD_TOKENS = 60
+    for place in places:
         # "outside:4,outside:8" is killed twice, the second time after it has gone on from the first.
         for part in place.split(","):
-            _run_until_killed(Path(sys.argv[1]) / place, part)
+            _run_until_killed(Path(sys.argv[1]) / place, part, stored)

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import HELDOUT, REPLACED, RESUMABLE, TRAIN, documents, lasting, models, steps_kept, weights
+from distill_case import (
+    HELDOUT,
+    REPLACED,
+    RESUMABLE,
+    STORED,
+    TRAIN,
+    documents,
+    lasting,
+    models,
+    steps_kept,
+    store_of,
+    weights,
+)
 from pydantic import ValidationError
 from test_losses import log_softmax
 from torch import Tensor
@@ -31,7 +43,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-def run(student: Model, teacher: Model, heldout: list[Document] = HELDOUT, **arguments: Any) -> DistillResult:
+def run(student: Model, teacher: Any, heldout: list[Document] = HELDOUT, **arguments: Any) -> DistillResult:
     folder = arguments.pop("folder", None)
     settings = FinetuneSettings.model_validate({**QUICK, **arguments})
     new = new_parameters(student, REPLACED)
@@ -132,7 +144,10 @@ def interrupted(
 
 
 def test_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {**RESUMABLE.model_dump(exclude={"loss", "cross_entropy", "hidden", "on_policy"}), "steps": 4}
+    fields = {
+        **RESUMABLE.model_dump(exclude={"loss", "cross_entropy", "hidden", "on_policy", "teacher_store"}),
+        "steps": 4,
+    }
     teacher, student = models()
     expected = run(student, teacher, **fields)
     found, found_weights = interrupted(tmp_path, monkeypatch, **fields)
@@ -147,6 +162,9 @@ def test_what_cannot_be_trained_is_refused_in_its_own_name(tmp_path: Path, monke
         run(student, teacher, new_block_learning_rate=0, other_learning_rate=0)
     with pytest.raises(RadistillError, match="finetune: there are no documents in heldout"):
         run(student, teacher, heldout=[])
+    store = store_of(teacher, tmp_path, STORED)
+    with pytest.raises(RadistillError, match=r"finetune: the teacher is a stored one, .* the model itself; give it"):
+        run(student, store, steps=1)
     with pytest.raises(RadistillError, match=r"finetune\.gradient_accumulation is 3, which 2 processes"):
         FinetuneSettings(gradient_accumulation=3).check_processes(2)
     original = trainer.chunked_sum

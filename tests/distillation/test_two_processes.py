@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import HELDOUT, REPLACED, TRAIN, lasting, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, run, store_of, weights
 from safetensors.torch import load_file
 from torch import Tensor
-from two_processes_case import OWN, TUNING, TWENTY, tied_models
+from two_processes_case import OWN, STORED, TUNING, TWENTY, tied_models
 
 import tiny
 from radistill.conversion import new_parameters
@@ -112,6 +112,18 @@ def test_stopped_by_one_of_them_they_go_on_bit_for_bit(launched: Path) -> None:
     assert read_json(launched / "interrupted-0.json") == read_json(launched / "whole-0.json")
     whole, interrupted = (load_file(launched / f"{name}-0.safetensors") for name in ("whole", "interrupted"))
     assert all(torch.equal(interrupted[name], tensor) for name, tensor in whole.items())
+
+
+def test_with_a_stored_teacher_they_compute_what_one_does(launched: Path, tmp_path: Path) -> None:
+    """Each writes every second shard."""
+    teacher, student = tied_models()
+    expected = run(student, store_of(teacher, tmp_path, STORED), STORED)
+    first, second = (read_json(launched / f"stored-{index}.json") for index in (0, 1))
+    assert first == second
+    assert len(list(launched.glob("store/*/*.safetensors"))) > 2
+    for name, figure in (("curve", "loss"), ("evaluations", "kl"), ("evaluations", "agreement")):
+        of_one = [row[figure] for row in getattr(expected, name)]
+        assert [row[figure] for row in first[name]] == pytest.approx(of_one, rel=1e-4)
 
 
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_case import HELDOUT, REPLACED, TRAIN, lasting, models, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, models, run, store_of, weights
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune import finetune
 from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.on_policy import OnPolicySettings
+from radistill.distillation.teacher_store import TeacherStoreSettings, layout, write
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
@@ -52,6 +53,7 @@ TUNING = FinetuneSettings(
     other_learning_rate=1e-3,
     report_to="none",
 )
+STORED = TWENTY.model_copy(update={"steps": 3, "teacher_store": TeacherStoreSettings(top_k=6)})
 
 
 def tied_models() -> tuple[Model, Model]:
@@ -117,10 +119,20 @@ def _poisoned(folder: Path) -> None:
         (folder / f"poisoned-{join('cpu').index}.txt").write_text(str(error))
 
 
+def _stored(folder: Path) -> None:
+    """Both write shards of the teacher's store, and then learn from it alone."""
+    layout.SHARD_TOKENS = write.SHARD_TOKENS = 60
+    teacher, student = tied_models()
+    store = store_of(teacher, folder, STORED, join("cpu"))
+    result = run(student, store, STORED, folder=folder / "stored")
+    write_json(folder / f"stored-{join('cpu').index}.json", lasting(result))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
     _uninterrupted(place, "whole")
+    _stored(place)
     _interrupted(place, "interrupted")
     _poisoned(place)
     _own(place)

@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "in finetune": (
         {"finetune": {"loss": "jsd"}},
-        "finetune.loss: unknown field; allowed: data, divergence, eval_steps, gradient_accumulation, ",
+        "finetune.loss: unknown field; allowed: compile, data, divergence, eval_steps, gradient_accumulation, ",
     ),
     "in the data of finetune": (
         {"finetune": {"data": {"kind": "jsonl", "path": "x.jsonl", "trian": 3}}},
@@ -359,6 +359,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.loss",
         "distill.hidden",
         "distill.on_policy",
+        "distill.teacher_store",
         "finetune",
         "finetune.data",
         "finetune.data.responses",
@@ -396,7 +397,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         ),
         (
             {"distill": {"on_policy": {"share": 1}, "cross_entropy": 0.1}},
-            "distill: cross_entropy counts on documents only",
+            "distill.cross_entropy counts on documents only",
         ),
         (
             {"convert": {"init": "fitted"}, "align": None},

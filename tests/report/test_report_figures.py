@@ -97,3 +97,14 @@ def test_fine_tuning_has_a_figure_of_its_own(tmp_path: Path) -> None:
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("finetune: {steps: 20}", "finetune: null")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     assert finetune_figure(read_run_folder(folder)) is None
+
+
+def test_the_held_out_kl_of_a_stored_teacher_says_what_it_is(tmp_path: Path) -> None:
+    folder = write_example_run(tmp_path)
+    figure = heldout_figure(read_run_folder(folder))
+    assert figure is not None
+    assert not figure.notes
+    write(folder / "distill.json", {**distill(1.0, 0.5), "heldout_kl": "top-k"})
+    figure = heldout_figure(read_run_folder(folder))
+    assert figure is not None
+    assert figure.notes[0].startswith("A lower bound")

@@ -4,24 +4,27 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import transformers
-from torch import nn
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
+from radistill.distillation.compilation import check_compiler, compiled
 from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.interruption import deferred_interrupt
 from radistill.distillation.losses import check_same_width
 from radistill.distillation.on_policy import OnPolicy
+from radistill.distillation.placement import placed
 from radistill.distillation.precision import master_weights
 from radistill.distillation.recomputation import recomputing
 from radistill.distillation.sharding import sharded
 from radistill.distillation.stopping import out_of_patience
+from radistill.distillation.teacher_store import StoredTeacher
+from radistill.distillation.teacher_store.layout import tokenizer_hash
 from radistill.distillation.tracking import check_tracker, tracked
 from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
@@ -52,6 +55,8 @@ class DistillResult:
         evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
             "agreement" (share of response tokens with the same most likely token), "cross_entropy" (the student's, nats
             per response token), at step 0, every `eval_steps` and at the end.
+        heldout_kl: what that KL is over: "full" is the vocabulary; "top-k" the tokens that a stored teacher kept and
+            the rest as one, which makes it a lower bound of the other.
     """
 
     steps: int
@@ -61,6 +66,7 @@ class DistillResult:
     seconds: float
     curve: list[dict[str, float]]
     evaluations: list[dict[str, float]]
+    heldout_kl: Literal["full", "top-k"] = "full"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
@@ -74,7 +80,7 @@ class DistillResult:
 
 def distill(
     student: Model,
-    teacher: Model,
+    teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
     settings: DistillSettings | None = None,
@@ -97,7 +103,8 @@ def distill(
 
     Args:
         student: the hybrid; on return in the mode (training or evaluation) in which it came.
-        teacher: the model to imitate, with the student's tokenizer; never changed. It may be on another device.
+        teacher: the model to imitate, with the student's tokenizer; never changed. It may be on another device. With
+            `settings.teacher_store`, it is what `store_teacher` has written of `train` and `heldout`.
         train: documents; the loss is on their response tokens.
         heldout: documents that progress is measured on.
         settings: see `DistillSettings`.
@@ -106,9 +113,9 @@ def distill(
         seed: of the order of batches.
 
     Raises:
-        RadistillError: if the tokenizers differ, hidden states of different width are to be compared, there is nothing
-            to train or to train on, the processes cannot share a step evenly, a loss or gradient is not finite (the
-            message names step and documents), or a checkpoint cannot be written.
+        RadistillError: if the tokenizers differ, settings contradict one another, hidden states of different width are
+            to be compared, there is nothing to train or to train on, the processes cannot share a step evenly, a loss
+            or gradient is not finite (the message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
     return train_student(
@@ -125,7 +132,7 @@ def distill(
 
 def train_student(
     student: Model,
-    teacher: Model,
+    teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
     settings: DistillSettings | FinetuneSettings,
@@ -144,17 +151,22 @@ def train_student(
     if folder is not None:
         checkpoints = Checkpoints(folder, _key(student, teacher, train, heldout, settings, new_parameters, seed))
         student.__dict__.pop("fingerprint", None)
-    with _prepared(student.network, teacher.network, new_parameters, settings), ExitStack() as stack:
-        trained, taught = student.network, teacher.network
+    taught = teacher if isinstance(teacher, StoredTeacher) else teacher.network
+    with _prepared(student.network, taught, new_parameters, settings), ExitStack() as stack:
+        trained = student.network
         stack.enter_context(master_weights(trained, settings.precision))
-        stack.enter_context(_placed(taught, settings.teacher_device))
+        if isinstance(taught, PreTrainedModel):
+            stack.enter_context(placed(taught, settings.teacher_device))
         if processes.sharded:
             compute = DTYPES[settings.precision] if settings.precision else None
-            if taught.device == trained.device:
+            if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel) and taught.device == trained.device:
                 taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
             trained = stack.enter_context(sharded(trained, student.anatomy, processes.count, compute))
         stack.enter_context(recomputing(trained, settings.gradient_checkpointing))
         use_fast_ssd(trained)
+        stack.enter_context(compiled(trained, student.anatomy, settings.compile))
+        if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel):
+            stack.enter_context(compiled(taught, teacher.anatomy, settings.compile))
         trainer = DistillTrainer(
             trained,
             taught,
@@ -172,7 +184,7 @@ def train_student(
         _train(trainer, settings, folder, checkpoints)
         if trained is not student.network:
             student.network.load_state_dict(trainer.whole_weights(), strict=False)
-    return _result(trainer.state.log_history, trainer.kept_step)
+    return _result(trainer.state.log_history, trainer.kept_step, isinstance(teacher, StoredTeacher))
 
 
 def _train(
@@ -218,10 +230,11 @@ def _train(
 
 
 def _on_policy(
-    student: Model, teacher: Model, settings: DistillSettings | FinetuneSettings, seed: int
+    student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings, seed: int
 ) -> OnPolicy | None:
     if settings.on_policy is None:
         return None
+    assert isinstance(teacher, Model)  # the settings are checked for it
     return OnPolicy(
         settings.on_policy,
         student,
@@ -234,7 +247,7 @@ def _on_policy(
 
 def _check(
     student: Model,
-    teacher: Model,
+    teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
     settings: DistillSettings | FinetuneSettings,
@@ -242,10 +255,9 @@ def _check(
     folder: Path | None,
 ) -> None:
     section = settings.section
-    check_same_tokenizer(teacher, student)
-    if settings.hidden is not None:
-        check_same_width(teacher.anatomy.hidden_size, student.anatomy.hidden_size)
-    vocabulary = min(model.anatomy.vocab_size for model in (student, teacher))
+    if wrong := settings.contradiction:
+        raise RadistillError(wrong)
+    vocabulary = _check_teacher(student, teacher, settings)
     for name, documents in (("train", train), ("heldout", heldout)):
         if not documents:
             raise RadistillError(f"{section}: there are no documents in {name}")
@@ -267,18 +279,53 @@ def _check(
     if settings.report_to == "tensorboard" and folder is None:
         raise RadistillError(f"{section}: report_to tensorboard needs a folder to write to")
     check_tracker(settings.report_to, section)
-    if settings.teacher_device is not None:
-        check_device(settings.teacher_device)
-    of_teacher = {parameter.data_ptr() for parameter in teacher.network.parameters()}
+    if settings.compile:
+        check_compiler(student.network.device, section)
+    of_teacher = _weights(teacher)
     trained = [name for name in parameters if settings.trains(name in new_parameters)]
     shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
     if shared:
         raise RadistillError(f"{section}: student and teacher share the weight {shared[0]}; give each its own copy")
 
 
+def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings) -> int:
+    """Refuse a teacher that this student cannot learn from; returns how many tokens both know."""
+    if isinstance(teacher, StoredTeacher) and not settings.taught:
+        raise RadistillError(
+            f"{settings.section}: the teacher is a stored one, but the student is measured against the model itself; "
+            "give it that"
+        )
+    if isinstance(teacher, StoredTeacher) != (settings.teacher_store is not None):
+        given, way_out = "a model", "give it what store_teacher has written"
+        if isinstance(teacher, StoredTeacher):
+            given, way_out = "a stored one", "give it a section"
+        raise RadistillError(
+            f"distill: teacher_store is {'set' if settings.teacher_store else 'null'}, but the teacher is {given}; "
+            f"{way_out}"
+        )
+    if settings.teacher_device is not None:
+        check_device(settings.teacher_device)
+    if isinstance(teacher, Model):
+        check_same_tokenizer(teacher, student)
+        if settings.hidden is not None:
+            check_same_width(teacher.anatomy.hidden_size, student.anatomy.hidden_size)
+        return min(model.anatomy.vocab_size for model in (student, teacher))
+    if teacher.tokenizer != tokenizer_hash(student.tokenizer) or teacher.vocabulary > student.anatomy.vocab_size:
+        raise RadistillError(
+            f"{teacher.folder}: the stored teacher has another tokenizer than the student; choose a teacher of the "
+            "student's family"
+        )
+    return teacher.vocabulary
+
+
+def _weights(teacher: Model | StoredTeacher) -> set[int]:
+    """Where the teacher's weights are in memory."""
+    return {p.data_ptr() for p in teacher.network.parameters()} if isinstance(teacher, Model) else set()
+
+
 def _key(
     student: Model,
-    teacher: Model,
+    teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
     settings: DistillSettings | FinetuneSettings,
@@ -290,10 +337,11 @@ def _key(
     return hash_json(
         [
             student.fingerprint,
-            teacher.fingerprint,
+            # The key of a store covers its settings too.
+            teacher.key if isinstance(teacher, StoredTeacher) else teacher.fingerprint,
             documents,
             settings.section,
-            settings.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+            settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
             sorted(new_parameters),
             seed,
         ]
@@ -302,17 +350,22 @@ def _key(
 
 @contextmanager
 def _prepared(
-    student: PreTrainedModel, teacher: PreTrainedModel, new_parameters: Collection[str], settings: TrainingSettings
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | StoredTeacher,
+    new_parameters: Collection[str],
+    settings: TrainingSettings,
 ) -> Iterator[None]:
     """Freeze what is not trained, put the teacher into evaluation mode, and undo all that Trainer changes."""
     parameters = dict(student.named_parameters())
     trainable = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    modes = [(network, network.training) for network in (student, teacher)]
+    networks = [network for network in (student, teacher) if isinstance(network, PreTrainedModel)]
+    modes = [(network, network.training) for network in networks]
     use_cache = student.config.use_cache
     verbosity = transformers.logging.get_verbosity()
     for name, parameter in parameters.items():
         parameter.requires_grad_(settings.trains(name in new_parameters))
-    teacher.eval()
+    for network in networks[1:]:
+        network.eval()
     try:
         yield
     finally:
@@ -323,17 +376,6 @@ def _prepared(
             network.train(training)
         student.config.use_cache = use_cache
         transformers.logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _placed(network: PreTrainedModel, device: str | None) -> Iterator[None]:
-    """Within the block, the network is on that device; None leaves it where it is."""
-    before, module = network.device, cast(nn.Module, network)
-    module.to(device or before)
-    try:
-        yield
-    finally:
-        module.to(before)
 
 
 def _outline(trainer: DistillTrainer, settings: DistillSettings | FinetuneSettings) -> str:
@@ -358,10 +400,11 @@ def _outline(trainer: DistillTrainer, settings: DistillSettings | FinetuneSettin
     return (
         f"{settings.section}: {settings.steps} steps, {tokens:,} tokens{of} ({tokens / sum(lengths):.1f} epochs of "
         f"{len(lengths)} batches){written}; {new:,} new parameters {at_rates[0]}, {rest:,} others {at_rates[1]}"
+        + ("; held-out KL is over the stored tokens and the rest as one" if settings.teacher_store else "")
     )
 
 
-def _result(history: Sequence[Mapping[str, Any]], kept_step: int) -> DistillResult:
+def _result(history: Sequence[Mapping[str, Any]], kept_step: int, stored: bool) -> DistillResult:
     curve = [
         {
             "step": entry["step"],
@@ -387,5 +430,12 @@ def _result(history: Sequence[Mapping[str, Any]], kept_step: int) -> DistillResu
     ]
     last = history[-1]
     return DistillResult(
-        len(curve), kept_step, last["tokens"], last["response_tokens"], last["seconds"], curve, evaluations
+        steps=len(curve),
+        kept_step=kept_step,
+        tokens=last["tokens"],
+        response_tokens=last["response_tokens"],
+        seconds=last["seconds"],
+        curve=curve,
+        evaluations=evaluations,
+        heldout_kl="top-k" if stored else "full",
     )

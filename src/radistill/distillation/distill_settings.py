@@ -2,12 +2,20 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from radistill.distillation.losses import ForwardKL, HiddenSettings, LossSettings, TokenLoss, cross_entropy_mix
+from radistill.distillation.losses import (
+    ForwardKL,
+    HiddenSettings,
+    LossSettings,
+    TokenLoss,
+    cross_entropy_mix,
+    over_categories,
+)
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
 from radistill.distillation.stopping import Measure
+from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
 from radistill.errors import RadistillError
 
@@ -61,6 +69,10 @@ class TrainingSettings(BaseModel):
     gradient_checkpointing: bool = Field(
         default=False, description="keep only the inputs of layers for the backward, and compute each layer again there"
     )
+    compile: bool = Field(
+        default=False,
+        description="run the layers of student and teacher through torch.compile, all but SSM blocks",
+    )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
     )
@@ -97,15 +109,19 @@ class TrainingSettings(BaseModel):
         return (self.new_block_learning_rate if new else self.other_learning_rate) > 0
 
     def check_processes(self, count: int, sharded: bool = False) -> None:
-        """Refuse a step that `count` processes cannot share; `sharded` if the student is split among them (FSDP2).
+        """Refuse what `count` processes cannot do; `sharded` if the student is split among them (FSDP2).
 
         Raises:
-            RadistillError: if `gradient_accumulation` is no multiple of `count`.
+            RadistillError: if `gradient_accumulation` is no multiple of `count`, or split layers are to be compiled.
         """
         if self.gradient_accumulation % count:
             raise RadistillError(
                 f"{self.section}.gradient_accumulation is {self.gradient_accumulation}, which {count} processes cannot "
                 f"share evenly; set it to a multiple of {count}"
+            )
+        if sharded and self.compile:
+            raise RadistillError(
+                f"{self.section}.compile is true, which has not been made to work with FSDP2; set it to false"
             )
 
 
@@ -133,19 +149,44 @@ class DistillSettings(TrainingSettings):
         default=None,
         description="batches of responses that the student writes itself, as it is then; null trains on documents only",
     )
+    teacher_store: TeacherStoreSettings | None = Field(
+        default=None,
+        description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
+        "the student",
+    )
 
-    @model_validator(mode="after")
-    def _cross_entropy_has_documents(self) -> "DistillSettings":
+    @property
+    def contradiction(self) -> str | None:
+        """What two settings that are each right say against one another, if they do."""
         if self.cross_entropy and self.on_policy is not None and self.on_policy.always:
-            raise ValueError(
-                "cross_entropy counts on documents only, and with on_policy.share 1 there are none; set it to 0"
+            return (
+                "distill.cross_entropy counts on documents only, and with distill.on_policy.share 1 there are none; "
+                "set it to 0"
             )
-        return self
+        if self.teacher_store is None:
+            return None
+        if self.on_policy is not None:
+            return (
+                "distill.on_policy needs the teacher itself, to read what the student writes, and with "
+                "distill.teacher_store it is gone by then; set one of them to null"
+            )
+        if self.hidden is not None:
+            return (
+                "distill.hidden needs the teacher's hidden states, which distill.teacher_store does not keep; "
+                "set one of them to null"
+            )
+        if self.loss.temperature != 1:
+            return (
+                f"distill.loss.temperature is {self.loss.temperature:g}, but distill.teacher_store keeps a sum of "
+                "probabilities, which is known at temperature 1 only; set it to 1, or teacher_store to null"
+            )
+        return None
 
     def token_loss(self, own: bool) -> TokenLoss:
         """The loss of a token, without that of hidden states; `own` if the student wrote the response."""
+        loss = self.loss if self.teacher_store is None else over_categories(self.loss)
         # Its own samples as targets would only make it surer of itself.
-        return cross_entropy_mix(self.loss, 0.0 if own else self.cross_entropy)
+        return cross_entropy_mix(loss, 0.0 if own else self.cross_entropy)
 
     def check_processes(self, count: int, sharded: bool = False) -> None:
         """Refuse a step that `count` processes cannot share, and a split student that is to write.

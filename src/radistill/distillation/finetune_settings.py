@@ -17,6 +17,8 @@ class FinetuneSettings(TrainingSettings):
     measure: ClassVar[Measure] = "cross_entropy"
     hidden: ClassVar[None] = None
     on_policy: ClassVar[None] = None
+    teacher_store: ClassVar[None] = None
+    contradiction: ClassVar[None] = None
 
     steps: int = Field(default=100, ge=1, description="optimiser steps")
     new_block_learning_rate: float = Field(

@@ -1,6 +1,6 @@
 """How far a student is from its teacher on text that neither was trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radistill.console import progress
-from radistill.distillation.losses import forward_kl
+from radistill.distillation.losses import TopK, forward_kl, over_categories
 from radistill.errors import RadistillError
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
@@ -21,7 +21,7 @@ CHUNK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Distance:
     """Sums over response tokens; the properties are their means.
 
     Attributes:
@@ -29,14 +29,12 @@ class Comparison:
         kl_sum: KL(teacher || student), nats.
         agreed: tokens at which both have the same most likely next token, given the same text.
         student_nll_sum: -log p of the actual tokens under the student, nats.
-        teacher_nll_sum: the same under the teacher.
     """
 
     tokens: int
     kl_sum: float
     agreed: int
     student_nll_sum: float
-    teacher_nll_sum: float
 
     @property
     def kl(self) -> float:
@@ -52,6 +50,17 @@ class Comparison:
     def student_nll(self) -> float:
         """Mean -log p of the response tokens under the student, nats; its exponential is the perplexity."""
         return self.student_nll_sum / self.tokens
+
+
+@dataclass(frozen=True)
+class Comparison(Distance):
+    """The distance of two networks, and how well the teacher knows the text.
+
+    Attributes:
+        teacher_nll_sum: -log p of the actual tokens under the teacher, nats.
+    """
+
+    teacher_nll_sum: float
 
     @property
     def teacher_nll(self) -> float:
@@ -85,34 +94,79 @@ def compare(
     Raises:
         RadistillError: if there are no documents, or a measure is not a finite number (the message names documents).
     """
+
+    def sums(group: Sequence[Document]) -> Tensor:
+        batch = collate(group, pad_token_id, student_network.device)
+        teacher = response_states(teacher_network, collate(group, pad_token_id, teacher_network.device))
+        return at_output(student_network, batch, partial(_sums, teacher))
+
+    with evaluating(teacher_network, student_network):
+        tokens, kl, agreed, *nll = _total(sums, 5, documents, tokens_per_batch, description, processes)
+    return Comparison(int(tokens), kl, int(agreed), *nll)
+
+
+def compare_with_known(
+    known: Callable[[Sequence[Document]], TopK],
+    student_network: PreTrainedModel,
+    documents: Sequence[Document],
+    pad_token_id: int,
+    tokens_per_batch: int = 2048,
+    processes: Processes = ALONE,
+) -> Distance:
+    """`compare` with a teacher of whom only the largest probabilities are known, and the sum of the others.
+
+    Its KL is over those as categories, which is at most the KL over the vocabulary; all else is exact.
+
+    Args:
+        known: the distributions of the response tokens of documents, in their order.
+        student_network: as in `compare`, like all that follows.
+
+    Raises:
+        RadistillError: as in `compare`.
+    """
+
+    def sums(group: Sequence[Document]) -> Tensor:
+        batch = collate(group, pad_token_id, student_network.device)
+        return at_output(student_network, batch, partial(_known_sums, known(group).to(student_network.device)))
+
+    with evaluating(student_network):
+        tokens, kl, agreed, nll = _total(sums, 4, documents, tokens_per_batch, None, processes)
+    return Distance(int(tokens), kl, int(agreed), nll)
+
+
+def _total(
+    sums: Callable[[Sequence[Document]], Tensor],
+    count: int,
+    documents: Sequence[Document],
+    tokens_per_batch: int,
+    description: str | None,
+    processes: Processes,
+) -> list[float]:
+    """What `sums` gives for batches of all documents, [count] each, added up; refuses what is not finite."""
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
-    table = torch.zeros(len(groups), 5, dtype=torch.float64)
+    table = torch.zeros(len(groups), count, dtype=torch.float64)
     shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
-    with _evaluating(teacher_network, student_network), torch.no_grad(), shown as advance:
+    with torch.no_grad(), shown as advance:
         for start in range(0, len(groups), processes.count):
             place = start + processes.index
             # A sharded network needs all processes in every forward: who has no batch left repeats one.
-            group = groups[place if place < len(groups) else start]
-            batch = collate(group, pad_token_id, student_network.device)
-            teacher = response_states(teacher_network, collate(group, pad_token_id, teacher_network.device))
-            sums = at_output(student_network, batch, partial(_sums, teacher))
+            found = sums(groups[place if place < len(groups) else start])
             if place < len(groups):
-                table[place] = sums
+                table[place] = found
             advance(min(processes.count, len(groups) - start))
     table = processes.add(table)
     if not table.isfinite().all():
         group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
         names = ", ".join(document.id for document in group)
         raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
-    tokens, kl, agreed, student_nll, teacher_nll = table.sum(dim=0).tolist()
-    return Comparison(int(tokens), kl, int(agreed), student_nll, teacher_nll)
+    return [float(value) for value in table.sum(dim=0)]
 
 
 def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> Tensor:
     """[5], the sums of a `Comparison`, in float64; the logits are made of a few tokens at a time."""
-    vocabulary = min(len(states.output.weight) for states in (of_teacher, of_student))
+    vocabulary = min(of_teacher.vocabulary, of_student.vocabulary)
     chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
     for start in range(0, len(of_student.targets), chunk):
@@ -131,8 +185,26 @@ def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> Tensor:
     return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])
 
 
+def _known_sums(of_teacher: TopK, of_student: ResponseStates) -> Tensor:
+    """[4], the sums of a `Distance`, in float64."""
+    chunk = max(1, CHUNK_NUMBERS // of_teacher.vocabulary)
+    parts = []
+    for start in range(0, len(of_student.targets), chunk):
+        rows = slice(start, start + chunk)
+        teacher, student = of_teacher[rows], of_student.logits(rows, of_teacher.vocabulary).float()
+        values = (
+            over_categories(forward_kl)(teacher, student),
+            teacher.best == student.argmax(dim=-1),
+            torch.nn.functional.cross_entropy(student, of_student.targets[rows], reduction="none"),
+        )
+        parts.append(torch.stack([value.double().sum() for value in values]))
+    sums = torch.stack(parts).sum(dim=0)
+    return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])
+
+
 @contextmanager
-def _evaluating(*networks: PreTrainedModel) -> Iterator[None]:
+def evaluating(*networks: PreTrainedModel) -> Iterator[None]:
+    """Within the block, the networks are in evaluation mode."""
     before = [network.training for network in networks]
     for network in networks:
         network.eval()

@@ -28,14 +28,16 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
+from radistill.distillation.compilation import uncompiled
 from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
-from radistill.distillation.heldout import compare
-from radistill.distillation.losses import chunked_sum
+from radistill.distillation.heldout import Distance, compare, compare_with_known
+from radistill.distillation.losses import TopK, chunked_sum
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
 from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
+from radistill.distillation.teacher_store import StoredTeacher
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
@@ -63,7 +65,7 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | StoredTeacher,
         train: Sequence[Document],
         heldout: Sequence[Document],
         settings: DistillSettings | FinetuneSettings,
@@ -80,7 +82,7 @@ class DistillTrainer(Trainer):
 
         Args:
             student: its parameters' `requires_grad` say what is trained; with several processes perhaps sharded.
-            teacher: in evaluation mode; it may be on another device.
+            teacher: in evaluation mode; it may be on another device. Or what it has left on disk.
             train: documents to train on, in batches whose order the seed decides.
             heldout: documents to measure on.
             settings: of the stage that this is.
@@ -154,7 +156,7 @@ class DistillTrainer(Trainer):
             position = first + place * self.processes.count
             documents: Sequence[Document] = self.groups[int(batch["group"])]
             if self.on_policy is not None and self._is_own(position):
-                with computing(self.settings.precision, self.student.device):
+                with computing(self.settings.precision, self.student.device), uncompiled(self.settings.compile):
                     documents = self.on_policy.write(self.student, documents, position)
                 batch = batch | _labelled(documents, self.pad_token_id, self.student.device)
             self._running[position] = documents
@@ -177,10 +179,7 @@ class DistillTrainer(Trainer):
         assert num_items_in_batch is not None  # Trainer counts them, because the batch has labels
         position = int(inputs["position"])
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != IGNORED_LABEL)
-        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
-            teacher = None
-            if self.settings.taught:
-                teacher = response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
+        teacher = self._of_teacher(int(inputs["group"]), batch)
         # `model` is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self.settings.precision, self.student.device):
             total = at_output(
@@ -193,10 +192,20 @@ class DistillTrainer(Trainer):
             raise self.refusal(f"the loss is {refused[0][1]}", [place for place, _ in refused])
         return (loss, None) if return_outputs else loss
 
-    def _total(self, own: bool, teacher: ResponseStates | None, student: ResponseStates) -> Tensor:
+    def _of_teacher(self, group: int, batch: Batch) -> ResponseStates | TopK | None:
+        """What the teacher says to a batch, which is that of a group; None where the loss does not ask."""
+        if not self.settings.taught:
+            return None
+        if isinstance(self.teacher, StoredTeacher):
+            return self.teacher.of(self.groups[group]).to(self.student.device)
+        with torch.no_grad(), computing(self.settings.precision, self.teacher.device):
+            return response_states(self.teacher, Batch(*(part.to(self.teacher.device) for part in batch)))
+
+    def _total(self, own: bool, teacher: ResponseStates | TopK | None, student: ResponseStates) -> Tensor:
         """Sum over the tokens of what the settings ask for; `own` if the student wrote them."""
         total = chunked_sum(self.settings.token_loss(own), teacher, student)
-        if self.settings.hidden is not None and teacher is not None:
+        if self.settings.hidden is not None:
+            assert isinstance(teacher, ResponseStates)  # the settings are checked for it
             of_teacher = teacher.hidden.to(student.hidden.device)
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
@@ -246,16 +255,7 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Measure the student on the held-out documents."""
-        precision = self.settings.precision
-        with computing(precision, self.teacher.device), computing(precision, self.student.device):
-            measured = compare(
-                self.teacher,
-                self.student,
-                self.heldout,
-                self.pad_token_id,
-                self.settings.tokens_per_batch,
-                processes=self.processes,
-            )
+        measured = self._distance()
         release(self.student)
         metrics = {
             "eval_kl": measured.kl,
@@ -265,6 +265,19 @@ class DistillTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _distance(self) -> Distance:
+        """From teacher to student, on the held-out documents."""
+        precision, most = self.settings.precision, self.settings.tokens_per_batch
+        with computing(precision, self.student.device):
+            if isinstance(self.teacher, StoredTeacher):
+                return compare_with_known(
+                    self.teacher.of, self.student, self.heldout, self.pad_token_id, most, self.processes
+                )
+            with computing(precision, self.teacher.device):
+                return compare(
+                    self.teacher, self.student, self.heldout, self.pad_token_id, most, processes=self.processes
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the totals that a resumed run continues from."""

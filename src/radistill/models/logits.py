@@ -52,6 +52,11 @@ class ResponseStates(NamedTuple):
     output: OutputEmbedding
     targets: Tensor
 
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the logits."""
+        return len(self.output.weight)
+
     def logits(self, rows: slice, vocabulary: int | None = None) -> Tensor:
         """[rows, vocab], the network's logits of some of the tokens.
 

@@ -1,5 +1,6 @@
 """What the stages of one run share: the recipe, the folder, and models that are loaded when first needed."""
 
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,15 @@ class Context:
         """The model that is distilled: the base itself unless the recipe names another."""
         return self.base if self.recipe.teacher is None else self.load(self.recipe.teacher)
 
+    def release_teacher(self) -> None:
+        """Give back the memory of a teacher that is not the base; it is loaded again if it is needed again."""
+        if self.recipe.teacher is None:
+            return
+        self.__dict__.pop("teacher", None)
+        gc.collect()  # modules and hooks may refer to one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     @cached_property
     def splits(self) -> DataSplits:
         """What the data stage left."""
@@ -171,3 +181,14 @@ class Context:
         """The named recipe sections as plain data, for a step's fingerprint."""
         dumped = self.recipe.model_dump(mode="json")
         return {name: dumped[name] for name in names}
+
+
+def source_signature(source: str) -> Any:
+    """What tells two states of a model apart without loading it: files' names, sizes and times, or the name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [source, path.stat().st_size, path.stat().st_mtime_ns]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return [source, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return source

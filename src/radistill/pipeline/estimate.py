@@ -27,6 +27,7 @@ from radistill.pipeline.memory import (
     lengths,
     memory_of_stages,
     step_lengths,
+    store_bytes,
     trained_parameters,
     trainings,
     tuning_recipe,
@@ -173,7 +174,7 @@ def estimate(recipe: Recipe) -> Estimate:
     }
     counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
     memory = memory_of_stages(recipe, base, shape, bounds, in_step, in_tuning, counted, loaded, teacher)
-    disk = disk_bytes(recipe, shape)
+    disk = disk_bytes(recipe, shape) + store_bytes(recipe, base, bounds)
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
@@ -337,7 +338,9 @@ def _memory(found: Estimate) -> RenderableType:
             table.add_row(term, *(_gib(size) for size in sizes))
     totals = [sum(stage.values()) for stage in found.memory.values()]
     table.add_row("total", *(_gib(total) for total in totals), style="bold")
-    disk = f"On disk at most {_gib(found.disk)} GiB: students before and after, fitted blocks, three checkpoints."
+    kept = "students before and after, fitted blocks, three checkpoints"
+    kept += ", the stored teacher" if "store" in found.memory else ""
+    disk = f"On disk at most {_gib(found.disk)} GiB: {kept}."
     title = "memory in GiB, estimated for documents that are all as long as allowed"
     return _section(title, table, Text(FORMULAS, style="dim"), Text(disk))
 

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 from radistill.diagnosis.selectors import All, Greedy
-from radistill.distillation.distill_settings import TrainingSettings
+from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
+from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
+from radistill.distillation.teacher_store.layout import bytes_per_token
 from radistill.models.anatomy import Anatomy
 from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.shapes import Batch, HybridShape
@@ -43,6 +45,8 @@ _FLOAT32_COPIES_OF_LOGITS = 2
 _LOGITS_OF_A_STEP = 2
 # Of one chunk, in float32: of base and student the logits, divided, and their logarithms; of the KL, its terms.
 _FLOAT32_COPIES_OF_A_COMPARISON = 8
+# Of one chunk, in float32: the teacher's logits, their logarithms, and those without the largest.
+_FLOAT32_COPIES_OF_A_STORE = 3
 # Trained weights and both moments of AdamW; two checkpoints, and the best, are kept while another is being written.
 _TENSORS_OF_A_CHECKPOINT = 3
 _CHECKPOINTS = 3
@@ -98,7 +102,7 @@ def tuning_recipe(recipe: Recipe) -> Recipe:
     return recipe if own is None else recipe.model_copy(update={"data": own})
 
 
-def trainings(recipe: Recipe) -> list[TrainingSettings]:
+def trainings(recipe: Recipe) -> list[DistillSettings | FinetuneSettings]:
     """The stages of end-to-end training that a recipe has."""
     return [training for training in (recipe.distill, recipe.finetune) if training is not None]
 
@@ -135,7 +139,8 @@ def memory_of_stages(
         in_step: lengths in a step of `distill`.
         in_tuning: lengths of the documents of `finetune`.
         step_bytes: what autograd keeps in a step, by stage of end-to-end training.
-        loaded: parameters of the models that stay loaded in all stages, by term.
+        loaded: parameters of the models that stay loaded in all stages, by term; a teacher that is stored goes before
+            there is a student, and comes back for `finetune`.
         teacher: another teacher; None for self-distillation.
     """
     number = BYTES[recipe.dtype]
@@ -143,11 +148,18 @@ def memory_of_stages(
     stages = {"data": always | _data(recipe, teacher or base, bounds)} if recipe.data.responses.source != "data" else {}
     stages["diagnose"] = always | _diagnose(recipe, base, bounds)
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
+    with_teacher = always
+    if recipe.distill is not None and recipe.distill.teacher_store is not None:
+        stages["store"] = always | _store(recipe, base, bounds)
+        always = {term: size for term, size in always.items() if term != "teacher weights"}
     if recipe.align is not None:
-        stages["align"] = always | hybrid | _align(recipe, base, shape, bounds)
+        in_diagnosis = recipe.diagnose.by == "replaceability"
+        stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | _align(recipe, base, shape, bounds)
     for training in trainings(recipe):
         distilling = training is recipe.distill
         read, longest = (recipe, in_step) if distilling else (tuning_recipe(recipe), in_tuning)
+        if not distilling:
+            always = with_teacher  # its held-out measures ask the teacher itself
         stage = always | hybrid | _training(training, read, base, shape, longest)
         stage["student weights"] += trained_parameters(training, shape) * (trained_bytes(training, recipe) - number)
         stages[training.section] = stage | {"activations of a step": step_bytes[training.section]}
@@ -190,6 +202,14 @@ def _checkpoint_bytes(training: TrainingSettings, recipe: Recipe, shape: HybridS
     return tensors * trained_bytes(training, recipe)
 
 
+def store_bytes(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
+    """Room on disk of the stored teacher; 0 without one."""
+    if recipe.distill is None or recipe.distill.teacher_store is None:
+        return 0
+    top_k = min(recipe.distill.teacher_store.top_k, base.vocab_size)
+    return (recipe.data.train + recipe.data.heldout) * bounds.trained * bytes_per_token(top_k)
+
+
 def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
     settings = recipe.data.responses
     tokens = settings.batch_size * (bounds.document + settings.max_new_tokens)
@@ -220,8 +240,16 @@ def _align(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -
     }
 
 
+def _store(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
+    assert recipe.distill is not None
+    assert recipe.distill.teacher_store is not None
+    tokens = bounds.tokens(recipe.distill.teacher_store.tokens_per_batch, recipe.data.train + recipe.data.heldout)
+    logits = min(tokens * base.vocab_size, COMPARISON_CHUNK)
+    return {"logits of a step": _FLOAT32_COPIES_OF_A_STORE * logits * 4}
+
+
 def _training(
-    training: TrainingSettings, recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
+    training: DistillSettings | FinetuneSettings, recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
 ) -> dict[str, int]:
     number = BYTES[recipe.dtype]
     documents = recipe.data.train
@@ -229,9 +257,8 @@ def _training(
     trained = trained_parameters(training, shape) * trained_bytes(training, recipe)
     if training.precision:
         number = BYTES[training.precision]
-    logits = (
-        (_LOGITS_OF_A_STEP if training.taught else 1) * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
-    )
+    beside = training.taught and training.teacher_store is None
+    logits = (_LOGITS_OF_A_STEP if beside else 1) * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number
     if training.trains(new=False):
         logits += base.vocab_size * base.hidden_size * 4  # the gradient of the output embedding is added up in float32
     return {

@@ -185,6 +185,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def _contradiction(recipe: Recipe) -> str | None:
     """What two fields that are each right say against one another, if they do."""
     diagnose, baseline = recipe.diagnose, recipe.baseline
+    if recipe.distill is not None and recipe.distill.contradiction:
+        return recipe.distill.contradiction
     if recipe.data.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
         return (
             "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "

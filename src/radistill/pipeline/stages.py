@@ -18,14 +18,16 @@ from radistill.distillation.data.prepare import prepare
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.finetune import finetune
+from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.files import hash_file, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
-from radistill.pipeline.context import Arm, Context
+from radistill.pipeline.context import Arm, Context, source_signature
 from radistill.pipeline.preflight import check_conversion
+from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
 from radistill.speculation.substitutes import Substitutes
 
@@ -137,6 +139,7 @@ def run_distill(context: Context) -> None:
         outputs += [arm.folder / "distill.json"] if arm.distill else []
         if processes.decide(partial(_distilled, context, arm, step, inputs, outputs)):
             continue
+        teacher = teacher_of(context, arm)  # if it is only to write its store, before there is a student beside it
         with context.folder.step(step, inputs, context.recipe.seed) if processes.is_main else nullcontext():
             student = context.load(arm.start)
             if arm.align is not None:
@@ -146,7 +149,7 @@ def run_distill(context: Context) -> None:
                     write_json(arm.folder / "align.json", alignment.to_json())
                 else:
                     _align(context, arm, student)  # puts back what the main process has just fitted
-            result = _train(context, arm, student)
+            result = _train(context, arm, student, teacher)
             if processes.is_main:
                 if result is not None:
                     write_json(arm.folder / "distill.json", result.to_json())
@@ -166,12 +169,12 @@ def _distilled(context: Context, arm: Arm, step: str, inputs: Any, outputs: list
     return _current(context, step, inputs, outputs)
 
 
-def _train(context: Context, arm: Arm, student: Model) -> DistillResult | None:
-    if arm.distill is None:
+def _train(context: Context, arm: Arm, student: Model, teacher: Model | StoredTeacher | None) -> DistillResult | None:
+    if arm.distill is None or teacher is None:
         return None
     return distill(
         student,
-        context.teacher,
+        teacher,
         [record.document for record in context.splits.train],
         [record.document for record in context.splits.heldout],
         arm.distill,
@@ -279,17 +282,6 @@ def _check(context: Context) -> None:
         check_same_tokenizer(context.teacher, base)
 
 
-def _signature(source: str) -> Any:
-    """What tells two states of a model apart without loading it: files' names, sizes and times, or the name."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [source, path.stat().st_size, path.stat().st_mtime_ns]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return [source, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
-    return source
-
-
 def _data(context: Context, split: str, folder: Path | None = None) -> Path:
     path = (folder or context.path / "data") / f"{split}.jsonl"
     if not path.exists():
@@ -301,9 +293,11 @@ def _data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
     recipe = context.recipe
     data = [getattr(settings, field, None) for field in ("path", "heldout_path", "id")]
     return {
-        "models": [_signature(source) for source in (recipe.model, recipe.teacher) if source],
+        "models": [source_signature(source) for source in (recipe.model, recipe.teacher) if source],
         # Data that lies on this machine may change under the same name.
-        "data": [hash_file(place) if Path(place).is_file() else _signature(str(place)) for place in data if place],
+        "data": [
+            hash_file(place) if Path(place).is_file() else source_signature(str(place)) for place in data if place
+        ],
         "settings": settings.model_dump(mode="json"),
         **context.settings_of("dtype", "seed"),
     }
@@ -312,7 +306,7 @@ def _data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
 def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     diagnose_settings = context.recipe.diagnose.model_dump(mode="json", exclude={"selector"})
     return {
-        "model": _signature(context.recipe.model),
+        "model": source_signature(context.recipe.model),
         # By how many processes, and where they kept their study, makes no other plan of a finished one.
         "selector": arm.selector.model_dump(mode="json", exclude={"workers", "storage"}),
         "calibration": hash_file(_data(context, "calibration")),
@@ -336,7 +330,7 @@ def _convert_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     if not arm.plan.exists():
         raise RadistillError(f"{arm.plan}: no such file; run `radistill diagnose` first")
     return {
-        "model": _signature(context.recipe.model),
+        "model": source_signature(context.recipe.model),
         "replace": Plan.load(arm.plan).replace,
         "target": arm.target.model_dump(mode="json"),
         "init": arm.init,
@@ -349,7 +343,7 @@ def _distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         raise RadistillError(f"{arm.start}: no such folder; run `radistill convert` first")
     return {
         "convert": _convert_inputs(context, arm),
-        "teacher": _signature(context.recipe.teacher) if context.recipe.teacher else None,
+        "teacher": source_signature(context.recipe.teacher) if context.recipe.teacher else None,
         "train": hash_file(_data(context, "train")),
         "heldout": hash_file(_data(context, "heldout")),
         "align": arm.align.model_dump(mode="json") if arm.align else None,

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from radistill.distillation.losses.top_k import TopK
 from radistill.models.logits import ResponseStates
 
 TokenLoss = Callable[[Any, Tensor, Tensor], Tensor]
 """From the logits of teacher and student, [tokens, vocab] each, and the tokens themselves, [tokens], to [tokens].
 
-Without a teacher, None stands in the place of its logits."""
+In the place of the teacher's logits stands a `TopK` where no more is known of them, and None without a teacher."""
 
 CHUNK_NUMBERS = 2**26
 """Logits that one matrix product makes: 256 MiB in float32. Fewer would multiply too few rows at a time."""
@@ -23,7 +24,7 @@ GPU, enough for its kernels to be worth starting; their best number has not been
 
 def chunked_sum(
     loss: TokenLoss,
-    teacher: ResponseStates | None,
+    teacher: ResponseStates | TopK | None,
     student: ResponseStates,
     chunk_numbers: int = CHUNK_NUMBERS,
     piece_numbers: int | None = None,
@@ -43,8 +44,8 @@ def chunked_sum(
 
     Args:
         loss: of each token; it must not look at other tokens.
-        teacher: its states, without gradient; perhaps on another device, where its logits are then computed. None for a
-            loss that looks at the student alone.
+        teacher: its states, without gradient, perhaps on another device, where its logits are then computed; or what
+            is known of its distributions, which `loss` gets as it is. None for a loss that looks at the student alone.
         student: gradients flow to its hidden states, and to weight and bias if they are trained.
         chunk_numbers: logits of one model in one chunk; at least one token is taken.
         piece_numbers: logits of one model that the loss sees at a time; at least one token. None suits the device.
@@ -52,7 +53,7 @@ def chunked_sum(
     Returns:
         A scalar, in float32 at least; 0 with zero gradients for no tokens.
     """
-    vocabulary = min(len(states.output.weight) for states in (teacher, student) if states is not None)
+    vocabulary = min(known.vocabulary for known in (teacher, student) if known is not None)
     device = student.hidden.device.type
     if piece_numbers is None:
         piece_numbers = _PIECE_ON_CPU if device == "cpu" else _PIECE_ON_GPU
@@ -60,7 +61,8 @@ def chunked_sum(
     if torch.is_autocast_enabled(device):
         # Once, and not in every chunk; autograd takes the gradients back to the formats of before.
         dtype = torch.get_autocast_dtype(device)
-        teacher, student = None if teacher is None else _cast(teacher, dtype), _cast(student, dtype)
+        teacher = _cast(teacher, dtype) if isinstance(teacher, ResponseStates) else teacher
+        student = _cast(student, dtype)
     with torch.autocast(device, enabled=False):
         return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
 
@@ -80,7 +82,7 @@ class _ChunkedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         loss: TokenLoss,
-        teacher: ResponseStates | None,
+        teacher: ResponseStates | TopK | None,
         student: ResponseStates,
         sizes: _Sizes,
         hidden: Tensor,
@@ -108,7 +110,7 @@ class _ChunkedSum(torch.autograd.Function):
 
 def _take_chunk(
     loss: TokenLoss,
-    teacher: ResponseStates | None,
+    teacher: ResponseStates | TopK | None,
     student: ResponseStates,
     rows: slice,
     sizes: _Sizes,
@@ -117,7 +119,9 @@ def _take_chunk(
 ) -> None:
     """Write the loss of a chunk's tokens to `values`. A function of its own, so that its logits go before the next."""
     raw = student.raw_logits(rows, sizes.vocabulary)
-    of_teacher = None if teacher is None else teacher.logits(rows, sizes.vocabulary)
+    of_teacher = teacher.logits(rows, sizes.vocabulary) if isinstance(teacher, ResponseStates) else teacher
+    if isinstance(of_teacher, TopK):
+        of_teacher = of_teacher[rows]
     targets, values = student.targets[rows], values[rows]
     for start in range(0, len(raw), sizes.piece):
         piece = slice(start, start + sizes.piece)

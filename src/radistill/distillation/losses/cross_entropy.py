@@ -25,21 +25,21 @@ def cross_entropy(teacher_logits: Any, student_logits: Tensor, targets: Tensor) 
     return functional.cross_entropy(logits, targets, reduction="none")
 
 
-def cross_entropy_mix(loss: Callable[[Tensor, Tensor], Tensor], share: float) -> TokenLoss:
+def cross_entropy_mix(loss: Callable[[Any, Tensor], Tensor], share: float) -> TokenLoss:
     """share * -log softmax(student)[token] + (1 - share) * loss(teacher, student), of each token, in nats.
 
     The cross-entropy has no temperature: it is about what the student will say. Like the losses, it leaves out entries
     of the student's vocabulary that the teacher's does not have.
 
     Args:
-        loss: from the logits of teacher and student, [tokens, vocab] each, to [tokens].
+        loss: from the logits of teacher and student, [tokens, vocab] each, to [tokens]; the teacher's may be a `TopK`.
         share: from 0 to below 1; at 0, the mix is `loss` itself and nothing else is computed.
 
     Returns:
         A function of teacher logits, student logits and the tokens themselves, [tokens], long.
     """
 
-    def mix(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> Tensor:
+    def mix(teacher_logits: Any, student_logits: Tensor, targets: Tensor) -> Tensor:
         divergence = loss(teacher_logits, student_logits)
         if share == 0:
             return divergence

@@ -16,6 +16,7 @@ from radistill.report.svg import Axes, Scale, Size, figure, key, label_heights, 
 _LOG_ABOVE = 8
 _MOST_POINTS = 120
 _KL = "KL, nats per response token"
+_OF_A_STORE = "A lower bound: over the tokens that the stored teacher kept, and the rest as one."
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def heldout_figure(folder: RunFolder) -> Figure | None:
     """Held-out KL in nats per response token, or None where it was never measured."""
     series, dropped = _series(folder, "distill.json", "evaluations", "kl")
     title = f"Held-out KL to the {_teacher(folder)}"
-    return _curves(folder, "heldout", title, _KL, series, dropped, marks=True)
+    stored = folder["distill.json"].get("heldout_kl") == "top-k"
+    notes = (_OF_A_STORE,) if stored else ()
+    return _curves(folder, "heldout", title, _KL, series, dropped, marks=True, notes=notes)
 
 
 def finetune_figure(folder: RunFolder) -> Figure | None:

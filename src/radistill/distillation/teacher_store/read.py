@@ -1,0 +1,102 @@
+"""Distributions of a store, a few documents at a time."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from radistill.distillation.losses import TopK
+from radistill.distillation.teacher_store.layout import (
+    FORMATS,
+    HEADER,
+    Content,
+    bytes_per_token,
+    content,
+    documents_hash,
+    response_tokens,
+    shard_path,
+    shards,
+    store_key,
+)
+from radistill.errors import RadistillError
+from radistill.files import read_json
+from radistill.models.sequences import Document
+
+_IN_MEMORY = {"ids": torch.long, "log_probabilities": torch.float32, "tail": torch.float32, "best": torch.long}
+
+
+class StoredTeacher:
+    """A teacher's distributions of response tokens, on disk; what is asked for is read, and nothing else."""
+
+    def __init__(self, folder: Path, documents: Sequence[Document]) -> None:
+        """Open the store in `folder`, which `store_teacher` has finished.
+
+        Args:
+            folder: that of one store, where its `store.json` is.
+            documents: those that it was written of, in the same order.
+
+        Raises:
+            RadistillError: if it is not complete, or was written of other documents.
+        """
+        self.folder = folder
+        header: dict[str, Any] = read_json(folder / HEADER)
+        parts = shards(documents)
+        if header.get("documents") != documents_hash(parts):
+            raise RadistillError(f"{folder}: the teacher store is of other documents; remove it to write it anew")
+        missing = [path for index in range(len(parts)) if not (path := shard_path(folder, index)).exists()]
+        if missing:
+            raise RadistillError(f"{missing[0]}: no such file; remove {folder / HEADER} to have it written again")
+        self.key = store_key(header)
+        self.vocabulary: int = header["vocabulary"]
+        self.top_k: int = header["top_k"]
+        self.tokenizer: str = header["tokenizer"]
+        self._places: dict[Content, tuple[int, int]] = {}  # shard and first row in it
+        self.tokens = 0
+        for index, part in enumerate(parts):
+            row = 0
+            for document in part:
+                self._places[content(document)] = (index, row)
+                row += response_tokens(document)
+            self.tokens += row
+
+    @property
+    def bytes(self) -> int:
+        """Room of the distributions on disk."""
+        return self.tokens * bytes_per_token(self.top_k)
+
+    def of(self, documents: Sequence[Document]) -> TopK:
+        """Distributions of the documents' response tokens, document after document, as in a batch of them.
+
+        Raises:
+            RadistillError: if a shard is damaged.
+        """
+        found: dict[str, list[Tensor]] = {name: [] for name in FORMATS}
+        with ExitStack() as stack:
+            opened: dict[int, Any] = {}
+            for document in documents:
+                shard, row = self._places[content(document)]
+                path = shard_path(self.folder, shard)
+                try:
+                    if shard not in opened:
+                        opened[shard] = stack.enter_context(safe_open(path, framework="pt"))
+                    for name, parts in found.items():
+                        parts.append(opened[shard].get_slice(name)[row : row + response_tokens(document)])
+                except (OSError, SafetensorError) as error:
+                    raise RadistillError(
+                        f"{path}: cannot be read ({error}); remove it and {HEADER} beside it to have it written again"
+                    ) from None
+        tensors = {name: torch.cat(parts).to(_IN_MEMORY[name]) for name, parts in found.items()}
+        return TopK(**tensors, vocabulary=self.vocabulary)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and was written to its end."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return set(shard.keys()) == set(FORMATS)
+    except (OSError, SafetensorError):
+        return False

@@ -1,0 +1,24 @@
+"""What a recipe says about a stored teacher."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TeacherStoreSettings(BaseModel):
+    """What is kept of the teacher's next-token distributions, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int = Field(
+        default=64,
+        ge=1,
+        description="largest probabilities kept of each response token; the rest is kept as one sum. As many as the "
+        "vocabulary has keep all",
+    )
+    tokens_per_batch: int = Field(
+        default=2048, ge=1, description="padded tokens in one forward of the teacher while it writes"
+    )
+    folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="where the stores lie, each under its own key; null is `teacher_store` in the run folder",
+    )

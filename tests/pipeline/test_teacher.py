@@ -1,0 +1,130 @@
+"""A run whose teacher writes its distributions down: when it is loaded, and that it is gone when the student trains."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_estimate import text
+from test_run import write_recipe
+
+import tiny
+from radistill.distillation.teacher_store.layout import HEADER
+from radistill.errors import RadistillError
+from radistill.files import read_json
+from radistill.models.loading import Model
+from radistill.pipeline import context, stages
+from radistill.pipeline.estimate import estimate
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run
+
+STORED = ["evaluate.exact_match=false", "align.steps=2", "distill.steps=4", "distill.teacher_store.top_k=8"]
+BEFORE_EVALUATION = ["data", "diagnose", "convert", "distill"]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """References to the models that a run loads, by the name of their folder."""
+    found: dict[str, list[Any]] = {}
+    original = context.load
+
+    def loading(source: str | Path, **keywords: Any) -> Model:
+        model = original(source, **keywords)
+        found.setdefault(Path(source).name, []).append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(context, "load", loading)
+    return found
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe with another teacher."""
+    tiny.save("llama", tmp_path / "model")
+    tiny.save("llama", tmp_path / "other", layers=2, seed=3)
+    return write_recipe(tmp_path, teacher=str(tmp_path / "other"), diagnose={"budget": 2, "selector": "uniform"})
+
+
+def test_another_teacher_is_gone_before_the_student_trains(
+    recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, alive = stages.distill, []
+
+    def distilling(*arguments: Any, **keywords: Any) -> Any:
+        alive.append([reference() is not None for reference in loaded["other"]])
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(stages, "distill", distilling)
+    out = run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
+    assert alive == [[False], [False]]  # of both hybrids; it was loaded once, in the first stage
+    assert len(list(out.glob(f"teacher_store/*/{HEADER}"))) == 1
+    assert read_json(out / "distill.json")["heldout_kl"] == "top-k"
+    assert "teacher-store" in read_json(out / "run.json")["stages"]
+
+
+def test_a_complete_store_is_enough(
+    recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in training, it goes on without the teacher; what is missing of the store brings it back."""
+    original = stages.distill
+    monkeypatch.setattr(stages, "distill", lambda *arguments, **keywords: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
+    monkeypatch.setattr(stages, "distill", original)
+    loaded.clear()
+    run(load_recipe(recipe, STORED), tmp_path / "out", ["distill"])
+    assert "other" not in loaded
+    (header,) = tmp_path.glob(f"out/teacher_store/*/{HEADER}")
+    header.unlink()
+    run(load_recipe(recipe, [*STORED, "distill.steps=5"]), tmp_path / "out", ["distill"])
+    assert len(loaded["other"]) == 1
+    run(load_recipe(recipe, [*STORED, "distill.teacher_store.top_k=9"]), tmp_path / "out", ["distill"])
+    assert len(loaded["other"]) == 2
+
+
+def test_a_folder_of_ones_own_is_shared_by_runs(recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]]) -> None:
+    own = [*STORED, f"distill.teacher_store.folder={tmp_path / 'stores'}", "baseline=null"]
+    for name in ("first", "second"):
+        out = run(load_recipe(recipe, own), tmp_path / name, BEFORE_EVALUATION)
+        assert not (out / "teacher_store").exists()
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.on_policy.share=0.5", "distill.on_policy needs the teacher itself"),
+        ("distill.hidden.kind=mse", "distill.hidden needs the teacher's hidden states"),
+        ("distill.loss={kind: jsd, temperature: 2}", "distill.loss.temperature is 2, but distill.teacher_store"),
+    ],
+)
+def test_contradictions_are_refused_when_the_recipe_is_read(override: str, message: str, recipe: Path) -> None:
+    with pytest.raises(RadistillError, match=message):
+        load_recipe(recipe, [*STORED, override])
+
+
+def test_the_estimate_has_no_teacher_beside_the_student(recipe: Path) -> None:
+    without = ["data.max_length=64", "finetune=null"]
+    beside = estimate(load_recipe(recipe, without))
+    stored = estimate(load_recipe(recipe, [*STORED, *without]))
+    teacher = beside.memory["distill"]["teacher weights"]
+    assert stored.memory["store"]["teacher weights"] == teacher
+    assert stored.memory["store"]["base weights"] == beside.memory["distill"]["base weights"]
+    for stage in ("align", "distill", "evaluate"):
+        assert "teacher weights" not in stored.memory[stage]
+        assert beside.memory[stage]["teacher weights"] == teacher
+    # 14 documents of at most 12 response tokens, 8 x 6 + 8 bytes each.
+    assert stored.disk - beside.disk == 14 * 12 * 56
+    assert [("the stored teacher" in text(found, width=200)) for found in (stored, beside)] == [True, False]
+
+
+def test_the_teacher_is_back_for_fine_tuning(recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]]) -> None:
+    own = load_recipe(recipe, [*STORED, "data.max_length=64", "baseline=null"])
+    memory = estimate(own).memory
+    assert [stage for stage, terms in memory.items() if "teacher weights" not in terms] == ["align", "distill"]
+    out = run(own, tmp_path / "out", [*BEFORE_EVALUATION, "finetune"])
+    assert len(loaded["other"]) == 2
+    tuned, before = (read_json(out / f"{stage}.json") for stage in ("finetune", "distill"))
+    assert (tuned["heldout_kl"], before["heldout_kl"]) == ("full", "top-k")
+    assert tuned["evaluations"][0]["cross_entropy"] == pytest.approx(before["evaluations"][-1]["cross_entropy"])
+    assert tuned["evaluations"][0]["kl"] >= before["evaluations"][-1]["kl"]
