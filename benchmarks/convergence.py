@@ -1,0 +1,315 @@
+"""How fast a hybrid comes back: plans and initialisations of one student, trained on the same tokens in the same order.
+
+    python benchmarks/convergence.py [--tokens 60000] [--budget 10]
+
+Plans: `rad` (the default search, over skips), `uniform`, and `replaceable` (the same search, over swaps with fitted
+blocks). Initialisations: `zero` (RAD), `transfer` (Mamba-in-the-Llama) and `fitted`. All blocks have the same geometry,
+with a B/C group for each head, which a transfer needs. Every arm is trained on the teacher's logits, the new blocks
+alone, with a rate of its own, the one of three that is best after a tenth of the tokens. Held-out KL and agreement are
+measured at every eighth. Activations are bfloat16, as a GPU would have them, and weights float32.
+
+`rad_token_ratio`: tokens after which `rad + zero` is no worse than `uniform + transfer` at its end, over those of the
+latter. `fitted_token_ratio`: tokens after which `rad + fitted` is below every arm of the other initialisations at all
+of their tokens, over theirs. Both count end-to-end tokens; what a fit costs besides is in the result, and a second
+figure, `fitted_seconds_ratio`, counts its seconds too. Everything that is finished is kept in
+runs/benchmark-convergence, so a run that was stopped goes on. The result is written to
+benchmarks/results/convergence.json, the figure to docs/figures/convergence.svg.
+"""
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from radistill import align, convert, diagnose, distill, load, new_parameters
+from radistill.conversion.targets import GraniteHybridSettings
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
+from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.data.prepare import prepare
+from radistill.distillation.data.settings import ReasoningGymData, ResponseSettings
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.files import hash_json, read_json, write_json, write_text
+from radistill.models.loading import Model
+from radistill.models.sequences import Document, batches
+from radistill.provenance import machine, seed_everything, versions
+from radistill.report.svg import Axes, marker, path, tag, text, value_scale
+
+ROOT = Path(__file__).parent.parent
+COMPARED = ("rad+zero", "uniform+transfer", "rad+fitted")
+"""The arms that the ratios are of; the others may be left out."""
+
+ARMS = [*COMPARED, "rad+transfer", "replaceable+fitted", "uniform+zero", "uniform+fitted"]
+RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
+"""Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
+
+MEASURES = 8
+PROBES = 10
+"""A rate is chosen after this part of the steps."""
+
+GEOMETRY = GraniteHybridSettings(groups="heads")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all arms share."""
+
+    model: Model
+    train: list[Document]
+    heldout: list[Document]
+    fit: AlignSettings
+    tokens_per_batch: int
+    seed: int
+    folder: Path
+
+
+def find_plan(
+    name: str, case: Case, calibration: list[Document], budget: int, search_fit: AlignSettings
+) -> dict[str, Any]:
+    """The layers of a plan, and what finding them took."""
+    path = (
+        case.folder / f"plan-{name}-{hash_json([budget, search_fit.model_dump(mode='json'), shared(case)])[:16]}.json"
+    )
+    if path.exists():
+        return read_json(path)
+    started, substitutes = time.perf_counter(), None
+    if name == "replaceable":
+        blocks = case.folder / "blocks"
+        substitutes = fit_blocks(
+            case.model, case.train, search_fit, target=GEOMETRY, init="fitted", seed=case.seed, folder=blocks
+        )
+    selector = "uniform" if name == "uniform" else "greedy"
+    plan = diagnose(case.model, calibration, budget, selector=selector, substitutes=substitutes, seed=case.seed)
+    seconds = round(time.perf_counter() - started, 1)
+    found = {"replace": plan.replace, "kl": plan.kl, "by": plan.by, "seconds": seconds}
+    write_json(path, found)
+    return found
+
+
+def measure(case: Case, replace: list[int], init: str) -> dict[str, Any]:
+    """Choose a rate for an arm, and train it."""
+    of_fit = case.fit.model_dump(mode="json") if init == "fitted" else None
+    path = case.folder / f"{hash_json([replace, init, RATES[init], of_fit, shared(case)])[:16]}.json"
+    if path.exists():
+        return read_json(path)
+    student, fit = start(case, replace, init)
+    steps = len(batches(case.train, case.tokens_per_batch))
+    probes = {}
+    for rate in RATES[init]:
+        probe, _ = start(case, replace, init)
+        curve = train(case, probe, replace, max(1, steps // PROBES), rate, measures=1)
+        probes[rate] = curve["evaluations"][-1]["kl"]
+    best = min(probes, key=probes.__getitem__)
+    result = {
+        "replace": replace,
+        "init": init,
+        "fit": fit,
+        "rates": {f"{rate:g}": kl for rate, kl in probes.items()},
+        "rate": best,
+        **train(case, student, replace, steps, best, measures=MEASURES),
+    }
+    write_json(path, result)
+    return result
+
+
+def start(case: Case, replace: list[int], init: str) -> tuple[Model, dict[str, Any] | None]:
+    """The student before end-to-end training, and what its fit took."""
+    student = convert(case.model, replace, target=GEOMETRY, init=init, seed=case.seed)
+    if init != "fitted":
+        return student, None
+    folder = case.folder / "fitted"
+    fit = align(student, case.model, case.train, case.fit, replace=replace, seed=case.seed, folder=folder)
+    explained = {str(layer.layer): 1 - layer.unexplained_after for layer in fit.layers}
+    seconds = round(sum(layer.seconds for layer in fit.layers), 1)  # of every layer, also where a fit went on
+    return student, {"tokens": fit.tokens, "seconds": seconds, "explained": explained}
+
+
+def train(case: Case, student: Model, replace: list[int], steps: int, rate: float, *, measures: int) -> dict[str, Any]:
+    """Train the new blocks end to end at a constant rate, so that no point of the curve depends on its end."""
+    settings = DistillSettings(
+        steps=steps,
+        tokens_per_batch=case.tokens_per_batch,
+        new_block_learning_rate=rate,
+        scheduler="constant_with_warmup",
+        precision="bfloat16",
+        eval_steps=math.ceil(steps / measures),
+        keep="last",
+        divergence=None,  # a rate that is too high is an answer too
+    )
+    folder = case.folder / "training"
+    result = distill(
+        student,
+        case.model,
+        case.train,
+        case.heldout,
+        settings,
+        new_parameters=new_parameters(student, replace),
+        folder=folder,
+        seed=case.seed,
+    )
+    remove_checkpoints(folder)
+    return {"tokens": result.tokens, "seconds": result.seconds, "evaluations": result.evaluations}
+
+
+def ratios(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """The figures that the arms are trained for; None where an arm never gets there."""
+    baseline = arms["uniform+transfer"]
+    others = [arm for arm in arms.values() if arm["init"] != "fitted"]
+    lowest = min(point["kl"] for arm in others for point in arm["evaluations"])
+    fitted = arms["rad+fitted"]
+    reached = _tokens_until(fitted, lowest)
+    seconds = None
+    if reached is not None:
+        share = reached / fitted["tokens"]
+        seconds = (fitted["fit"]["seconds"] + share * fitted["seconds"]) / min(arm["seconds"] for arm in others)
+    return {
+        "rad_token_ratio": _ratio(_tokens_until(arms["rad+zero"], baseline["evaluations"][-1]["kl"]), baseline),
+        "fitted_token_ratio": _ratio(reached, fitted),
+        "fitted_seconds_ratio": seconds,
+        "fitted_kl_ratio_to_zero": fitted["evaluations"][0]["kl"] / arms["rad+zero"]["evaluations"][0]["kl"],
+    }
+
+
+def _tokens_until(arm: dict[str, Any], kl: float) -> float | None:
+    """Tokens at the first measure that is no higher than `kl`."""
+    return next((point["tokens"] for point in arm["evaluations"] if point["kl"] <= kl), None)
+
+
+def _ratio(tokens: float | None, arm: dict[str, Any]) -> float | None:
+    return None if tokens is None else tokens / arm["tokens"]
+
+
+def drawing(arms: dict[str, dict[str, Any]], title: str) -> Markup:
+    """Held-out KL of every arm against its end-to-end tokens, as an SVG file of its own."""
+    width, height, left, right, top = 960, 470, 70, 760, 80
+    points = {name: [(p["tokens"], p["kl"]) for p in arm["evaluations"]] for name, arm in arms.items()}
+    every = [point for curve in points.values() for point in curve]
+    x = value_scale([tokens for tokens, _ in every], left, right)
+    y = value_scale([kl for _, kl in every], height - 50, top, log_above=10)
+    axes = Axes(x, y, "end-to-end tokens", "held-out KL, nats a token", x.ticks(6), y.ticks(5))
+    elements = [tag("style", Markup(_STYLE)), tag("title", title), text(8, 24, title, "head"), *axes.draw()]
+    labels: list[float] = []
+    for name, curve in sorted(points.items(), key=lambda item: item[1][-1][1], reverse=True):
+        plan, _, init = name.partition("+")
+        elements.append(path([(x(tokens), y(kl)) for tokens, kl in curve], f"{plan} {init}"))
+        elements += [marker(_SHAPES[init], x(tokens), y(kl), 4, f"mark {plan}") for tokens, kl in curve]
+        place = max(y(curve[-1][1]) + 4, labels[-1] + 16 if labels else 0)
+        labels.append(place)
+        elements.append(text(right + 12, place, f"{name}: {curve[-1][1]:.3f}", "label"))
+    return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img")
+
+
+_SHAPES = {"zero": "circle", "transfer": "square", "fitted": "diamond"}
+_STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#1f2328}.head{font-weight:600;font-size:15px}"
+    "path{fill:none;stroke-width:2}"
+    ".axis{stroke:#8c959f}.grid{stroke:#d0d7de}.rad{stroke:#1f5fa8}.uniform{stroke:#b35900}.replaceable{stroke:#2d7d46}"
+    ".mark{stroke:none}.mark.rad{fill:#1f5fa8}.mark.uniform{fill:#b35900}.mark.replaceable{fill:#2d7d46}"
+    ".transfer{stroke-dasharray:6 4}.zero{stroke-dasharray:2 3}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.grid{stroke:#30363d}}"
+)
+
+
+def main() -> None:
+    """Find the plans, train every arm, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--budget", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=60_000, help="of every arm, in end-to-end training")
+    parser.add_argument("--tokens-per-batch", type=int, default=512)
+    parser.add_argument("--calibration", type=int, default=8, help="documents")
+    parser.add_argument("--heldout", type=int, default=24, help="documents")
+    parser.add_argument("--fit-steps", type=int, default=400, help="of each block's fit")
+    parser.add_argument("--search-fit-steps", type=int, default=60, help="of each block's fit in the search over swaps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="only these, in this order")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if missing := set(COMPARED) - set(given.arms):
+        parser.error(f"--arms: the ratios need {', '.join(sorted(missing))} too")
+    seed_everything(given.seed, given.threads)
+    model = load(given.model)
+    folder = ROOT / "runs" / "benchmark-convergence"
+    data = ReasoningGymData(
+        train=math.ceil(given.tokens / TOKENS_PER_DOCUMENT),
+        calibration=given.calibration,
+        heldout=given.heldout,
+        responses=ResponseSettings(source="teacher", max_new_tokens=128, batch_size=32),
+    )
+    splits = prepare(model, data, seed=given.seed, folder=folder / "data")
+    calibration, heldout = splits.documents("calibration"), splits.documents("heldout")
+    train = _first_tokens(splits.documents("train"), given.tokens)
+    fit = AlignSettings(steps=given.fit_steps, tokens_per_batch=1024)
+    case = Case(model, train, heldout, fit, given.tokens_per_batch, given.seed, folder)
+    search_fit = fit.model_copy(update={"steps": given.search_fit_steps})
+    plans, arms = {}, {}
+    for arm in given.arms:
+        plan, init = arm.split("+")
+        plans[plan] = find_plan(plan, case, calibration, given.budget, search_fit)
+        arms[arm] = measure(case, plans[plan]["replace"], init)
+    result = {
+        **ratios(arms),
+        "model": given.model,
+        "model_fingerprint": model.fingerprint,
+        "data": {"settings": data.model_dump(mode="json"), "train": _size(train), "heldout": _size(heldout)},
+        "geometry": GEOMETRY.model_dump(mode="json"),
+        "left_out": [arm for arm in ARMS if arm not in arms],
+        "plans": plans,
+        "arms": arms,
+        "fit": case.fit.model_dump(mode="json"),
+        "search_fit": search_fit.model_dump(mode="json"),
+        "tokens_per_batch": given.tokens_per_batch,
+        "seed": given.seed,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(ROOT / "benchmarks" / "results" / "convergence.json", result)
+    title = f"{given.budget} of {model.anatomy.num_layers} attention layers replaced, then distilled"
+    write_text(ROOT / "docs" / "figures" / "convergence.svg", str(drawing(arms, title)) + "\n")
+    for name, arm in arms.items():
+        before, after = arm["evaluations"][0]["kl"], arm["evaluations"][-1]["kl"]
+        print(f"{name}: KL {before:.3f} before, {after:.3f} after, rate {arm['rate']:g}")
+    for name, value in ratios(arms).items():
+        print(f"{name}: {'never' if value is None else f'{value:.3f}'}")
+
+
+TOKENS_PER_DOCUMENT = 158
+"""Less than the documents have on average, prompt and response."""
+
+
+def _first_tokens(documents: list[Document], tokens: int) -> list[Document]:
+    """The first documents that together have `tokens` tokens."""
+    taken: list[Document] = []
+    while tokens > 0:
+        if len(taken) == len(documents):
+            raise SystemExit(f"the documents have {tokens} tokens too few; ask for fewer with --tokens")
+        taken.append(documents[len(taken)])
+        tokens -= len(taken[-1].tokens)
+    return taken
+
+
+def _size(documents: list[Document]) -> dict[str, int]:
+    return {
+        "documents": len(documents),
+        "tokens": sum(len(document.tokens) for document in documents),
+        "response_tokens": sum(len(document.tokens) - document.response_start for document in documents),
+    }
+
+
+def shared(case: Case) -> Any:
+    text = hash_json([list(document.tokens) for document in [*case.train, *case.heldout]])
+    return [
+        text,
+        GEOMETRY.model_dump(mode="json"),
+        case.tokens_per_batch,
+        case.seed,
+        case.model.fingerprint,
+    ]
+
+
+if __name__ == "__main__":
+    main()
