@@ -1,10 +1,10 @@
 """How much of the KL is left where a teacher's k largest probabilities and the sum of the others are known.
 
-    radistill run RECIPE --out RUN
-    python benchmarks/top_k.py RUN
+    python benchmarks/top_k.py [RUN]
 
-Compares the hybrid of a run with its base on the run's held-out documents, before any training (`start/`) and after it
-(`student/`), and writes mean KLs in nats per response token to benchmarks/results/top_k.json.
+Compares the hybrid of a run (the quick start's, unless another is named) with its base on the run's held-out documents,
+before any training (`start/`) and after it (`student/`), and writes mean KLs in nats per response token to
+benchmarks/results/top_k.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ EVERYTHING = slice(None)
 def main() -> None:
     """Measure a run and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "runs" / "quickstart", help="a finished run")
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.run / "recipe.yaml")
