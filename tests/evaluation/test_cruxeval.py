@@ -150,3 +150,25 @@ def test_an_answer_is_shown_as_it_was_read() -> None:
     assert judge_output(example, "").answer is None
     assert judge_input(example, "").answer is None
     assert judge_input(example, "`f(1)`").answer == "1"
+
+
+@pytest.mark.parametrize(
+    ("response", "read"),
+    [
+        ("So `x` is 1. Therefore, the call `f(1, 'a')` returns `'abc'`.", "f(1, 'a')"),
+        ("`f(2)` is `3`, hence `assert f(4) == 5`, which gives `5`.", "f(4) == 5"),
+        ("The call `f(1)` returns `2`, i.e. <answer>2</answer>", "2"),
+        ("It takes `'abc'`.", "'abc'"),
+    ],
+)
+def test_without_tags_a_call_goes_before_what_it_returns(response: str, read: str) -> None:
+    assert extract_code(response, calls=True) == read
+
+
+@needs_sandbox
+def test_a_call_that_returns_something_else_is_no_right_input() -> None:
+    """The returned value is not taken for the argument, even where it would be a right one."""
+    verifier = {"kind": "code", "code": "def f(x):\n    return x", "answer": "'b'"}
+    example = Example("a", messages=({"role": "user", "content": "?"},), verifier=verifier)
+    assert not judge_input(example, "The call `f('a')` returns `'b'`.").correct
+    assert judge_input(example, "The call `f('b')` returns `'b'`.").correct

@@ -36,8 +36,8 @@ _INPUT = """Here is a Python function.
 {code}
 ```
 
-With which arguments does `f` return `{output}`? Any that do will count. Think step by step. Then give the call, such \
-as f(1, "a"), between <answer> and </answer>."""
+For which arguments does `f` return `{output}`? Any that do will count. Think step by step. Then give the call of `f` \
+with these arguments between <answer> and </answer>."""
 
 _LONGEST_ANSWER = 10_000
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
@@ -49,11 +49,16 @@ class _NoValue(Exception):
     """An answer that has no value of plain data."""
 
 
-def extract_code(response: str) -> str | None:
+def extract_code(response: str, calls: bool = False) -> str | None:
     """The expression that a response commits itself to.
 
     It is what stands, in this order of preference and last in the text, in `<answer>` tags, in a fenced block, in
     backticks, or on the last line. Fences and backticks within the tags are taken off, and `assert` before it.
+
+    Args:
+        response: what the model wrote.
+        calls: a call of `f` is asked for. Without tags one goes before whatever else is there: a model that says what
+            its call returns says that last.
 
     Returns:
         The expression as it was written; None if there is none, or if it is longer than any answer can be.
@@ -66,6 +71,8 @@ def extract_code(response: str) -> str | None:
         found = [line.strip() for line in response.splitlines() if line.strip()]
     if not found:
         return None
+    if calls and pattern is not _TAG:
+        found = [content for content in found if _with_call(content)] or found
     content = found[-1]
     if fenced := _FENCE.search(content):
         content = fenced[1].strip()
@@ -109,7 +116,7 @@ def _judged(
 ) -> Verdict:
     """Whether the answer's `part` gives the right value; `value_of` takes it and the function's code."""
     assert example.verifier is not None
-    answer = extract_code(response)
+    answer = extract_code(response, calls=part is arguments_of)
     if answer is None:
         return Verdict(False, None)
     answer = part(answer)
@@ -180,7 +187,13 @@ def _parsed(expression: str) -> ast.expr | None:
         return None
 
 
-def _is_call(node: ast.expr) -> bool:
+def _with_call(written: str) -> bool:
+    """Whether it is a call of `f`, or says what one equals."""
+    tree = _parsed(written.removeprefix("assert ").strip())
+    return tree is not None and any(map(_is_call, [tree, *ast.iter_child_nodes(tree)]))
+
+
+def _is_call(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "f"
 
 
