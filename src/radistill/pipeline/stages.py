@@ -69,7 +69,7 @@ def run_diagnose(context: Context) -> None:
             try:
                 plan = diagnose(
                     context.base,
-                    [record.document for record in context.splits.calibration],
+                    context.splits.documents("calibration"),
                     _budget(context, arm),
                     selector=arm.selector,
                     objective=settings.objective,
@@ -105,7 +105,7 @@ def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
     assert arm.align is not None  # the recipe is checked for it
     return fit_blocks(
         context.base,
-        [record.document for record in context.splits.train],
+        context.splits.documents("train"),
         arm.align,
         target=arm.target,
         init=arm.init,
@@ -175,8 +175,8 @@ def _train(context: Context, arm: Arm, student: Model, teacher: Model | StoredTe
     return distill(
         student,
         teacher,
-        [record.document for record in context.splits.train],
-        [record.document for record in context.splits.heldout],
+        context.splits.documents("train"),
+        context.splits.documents("heldout"),
         arm.distill,
         new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
         folder=arm.folder,
@@ -369,7 +369,7 @@ def _align(context: Context, arm: Arm, student: Model) -> Alignment:
     return align(
         student,
         context.base,
-        [record.document for record in context.splits.train],
+        context.splits.documents("train"),
         arm.align,
         replace=Plan.load(arm.plan).replace,
         seed=context.recipe.seed,
@@ -388,7 +388,7 @@ def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
     )
     if not same:
         return None
-    documents = [record.document for record in context.splits.heldout]
+    documents = context.splits.documents("heldout")
     return [document.tokens[document.response_start :] for document in documents]
 
 

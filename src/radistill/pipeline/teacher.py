@@ -26,7 +26,7 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     settings = arm.distill.teacher_store
     if settings is None:
         return context.teacher
-    documents = [record.document for split in (context.splits.train, context.splits.heldout) for record in split]
+    documents = [*context.splits.documents("train"), *context.splits.documents("heldout")]
     inputs = _inputs(context, arm, settings)
     place = context.path / "teacher_store.json"
     folder = Path(settings.folder) if settings.folder else context.path / "teacher_store"

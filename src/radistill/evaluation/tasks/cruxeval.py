@@ -103,20 +103,19 @@ def arguments_of(expression: str) -> str:
 
 def judge_output(example: Example, response: str) -> Verdict:
     """Whether the answer's value equals what the function returns."""
-    return _judged(example, response, output_of, lambda answer, code: _value(answer))
+    return _judged(example, extract_code(response), output_of, lambda answer, code: _value(answer))
 
 
 def judge_input(example: Example, response: str) -> Verdict:
     """Whether the function, run on the answer's arguments, returns what it should."""
-    return _judged(example, response, arguments_of, _returned)
+    return _judged(example, extract_code(response, calls=True), arguments_of, _returned)
 
 
 def _judged(
-    example: Example, response: str, part: Callable[[str], str], value_of: Callable[[str, str], Any]
+    example: Example, answer: str | None, part: Callable[[str], str], value_of: Callable[[str, str], Any]
 ) -> Verdict:
     """Whether the answer's `part` gives the right value; `value_of` takes it and the function's code."""
     assert example.verifier is not None
-    answer = extract_code(response, calls=part is arguments_of)
     if answer is None:
         return Verdict(False, None)
     answer = part(answer)
