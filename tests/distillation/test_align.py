@@ -132,7 +132,7 @@ def test_bad_input_is_refused_in_one_line() -> None:
 def test_a_fit_that_does_not_help_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Steps this large end, finite, in a block that does nothing."""
     teacher = tiny.model("llama")
-    settings = SETTINGS.model_copy(update={"learning_rate": 1e30})
+    settings = SETTINGS.model_copy(update={"learning_rate": 10, "solve_output": False})
     fit = align(convert(teacher, [1]), teacher, documents(), settings, replace=[1]).layers[0]
     assert fit.unexplained_after >= fit.unexplained_before
     assert "the fit of layer 1 did not help" in " ".join(capsys.readouterr().err.split())
