@@ -44,7 +44,7 @@ class Shell:
             "model": str(self.folder / "model"),
             "threads": 1,
             "data": {"kind": "jsonl", "path": str(data), "train": 6, "calibration": 2, "heldout": 3},
-            "diagnose": {"budget": 2, "selector": "uniform"},
+            "diagnose": {"budget": 2, "by": "redundancy", "selector": "uniform"},
             "align": {"steps": 2},
             "distill": {"steps": 2},
         }
@@ -133,15 +133,20 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
         "diagnose.budget is 4, but this model has 4 attention layers: it must be from 1 to 3",
     ),
     "swaps without fitted blocks": (
-        lambda s: s.run("--set", "diagnose.by=replaceability", "--set", "align=null"),
-        "diagnose.by is replaceability, which needs fitted blocks, but align is null",
+        lambda s: s.run("--by", "replaceability", "--set", "align=null"),
+        "diagnose.by is replaceability, which needs fitted blocks, but align is null; give align a section, or set "
+        "diagnose.by: redundancy",
     ),
     "restoring layers of no student": (
         lambda s: s.run("--set", "diagnose.selector=kl-guided"),
-        "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability",
+        "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
     ),
     "unknown way to judge": (
         lambda s: s("diagnose", s.recipe(), "--out", str(s.folder / "out"), "--by", "luck"),
+        "diagnose.by: must be 'redundancy' or 'replaceability', not 'luck'",
+    ),
+    "unknown way to judge, of a whole run": (
+        lambda s: s.run("--by", "luck"),
         "diagnose.by: must be 'redundancy' or 'replaceability', not 'luck'",
     ),
     "workers for a search of one process": (

@@ -49,7 +49,7 @@ def begin_run(folder: Path) -> None:
     recipe = small_recipe(
         folder,
         {"source": "data"},
-        diagnose={"budget": 2, "selector": "uniform"},
+        diagnose={"budget": 2, "by": "redundancy", "selector": "uniform"},
         align={"steps": 3},
         distill={
             "steps": 5,

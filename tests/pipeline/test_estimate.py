@@ -61,7 +61,7 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
             "heldout": 3,
             "max_length": 64,
         },
-        "diagnose": {"budget": 2, "selector": "uniform"},
+        "diagnose": {"budget": 2, "by": "redundancy", "selector": "uniform"},
         "align": {"steps": 5, "tokens_per_batch": 128},
         "distill": {"steps": 7, "tokens_per_batch": 128, "gradient_accumulation": 3},
     }
@@ -235,7 +235,7 @@ def test_kept_bytes_of_a_known_graph() -> None:
 
 def test_a_mixture_of_experts_is_estimated_without_its_activations(recipe: dict[str, Any], tmp_path: Path) -> None:
     tiny.save("granitemoehybrid-experts", tmp_path / "experts")
-    recipe |= {"model": str(tmp_path / "experts"), "diagnose": {"budget": 1, "selector": "uniform"}}
+    recipe |= {"model": str(tmp_path / "experts"), "diagnose": {"budget": 1, "by": "redundancy", "selector": "uniform"}}
     found = estimate(Recipe.model_validate(recipe))
     assert found.memory["distill"]["activations of a step"] == 0
     assert found.warnings == ["activations of a step are not counted for a mixture of experts: they depend on the data"]
@@ -253,7 +253,10 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     data, diagnose, align, distill, evaluate = found.memory.values()
     kv_cache = 2 * layers * 2 * 8 * 4  # of a token, in bytes
     assert data == {"base weights": 4 * base.total, "KV cache of a batch": 16 * (document + 256) * kv_cache}
-    assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {"teacher weights"}
+    assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {
+        "teacher weights",
+        "fitted blocks",
+    }
     assert diagnose == {
         "base weights": 4 * base.total,
         "cached activations": 4 * (layers + 1) * 2 * document * width,
@@ -277,10 +280,28 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert work.documents == {"training": 6, "held-out": 3}
     assert work.generated_tokens == 9 * 256
     assert work.calibration_tokens == 2 * 64
-    assert (work.align_tokens, work.align_passes) == (5 * 128, 1)
+    assert (work.align_blocks, work.align_tokens, work.align_passes) == (2, 5 * 128, 1)
     assert (work.steps, work.step_tokens, work.distill_tokens) == (7, 384, 7 * 384)
     assert work.passes == 2
     assert found.warnings == []
+
+
+def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dict[str, Any]) -> None:
+    by_skips = estimate(Recipe.model_validate({**recipe, "baseline": {"align": True}}))
+    del recipe["diagnose"]["by"]
+    found = estimate(Recipe.model_validate({**recipe, "baseline": {"align": True}}))
+    block = found.models[1].new_parameters // 2
+    # One attention must stay in a student, so the last of the four blocks is fitted in another one, and has a pass.
+    assert (found.work.align_blocks, found.work.align_tokens, found.work.align_passes) == (4, 5 * 128, 2)
+    for stage, terms in found.memory.items():
+        assert terms.get("fitted blocks") == (4 * 4 * block if stage in ("diagnose", "align") else None)
+    three_layers = 3 * 2 * 6 * 64 * 32 * 4
+    assert found.memory["align"]["cached activations"] == three_layers
+    assert found.disk - by_skips.disk == 4 * 2 * block  # the baseline is chosen by skips, and keeps its two
+    printed = " ".join(text(found).split())
+    assert "to judge layers with fitted blocks in their place" in printed
+    assert "4 blocks, 640 tokens through each, 2 passes of the base over the training documents; all before" in printed
+    assert "to judge layers without their attention" in " ".join(text(by_skips).split())
 
 
 def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: dict[str, Any]) -> None:

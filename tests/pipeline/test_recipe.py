@@ -67,10 +67,19 @@ def test_the_paper_s_setting() -> None:
     assert recipe.diagnose.budget == 14
     assert recipe.diagnose.selector.kind == "bayes"
     assert not recipe.diagnose.selector.warm_start
+    assert recipe.diagnose.by == "redundancy"
     assert recipe.convert.init == "zero"
     assert (recipe.dtype, recipe.device) == ("bfloat16", "cuda")
     assert recipe.distill is not None
     assert recipe.distill.loss.kind == "forward-kl"
+
+
+def test_layers_are_chosen_by_replaceability_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, {})
+    assert load_recipe(path).diagnose.by == "replaceability"
+    assert load_recipe(path, ["diagnose.by=redundancy", "align=null", "convert.init=zero"]).align is None
+    for name in ("quickstart", "qwen2.5-coder-0.5b"):
+        assert load_recipe(RECIPES[0].parent / f"{name}.yaml").diagnose.by == "replaceability"
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
@@ -373,19 +382,28 @@ def test_pydantic_knows_no_other_depth() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"diagnose.selector": "kl-guided"}, "diagnose.selector is kl-guided, which compares fitted blocks"),
+        (
+            {"diagnose.selector": "kl-guided", "diagnose.by": "redundancy"},
+            "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
+        ),
         (
             {"baseline": {"selector": "kl-guided", "init": "zero"}},
             "baseline.selector is kl-guided, but only the hybrid has fitted blocks",
         ),
-        ({"diagnose.by": "replaceability", "align": None}, "diagnose.by is replaceability, which needs fitted blocks"),
         (
-            {"diagnose.by": "replaceability", "diagnose.objective": "throughput-modelled"},
-            "diagnose.objective is throughput-modelled, which is about drafts that skip attention",
+            {"align": None},
+            "diagnose.by is replaceability, which needs fitted blocks, but align is null; give align a section, or set "
+            "diagnose.by: redundancy",
         ),
         (
-            {"diagnose.by": "replaceability", "diagnose.selector": {"kind": "bayes", "workers": 2}},
-            "diagnose.selector.workers is 2, but fitted blocks stay in the process",
+            {"diagnose.objective": "throughput-modelled"},
+            "diagnose.objective is throughput-modelled, which is about drafts that skip attention, but diagnose.by is "
+            "replaceability; set diagnose.by: redundancy, or choose",
+        ),
+        (
+            {"diagnose.selector": {"kind": "bayes", "workers": 2}},
+            "diagnose.selector.workers is 2, but diagnose.by is replaceability, whose fitted blocks stay in the "
+            "process that fitted them; set diagnose.by: redundancy, or",
         ),
         (
             {"data.loss_on": "all", "distill": {"on_policy": {}}},
@@ -400,7 +418,7 @@ def test_pydantic_knows_no_other_depth() -> None:
             "distill.cross_entropy counts on documents only",
         ),
         (
-            {"convert": {"init": "fitted"}, "align": None},
+            {"convert": {"init": "fitted"}, "align": None, "diagnose.by": "redundancy"},
             "convert.init is fitted, which needs a fit",
         ),
         (

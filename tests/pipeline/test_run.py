@@ -28,7 +28,7 @@ DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
     sections = {
-        "diagnose": {"budget": 2, "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
+        "diagnose": {"budget": 2, "by": "redundancy", "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
         "align": {"steps": 12},
         "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
         "finetune": {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "save_seconds": 0},
@@ -246,10 +246,16 @@ def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
     assert read_json(out / "evaluation.json") == read_json(reference / "evaluation.json")
 
 
-def test_a_run_by_replaceability_fits_its_blocks_once(finished: Path) -> None:
-    diagnose = {"budget": 2, "selector": "kl-guided", "by": "replaceability"}
+def test_a_run_that_does_not_say_by_what_searches_by_replaceability_and_fits_its_blocks_once(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diagnose = {"budget": 2, "selector": "kl-guided"}
     path = write_recipe(finished, diagnose=diagnose, convert={"init": "random"})
     run(load_recipe(path), finished / "swaps", ["data", "diagnose", "convert", "distill"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "diagnose: a block is fitted to each of 4 attentions first" in said
+    assert "the draft with fitted blocks in their place has" in said
+    assert "the draft without their attention has" in said  # the baseline's
     plan = read_json(finished / "swaps" / "plan.json")
     assert plan["by"] == "replaceability"
     # The blocks of all four layers, fitted before the search; `align` found its two among them.
@@ -263,7 +269,9 @@ def test_a_run_by_replaceability_fits_its_blocks_once(finished: Path) -> None:
 
 
 def test_with_a_penalty_the_baseline_replaces_as_many_layers(finished: Path) -> None:
-    path = write_recipe(finished, diagnose={"budget": 3, "penalty": 0.0}, baseline={"selector": "leave-one-out"})
+    path = write_recipe(
+        finished, diagnose={"budget": 3, "by": "redundancy", "penalty": 0.0}, baseline={"selector": "leave-one-out"}
+    )
     run(load_recipe(path), finished / "free", ["data", "diagnose"])
     plan, baseline = (read_json(finished / "free" / name / "plan.json") for name in (".", "baseline"))
     assert len(plan["replace"]) == len(baseline["replace"]) == 1

@@ -42,7 +42,8 @@ def recipe(tmp_path: Path) -> Path:
     """A recipe with another teacher."""
     tiny.save("llama", tmp_path / "model")
     tiny.save("llama", tmp_path / "other", layers=2, seed=3)
-    return write_recipe(tmp_path, teacher=str(tmp_path / "other"), diagnose={"budget": 2, "selector": "uniform"})
+    diagnose = {"budget": 2, "by": "redundancy", "selector": "uniform"}
+    return write_recipe(tmp_path, teacher=str(tmp_path / "other"), diagnose=diagnose)
 
 
 def test_another_teacher_is_gone_before_the_student_trains(

@@ -21,6 +21,23 @@ Set = Annotated[
     ),
 ]
 
+By = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="replaceability|redundancy",
+        help="How layers are judged: by drafts with a fitted block in place of attention (replaceability), or by "
+        "drafts that skip it (redundancy: RAD as published). Left out, what the recipe says, which by default is "
+        "replaceability.",
+        show_default=False,
+    ),
+]
+
+
+def by_override(by: str | None) -> list[str]:
+    """What `--by` stands for among the overrides of `--set`, after which it comes."""
+    return [] if by is None else [f"diagnose.by={by}"]
+
 
 def recipe_of(recipe: Path | None, out: Path) -> Path:
     """The recipe that was named, or else the run folder's own; RadistillError if there is none."""

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from radistill.cli.evaluate import evaluate
-from radistill.cli.recipe_options import LATEST, Out, RecipePath, Set, recipe_of
+from radistill.cli.recipe_options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of
 
 
 def run(
     recipe: RecipePath = None,
     out: Out = LATEST,
     set_: Set = None,
+    by: By = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and print an estimate of parameters, memory and tokens.")
     ] = False,
@@ -24,7 +25,7 @@ def run(
     """
     from radistill.pipeline.recipe import load_recipe
 
-    settings = load_recipe(recipe_of(recipe, out), set_ or [])
+    settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *by_override(by)])
     if dry_run:
         from radistill.pipeline.estimate import estimate, print_estimate
 
@@ -59,20 +60,14 @@ def diagnose(
         str | None,
         typer.Option("--selector", metavar="NAME", help="How layers are chosen; `all` runs every one and ranks them."),
     ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--by",
-            metavar="redundancy|replaceability",
-            help="Judge drafts that skip attention, or ones with a fitted block in its place.",
-        ),
-    ] = None,
+    by: By = None,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
             min=1,
-            help="Processes on this machine that search together. A search by several cannot be repeated exactly.",
+            help="Processes on this machine that search together, with `--by redundancy`. A search by several cannot "
+            "be repeated exactly.",
         ),
     ] = None,
     storage: Annotated[
@@ -84,14 +79,14 @@ def diagnose(
         ),
     ] = None,
 ) -> None:
-    """Find the attention layers that the model can do without: plan.json."""
+    """Choose the attention layers that are to be replaced: plan.json."""
     from radistill.errors import RadistillError
     from radistill.pipeline.recipe import load_recipe
     from radistill.pipeline.run import run as run_pipeline
 
     given = {"workers": workers, "storage": storage}
-    named = {"selector": selector, "by": by}
-    chosen = [f"diagnose.{field}={value}" for field, value in named.items() if value is not None]
+    chosen = [] if selector is None else [f"diagnose.selector={selector}"]
+    chosen += by_override(by)
     overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
     settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *chosen])
     if overrides:

@@ -83,7 +83,7 @@ class Trials:
         if substitutes is not None and objective.skips_only:
             raise RadistillError(
                 f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
-                "replaceability, choose acceptance, accepted-length or kl"
+                "replaceability, choose acceptance, accepted-length or kl (recipes: or set diagnose.by: redundancy)"
             )
         context = model.context_length
         for document in documents:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from radistill.diagnosis.plan import DRAFTS
 from radistill.diagnosis.selectors import EQUAL_PASSES, All
 from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.on_policy import OnPolicySettings
@@ -21,9 +22,9 @@ from radistill.pipeline.memory import (
     TERMS,
     Lengths,
     align_bytes_per_layer,
+    align_passes,
     disk_bytes,
     fitted_blocks,
-    layers_at_once,
     lengths,
     memory_of_stages,
     step_lengths,
@@ -79,9 +80,12 @@ class Work:
         documents: by split; calibration documents that are training documents too are not counted twice.
         document_tokens: longest document.
         generated_tokens: that the teacher writes, if it answers every prompt; 0 if the data brings the responses.
+        by: whether the diagnosis judges layers by redundancy or by replaceability.
         passes: forward passes of the diagnosis, of those that start at the first layer.
         calibration_tokens: in one of them.
-        align_tokens: through each block that is fitted; 0 without alignment.
+        align_blocks: blocks that are fitted: those of the hybrid, or one for every attention, among which the diagnosis
+            chooses; 0 without alignment.
+        align_tokens: through each of them.
         align_passes: passes of the base over the training documents, for recording.
         steps: of end-to-end distillation.
         step_tokens: in one of them.
@@ -93,8 +97,10 @@ class Work:
     documents: dict[str, int]
     document_tokens: int
     generated_tokens: int
+    by: str
     passes: int
     calibration_tokens: int
+    align_blocks: int
     align_tokens: int
     align_passes: int
     steps: int
@@ -174,7 +180,7 @@ def estimate(recipe: Recipe) -> Estimate:
     }
     counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
     memory = memory_of_stages(recipe, base, shape, bounds, in_step, in_tuning, counted, loaded, teacher)
-    disk = disk_bytes(recipe, shape) + store_bytes(recipe, base, bounds)
+    disk = disk_bytes(recipe, base, shape) + store_bytes(recipe, base, bounds)
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
@@ -187,7 +193,7 @@ def estimate(recipe: Recipe) -> Estimate:
             dtype=DTYPES[recipe.dtype],
             trust_remote_code=trust,
         )
-        disk += disk_bytes(arm, shape)
+        disk += disk_bytes(arm, base, shape)
         baseline = _model("baseline", recipe.baseline.target.kind, shape.anatomy, shape.parameters)
         models.append(replace(baseline, new_parameters=shape.new, trained_parameters=_most_trained(arm, shape)))
     warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
@@ -225,6 +231,7 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     """What the baseline's stages see of the recipe."""
     assert recipe.baseline is not None
     update = {
+        "diagnose": recipe.diagnose.model_copy(update={"by": "redundancy"}),
         "align": recipe.align if recipe.baseline.align else None,
         "distill": recipe.baseline.distill_settings(recipe.distill),
     }
@@ -253,10 +260,12 @@ def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths, in_t
         documents=documents,
         document_tokens=max(bounds.document, in_tuning.document),
         generated_tokens=written,
+        by=recipe.diagnose.by,
         passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=data.calibration * bounds.document,
+        align_blocks=fitted_blocks(recipe, base),
         align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
-        align_passes=math.ceil(fitted_blocks(recipe, base) / layers_at_once(recipe, base, bounds)) if align else 0,
+        align_passes=align_passes(recipe, base, bounds),
         steps=distill.steps if distill else 0,
         step_tokens=step_tokens,
         on_policy=distill.on_policy if distill else None,
@@ -362,13 +371,15 @@ def _work_page(work: Work) -> RenderableType:
         table.add_row("", f"the teacher writes at most {written} tokens")
     table.add_row(
         "diagnose",
-        f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens",
+        f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens, "
+        f"to judge layers {DRAFTS[work.by]}",
     )
-    if work.align_tokens:
+    if work.align_blocks:
         table.add_row(
             "align",
-            f"{human_count(work.align_tokens)} tokens through each new block, "
-            f"{_count(work.align_passes, 'pass')} of the base over the training documents",
+            f"{_count(work.align_blocks, 'block')}, {human_count(work.align_tokens)} tokens through each, "
+            f"{_count(work.align_passes, 'pass')} of the base over the training documents"
+            + ("; all before the search" if work.by == "replaceability" else ""),
         )
     if work.steps:
         total = human_count(work.distill_tokens)

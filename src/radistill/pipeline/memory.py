@@ -19,6 +19,7 @@ TERMS = (
     "base weights",
     "teacher weights",
     "student weights",
+    "fitted blocks",
     "KV cache of a batch",
     "cached activations",
     "cached logits",
@@ -30,12 +31,12 @@ TERMS = (
 """The terms of `memory_of_stages`, in the order of a listing."""
 
 FORMULAS = (
-    "Weights, gradients: parameters x bytes of a number; Adam moments: twice the gradients. KV cache: while answers "
-    "are generated. Cached activations: tokens x width x layers, in and out for align. Activations of a step: what "
-    "autograd keeps, counted in a forward pass on tensors without data, with transformers' own torch code; kernels for "
-    "GPUs keep less; with gradient_checkpointing, the inputs of layers and the rest of the largest. Logits of a step: "
-    "tokens x vocabulary, in diagnose once and in float32 twice; in distill and evaluate, of a few tokens at a time. "
-    "Temporary buffers come on top."
+    "Weights, fitted blocks, gradients: parameters x bytes of a number; Adam moments: at most twice the gradients. KV "
+    "cache: while answers are generated. Cached activations: tokens x width x layers, in and out for align. "
+    "Activations of a step: what autograd keeps, counted in a forward pass on tensors without data, with transformers' "
+    "own torch code; kernels for GPUs keep less; with gradient_checkpointing, the inputs of layers and the rest of the "
+    "largest. Logits of a step: tokens x vocabulary, in diagnose once and in float32 twice; in distill and evaluate, "
+    "of a few tokens at a time. Temporary buffers come on top."
 )
 """How the terms are counted."""
 
@@ -146,7 +147,7 @@ def memory_of_stages(
     number = BYTES[recipe.dtype]
     always = {term: parameters * number for term, parameters in loaded.items()}
     stages = {"data": always | _data(recipe, teacher or base, bounds)} if recipe.data.responses.source != "data" else {}
-    stages["diagnose"] = always | _diagnose(recipe, base, bounds)
+    stages["diagnose"] = always | _diagnose(recipe, base, shape, bounds)
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
     with_teacher = always
     if recipe.distill is not None and recipe.distill.teacher_store is not None:
@@ -171,12 +172,27 @@ def layers_at_once(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
     """Layers whose activations `align` records in one pass of the base."""
     assert recipe.align is not None
     per_layer = align_bytes_per_layer(recipe, base, bounds)
-    return min(max(1, int(recipe.align.memory_gib * 2**30 // per_layer)), fitted_blocks(recipe, base))
+    return min(max(1, int(recipe.align.memory_gib * 2**30 // per_layer)), max(_fits(recipe, base)))
+
+
+def align_passes(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
+    """Passes of the base over the training documents, in which `align` records activations."""
+    if recipe.align is None:
+        return 0
+    at_once = layers_at_once(recipe, base, bounds)
+    return sum(math.ceil(blocks / at_once) for blocks in _fits(recipe, base))
 
 
 def fitted_blocks(recipe: Recipe, base: Anatomy) -> int:
     """How many blocks `align` fits: those that the hybrid needs, or one for every attention to choose by."""
-    return len(base.attention_layers) if recipe.diagnose.by == "replaceability" else recipe.diagnose.budget
+    return sum(_fits(recipe, base)) if recipe.align is not None else 0
+
+
+def _fits(recipe: Recipe, base: Anatomy) -> list[int]:
+    """Blocks by the student that they are fitted in: one attention must stay, so `fit_blocks` needs two students."""
+    if recipe.diagnose.by == "redundancy":
+        return [recipe.diagnose.budget]
+    return [len(base.attention_layers) - 1, 1]
 
 
 def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
@@ -187,11 +203,11 @@ def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int
     return 2 * tokens * base.hidden_size * BYTES[recipe.dtype]
 
 
-def disk_bytes(recipe: Recipe, shape: HybridShape) -> int:
+def disk_bytes(recipe: Recipe, base: Anatomy, shape: HybridShape) -> int:
     """Room that one hybrid takes in the run folder: before, between and after trainings, fitted blocks, checkpoints."""
     weights = sum(shape.parameters.values())
     students = 2 if recipe.finetune is None else 3
-    kept = (students * weights + (shape.new if recipe.align is not None else 0)) * BYTES[recipe.dtype]
+    kept = (students * weights + fitted_blocks(recipe, base) * shape.block) * BYTES[recipe.dtype]
     # Those of one stage are gone before the next begins.
     return kept + max((_checkpoint_bytes(training, recipe, shape) for training in trainings(recipe)), default=0)
 
@@ -216,14 +232,14 @@ def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
     return {"KV cache of a batch": tokens * teacher.kv_bytes_per_token(BYTES[recipe.dtype])}
 
 
-def _diagnose(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
+def _diagnose(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
     number = BYTES[recipe.dtype]
     documents = recipe.data.calibration
     response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
     # The full model's, and those of the set that a search stays near.
     kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All) else 1
-    return {
+    return _blocks_to_choose_by(recipe, base, shape) | {
         "cached activations": kept * (base.num_layers + 1) * documents * bounds.document * base.hidden_size * number,
         "cached logits": documents * bounds.response * base.vocab_size * 4,
         "logits of a step": response_tokens * base.vocab_size * copies,
@@ -232,12 +248,19 @@ def _diagnose(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:
 
 def _align(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
     number = BYTES[recipe.dtype]
-    return {
+    return _blocks_to_choose_by(recipe, base, shape) | {
         "cached activations": layers_at_once(recipe, base, bounds) * align_bytes_per_layer(recipe, base, bounds),
         "gradients": shape.block * number,
         "Adam moments": 2 * shape.block * number,
         "activations of a step": shape.block_bytes or 0,
     }
+
+
+def _blocks_to_choose_by(recipe: Recipe, base: Anatomy, shape: HybridShape) -> dict[str, int]:
+    """Where layers are judged by fitted blocks: these, which stay beside the student that the last one is fitted in."""
+    if recipe.diagnose.by == "redundancy":
+        return {}
+    return {"fitted blocks": fitted_blocks(recipe, base) * shape.block * BYTES[recipe.dtype]}
 
 
 def _store(recipe: Recipe, base: Anatomy, bounds: Lengths) -> dict[str, int]:

@@ -54,9 +54,9 @@ class DiagnoseSettings(BaseModel):
         description="what an attention layer that stays costs, in the objective's unit; null fixes their number",
     )
     by: Literal["redundancy", "replaceability"] = Field(
-        default="redundancy",
-        description="judge drafts that skip attention (RAD), or ones with a fitted block in its place, which `align` "
-        "fits for every layer first",
+        default="replaceability",
+        description="`replaceability` judges drafts with a fitted block in place of attention, which `align` fits for "
+        "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
     )
     selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
     objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(default="kl", description="what the search maximises")
@@ -193,11 +193,14 @@ def _contradiction(recipe: Recipe) -> str | None:
             "on_policy to null"
         )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
-        return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by to replaceability"
+        return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability"
     if baseline is not None and isinstance(baseline.selector, KLGuided):
         return "baseline.selector is kl-guided, but only the hybrid has fitted blocks to choose by; name another"
     if diagnose.by == "replaceability" and recipe.align is None:
-        return "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section"
+        return (
+            f"diagnose.by is {diagnose.by}, which needs fitted blocks, but align is null; give align a section, or set "
+            "diagnose.by: redundancy"
+        )
     if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
         return (
             f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give align a section "
@@ -211,13 +214,13 @@ def _contradiction(recipe: Recipe) -> str | None:
         return None
     if diagnose.objective.startswith("throughput"):
         return (
-            f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention; with diagnose.by "
-            "replaceability choose acceptance, accepted-length or kl"
+            f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention, but diagnose.by "
+            f"is {diagnose.by}; set diagnose.by: redundancy, or choose acceptance, accepted-length or kl"
         )
     if isinstance(diagnose.selector, Bayes) and diagnose.selector.workers > 1:
         return (
-            f"diagnose.selector.workers is {diagnose.selector.workers}, but fitted blocks stay in the process that "
-            "fitted them; with diagnose.by replaceability one worker searches"
+            f"diagnose.selector.workers is {diagnose.selector.workers}, but diagnose.by is {diagnose.by}, whose fitted "
+            "blocks stay in the process that fitted them; set diagnose.by: redundancy, or search with one worker"
         )
     return None
 

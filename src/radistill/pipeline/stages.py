@@ -103,6 +103,8 @@ def _budget(context: Context, arm: Arm) -> int:
 
 def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
     assert arm.align is not None  # the recipe is checked for it
+    count = len(context.base.anatomy.attention_layers)
+    note(f"diagnose: a block is fitted to each of {count} attentions first; the search judges drafts with these blocks")
     return fit_blocks(
         context.base,
         context.splits.documents("train"),

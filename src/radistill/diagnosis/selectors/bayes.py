@@ -68,7 +68,7 @@ class Bayes(BaseModel):
         if self.workers > 1 and problem.trials.substitutes is not None:
             raise RadistillError(
                 f"diagnose.selector.workers is {self.workers}, but fitted blocks stay in the process that fitted them; "
-                "search by replaceability with one worker"
+                "search by replaceability with one worker (recipes: or set diagnose.by: redundancy)"
             )
         singles = self._shared(url, problem, "layers") if self.warm_start else None
         sets = self._shared(url, problem, "sets")

@@ -33,7 +33,7 @@ class KLGuided(BaseModel):
         if trials.substitutes is None:
             raise RadistillError(
                 "the selector kl-guided restores layers in a student of fitted blocks; fit some first (recipes: set "
-                "diagnose.by to replaceability)"
+                "diagnose.by: replaceability)"
             )
         everything = set(problem.candidates)
         trials.stay_near(everything)
