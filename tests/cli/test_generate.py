@@ -64,6 +64,16 @@ def test_the_text_is_streamed_and_compared(
     assert "drafted (" in err
     assert "a round in" in err
     assert "both texts are the same" in err
+    assert "fitted blocks" not in err
+
+
+def test_a_plan_that_was_not_made_for_skipping_is_used_with_a_word(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = plan_of(tmp_path / "plan.json", [1])
+    Plan.load(path).model_copy(update={"by": "replaceability"}).save(path)
+    assert run(monkeypatch, str(folder), "--plan", str(path), "--prompt", "Hello", "--max-new-tokens", "2") == 0
+    assert "`radistill diagnose --by redundancy` finds layers that" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

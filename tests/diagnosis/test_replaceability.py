@@ -108,7 +108,10 @@ def test_every_selector_can_search_over_swaps(selector: str, tmp_path: Path) -> 
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert plan.by == "replaceability"
-    assert diagnose(model, DOCUMENTS, 2, selector="greedy").by == "redundancy"
+    assert "skip" not in (plan.score_kind or "")
+    by_skips = diagnose(model, DOCUMENTS, 2, selector="leave-one-out")
+    assert by_skips.by == "redundancy"
+    assert by_skips.score_kind == "minus KL(model || draft) in nats with only this layer's attention skipped"
 
 
 def test_layers_that_their_blocks_reproduce_are_chosen_though_skipping_them_is_not_free() -> None:

@@ -102,6 +102,14 @@ def test_a_folder_that_transformers_loads_with_a_card(run: Path, tmp_path: Path)
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
 
+def test_a_card_says_what_draft_its_figures_are_of(run: Path, tmp_path: Path) -> None:
+    write_json(run / "plan.json", {**read_json(run / "plan.json"), "by": "replaceability"})
+    card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    assert "| chosen by | bayes, replaceability |" in card
+    assert "| KL of the draft with fitted blocks, nats a token | 0.710 |" in card
+    assert "skip draft" not in card
+
+
 def test_a_card_keeps_passwords_and_paths_to_itself_and_says_what_was_not_done(run: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe |= {"align": None, "distill": None, "storage": "mysql://me:secret@host/db", "data": ["/home/me/data.jsonl"]}

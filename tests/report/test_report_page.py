@@ -165,6 +165,24 @@ def test_the_picture_of_the_layers(tmp_path: Path) -> None:
     assert page.count("polygon", "score off") == 2 * 2
 
 
+def test_a_search_by_replaceability_is_told_as_one(tmp_path: Path) -> None:
+    text = report(tmp_path / "skips").text
+    assert "Each mark is a set of layers, and what the draft without their attention was worth" in text
+    assert "redundancy of each layer" in text
+    assert '<dd class="beside">at start 0.830</dd>' in (tmp_path / "skips" / "report.html").read_text(encoding="utf-8")
+    fits = align(REPLACE) | {"seconds": 0.2}  # they lay there from the search
+    chosen = plan(30, REPLACE) | {"by": "replaceability", "score_kind": "kl with only this layer's attention replaced"}
+    text = report(tmp_path / "swaps", {"plan.json": chosen, "align.json": fits}).text
+    assert "what the draft with fitted blocks in their place was worth" in text
+    html = (tmp_path / "swaps" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Chosen by</dt><dd>replaceability</dd>" in html
+    assert '<dd class="beside">blocks fitted 0.210</dd>' in html
+    assert "redundancy" not in text.partition("How it was made")[0]
+    assert "score of each layer (kl with only this layer's attention replaced); the higher, the sooner" in text
+    assert "on documents of 157,696 tokens in 2" in text  # minutes: those of the blocks
+    assert "fitted to every attention before the search, which chose among them" in text
+
+
 def test_a_layer_without_attention_is_neither_kept_nor_replaced(tmp_path: Path) -> None:
     page = report(tmp_path, {"plan.json": plan(30, REPLACE) | {"ssm_layers": [4, 5]}})
     assert page.count("g", "tile ssm") == 2 * 2 * 2 + 1

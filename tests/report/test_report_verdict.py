@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_run import RECIPE, evaluation, uniform_plan, write, write_example_run
+from example_run import RECIPE, REPLACE, evaluation, plan, uniform_plan, write, write_example_run
 
 from radistill.report.run_folder import read_run_folder
 from radistill.report.verdict import verdict
@@ -89,6 +89,21 @@ def test_the_start_is_the_draft_only_if_the_blocks_start_at_zero(tmp_path: Path)
     (folder / "recipe.yaml").write_text(RECIPE.replace("init: zero", "init: random"), encoding="utf-8")
     text = verdict(read_run_folder(folder))[0]
     assert "0.17 of the draft that only skips these layers (0.830)" in text
+
+
+def test_layers_chosen_by_fitted_blocks_are_compared_with_these_and_not_with_skips(tmp_path: Path) -> None:
+    folder = write_example_run(tmp_path)
+    write(folder / "plan.json", plan(30, REPLACE) | {"by": "replaceability"})
+    assert "0.65 of where its fitted blocks started (0.210) and 0.059 of" in verdict(read_run_folder(folder))[0]
+    results = evaluation()
+    results["rad"]["kl"] = 0.25  # far below the skips' 0.83, and yet a loss
+    write(folder / "evaluation.json", results)
+    text = verdict(read_run_folder(folder))[0]
+    assert "1.2 times where its fitted blocks started (0.210)" in text
+    assert "Training has made the hybrid worse." in text
+    del results["rad_aligned"]
+    write(folder / "evaluation.json", results)
+    assert "0.30 of the draft that only skips these layers (0.830)" in verdict(read_run_folder(folder))[0]
 
 
 def test_a_baseline_of_another_kind_is_named_by_it(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def generate(
 
 
 def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask":
+    from radistill.console import note
     from radistill.diagnosis.plan import Plan
     from radistill.speculation.masks import ComponentMask
     from radistill.speculation.presets import parse_mask
@@ -115,6 +116,11 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
     if plan is not None:
         found = Plan.load(plan)
         found.check(model.anatomy, str(plan))
+        if found.by != "redundancy":
+            note(
+                f"{plan}: its layers were chosen with fitted blocks in their place, and are skipped here; "
+                "`radistill diagnose --by redundancy` finds layers that make a better draft"
+            )
         return ComponentMask.attention(found.replace)
     assert skip is not None
     return parse_mask(f"attention:{skip}" if skip[:1].isdigit() else skip, model)

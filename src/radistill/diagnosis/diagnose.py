@@ -78,7 +78,7 @@ def diagnose(
     tokens_per_batch: int = 2048,
     folder: Path | None = None,
 ) -> Plan:
-    """Find the `budget` attention layers that the model can best do without.
+    """Find the `budget` attention layers that can best be replaced.
 
     Args:
         model: the model to convert.
@@ -124,7 +124,10 @@ def diagnose(
     draft = best.judgement
     if not math.isfinite(draft.kl):
         layers = list(best.selection.layers)
-        raise RadistillError(f"{model.source}: without layers {layers} its logits are NaN or infinite; replace fewer")
+        gone = "without attention" if substitutes is None else "with fitted blocks in place of attention"
+        raise RadistillError(
+            f"{model.source}: {gone} in layers {layers}, its logits are NaN or infinite; replace fewer"
+        )
     plan = Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,

@@ -34,7 +34,7 @@ class Judgement:
     """The figures of a draft that any objective can be computed from.
 
     Attributes:
-        mask: what the draft skips.
+        mask: what the draft skips, or has replaced.
         acceptance_rate: share of response tokens that the target accepts.
         mean_accepted_length: accepted tokens a round, for each of `JUDGED_LENGTHS`.
         kl: KL(target || draft), mean over response tokens, in nats; may be NaN or infinite for a broken draft.

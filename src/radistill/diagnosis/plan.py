@@ -53,7 +53,7 @@ class Plan(BaseModel):
         default="redundancy",
         description="whether the judged draft skips the attention, or has fitted blocks in its place",
     )
-    scores: dict[int, float] | None = Field(description="redundancy of each layer, larger is more redundant")
+    scores: dict[int, float] | None = Field(description="what the search thought of each layer; larger goes sooner")
     score_kind: str | None = Field(description="what a score measures, in words")
     objective: dict[str, int | float | str | dict[str, Any]] = Field(
         description="name and value of what was maximised, and what it was computed from"

@@ -8,7 +8,7 @@ from pathlib import Path
 from radistill.console import note
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.live_study import LiveStudy
-from radistill.diagnosis.selectors.base import Problem, Selection, Selector
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, only_this_layer
 from radistill.diagnosis.trials import OutOfTokens, Trial, Trials
 from radistill.errors import RadistillError
 
@@ -20,7 +20,7 @@ class Found:
     Attributes:
         selector: who found it.
         selection: the chosen layers, sorted, with their scores.
-        judgement: of the draft that skips them.
+        judgement: of the draft in which they are skipped or replaced.
         value: its objective.
         history: the sets that were judged on the way.
         forward_tokens: calibration tokens through the whole model.
@@ -117,4 +117,4 @@ def _alone(trials: Trials) -> tuple[dict[int, float] | None, str | None]:
     scores = {trial.layers[0]: trial.value for trial in trials.history if len(trial.layers) == 1}
     if not scores:
         return None, None
-    return scores, f"{trials.objective.name} with only this layer's attention skipped"
+    return scores, f"{trials.objective.name} {only_this_layer(trials)}"

@@ -1,4 +1,4 @@
-"""Judging sets of skipped layers, once each."""
+"""Judging sets of layers that are skipped or replaced, once each."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Trial:
     """One judged set.
 
     Attributes:
-        layers: the layers whose attention the draft skipped, sorted.
+        layers: the layers whose attention the draft did without, sorted.
         value: the objective; larger is better.
     """
 
@@ -125,7 +125,7 @@ class Trials:
         return float("inf") if self.limit is None else self.limit - self.forward_tokens
 
     def run(self, layers: Iterable[int]) -> DraftPass:
-        """One pass of the draft that skips the attention of `layers`, without looking it up or counting it."""
+        """One pass of the draft without the attention of `layers`, without looking it up or counting it."""
         mask = ComponentMask.attention(layers)
         agreements: list[Tensor] = []
         kl, accepted, tokens = 0.0, 0.0, 0
@@ -138,7 +138,7 @@ class Trials:
         return DraftPass(agreements, kl / tokens, accepted / tokens)
 
     def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
-        """The figures of the draft that skips the attention of `layers`.
+        """The figures of the draft without the attention of `layers`.
 
         Raises:
             OutOfTokens: if the set is new to this search, its forward tokens are spent, and `limited`.
@@ -153,7 +153,7 @@ class Trials:
         return self._known[key]
 
     def value(self, layers: Iterable[int]) -> float:
-        """The objective for the draft that skips the attention of `layers`; the search's history lists it.
+        """The objective for the draft without the attention of `layers`; the search's history lists it.
 
         `listener`, where it is set, is told of it.
 

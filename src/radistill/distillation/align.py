@@ -158,8 +158,8 @@ def align(
     tokens = sum(len(document.tokens) for document in train)
     if missing:
         note(
-            f"align: {len(missing)} blocks, {settings.steps} steps each, on {len(train)} documents "
-            f"({tokens:,} tokens); fit measured on {len(kept_apart)} others"
+            f"align: {len(missing)} block{'s' * (len(missing) != 1)}, {settings.steps} steps each, on {len(train)} "
+            f"documents ({tokens:,} tokens); fit measured on {len(kept_apart)} others"
         )
     for layers in _passes(missing, teacher, [*train, *kept_apart], settings.memory_gib):
         cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)

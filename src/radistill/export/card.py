@@ -64,13 +64,14 @@ def _plan_facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     facts = [("attention replaced by Mamba-2 in layers", layer_list(plan["replace"]))]
     if kind := mapping(plan.get("selector")).get("kind"):
-        facts.append(("chosen by", str(kind)))
+        facts.append(("chosen by", f"{kind}, {plan['by']}" if plan.get("by") else str(kind)))
     if (objective := mapping(plan.get("objective"))) and number(objective.get("value")) is not None:
         facts.append((f"objective ({objective.get('name')})", significant(objective["value"])))
+    draft = "draft with fitted blocks" if plan.get("by") == "replaceability" else "skip draft"
     if number(plan.get("acceptance_rate")) is not None:
-        facts.append(("tokens of the skip draft that the base accepts", percent(plan["acceptance_rate"])))
+        facts.append((f"tokens of the {draft} that the base accepts", percent(plan["acceptance_rate"])))
     if number(plan.get("kl")) is not None:
-        facts.append(("KL of the skip draft, nats a token", significant(plan["kl"])))
+        facts.append((f"KL of the {draft}, nats a token", significant(plan["kl"])))
     if number(plan.get("forward_tokens")) is not None:
         facts.append(("calibration tokens that the search read", whole(plan["forward_tokens"])))
     return facts

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from radistill.diagnosis.plan import DRAFTS
 from radistill.files import write_text
 from radistill.report.arms import arm_name
 from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
@@ -62,8 +63,10 @@ def render(folder: RunFolder) -> str:
         outdated=outdated(folder),
         layers_figure=layers_figure(folder),
         search_figure=search_figure(folder),
-        search_facts=_search_facts(folder.plan),
+        draft_is=DRAFTS.get(folder.by, ""),
+        search_facts=_search_facts(folder),
         fit_figure=fit_figure(folder),
+        fit_seconds=_fit_seconds(folder["align.json"]),
         fit_rows=sorted(records(folder["align.json"].get("layers")), key=lambda row: integer(row.get("layer")) or 0),
         heldout_figure=heldout_figure(folder),
         loss_figure=loss_figure(folder),
@@ -130,8 +133,16 @@ def _commands(folder: RunFolder) -> list[str]:
     return [readable(command) for command in commands]
 
 
-def _search_facts(plan: dict[str, Any]) -> Facts:
+def _fit_seconds(alignment: dict[str, Any]) -> float | None:
+    """Of all blocks. The whole is the shorter where blocks lay there already, as after a search by replaceability."""
+    whole_fit = number(alignment.get("seconds"))
+    each = [number(row.get("seconds")) or 0.0 for row in records(alignment.get("layers"))]
+    return None if whole_fit is None else max(whole_fit, sum(each))
+
+
+def _search_facts(folder: RunFolder) -> Facts:
     """What the search was asked, what it spent, and what it found."""
+    plan = folder.plan
     selector = dict(mapping(plan.get("selector")))
     kind, settings = _words(selector.pop("kind", "not stated")), _words(selector)
     objective = mapping(plan.get("objective"))
@@ -139,7 +150,7 @@ def _search_facts(plan: dict[str, Any]) -> Facts:
     facts = [
         ("Selector", f"{kind} ({settings})" if selector else kind),
         ("Budget", f"{len(plan['replace'])} of {plan['num_layers']} layers"),
-        ("Chosen by", _words(plan.get("by", "redundancy"))),
+        ("Chosen by", _words(folder.by)),
         ("Sets judged", whole(len(trials)) if trials else "none"),
     ]
     if number(objective.get("value")) is not None:
@@ -147,7 +158,7 @@ def _search_facts(plan: dict[str, Any]) -> Facts:
     for key, name, form in (
         ("acceptance_rate", "Tokens of the draft accepted", percent),
         ("kl", "KL of the draft, calibration", lambda value: f"{significant(value)} nats/token"),
-        ("seconds", "Time", duration),
+        ("seconds", "Time" if folder.by == "redundancy" else "Time, after the fit of the blocks", duration),
         ("forward_tokens", "Tokens through the model", whole),
     ):
         if number(plan.get(key)) is not None:

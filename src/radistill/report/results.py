@@ -69,15 +69,16 @@ def tiles_of(folder: RunFolder) -> list[Tile]:
     if hybrid is None:
         return []
     tiles = []
+    start = (folder.judged_arm, "blocks fitted" if folder.judged_arm == "rad_aligned" else "at start")
     if (cache := hybrid.value("kv_bytes_per_token")) is not None:
         value, unit = bytes_(cache).split()
         saving = cache_saving(arms)
         beside = f"base {bytes_(arms['base'].metrics['kv_bytes_per_token'])}, {percent(-saving, 0)}" if saving else ""
         tiles.append(Tile("KV cache per token", value, unit, beside))
     if (kl := hybrid.value("kl")) is not None:
-        tiles.append(Tile("KL to the base", significant(kl), "nats/token", _beside(arms, "kl", "draft", "at start")))
+        tiles.append(Tile("KL to the base", significant(kl), "nats/token", _beside(arms, "kl", *start)))
     if (agreement := hybrid.value("agreement")) is not None:
-        beside = _beside(arms, "agreement", "draft", "at start")
+        beside = _beside(arms, "agreement", *start)
         tiles.append(Tile("Greedy agreement", f"{100 * agreement:.1f}", "%", beside))
     if (solved := hybrid.value("exact_match")) is not None:
         tiles.append(Tile("Exact match", f"{100 * solved:.1f}", "%", _beside(arms, "exact_match", "base", "base")))

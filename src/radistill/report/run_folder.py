@@ -11,7 +11,7 @@ from radistill.evaluation.comparison import Results, read_results
 from radistill.evaluation.places import folders_in
 from radistill.evaluation.run_tasks import SUMMARY
 from radistill.files import read_json
-from radistill.report.numbers import integer
+from radistill.report.numbers import integer, number
 
 # Every file but plan.json may be absent. What the reader then misses:
 CONTENTS = {
@@ -70,6 +70,22 @@ class RunFolder:
     def replaced(self) -> list[int]:
         """Layers whose attention the RAD plan replaces, sorted."""
         return sorted(self.plan["replace"])
+
+    @property
+    def by(self) -> str:
+        """How the RAD plan's layers were judged; a plan that does not say is of a time when there was only this."""
+        return str(self.plan.get("by", "redundancy"))
+
+    @property
+    def judged_arm(self) -> str:
+        """The key in evaluation.json of the draft that the search judged: what training started from, or nearly so.
+
+        That is the hybrid of fitted blocks where layers were chosen by these, and the base that only skips the layers
+        where they were not, or where a hybrid of fitted blocks alone was not evaluated.
+        """
+        fitted = mapping(self.evaluation.get("rad_aligned"))
+        swapped = self.by == "replaceability" and number(fitted.get("kl")) is not None
+        return "rad_aligned" if swapped else "draft"
 
     @property
     def baseline_replaced(self) -> list[int]:

@@ -56,7 +56,7 @@ def _distance(folder: RunFolder, arms: dict[str, Arm]) -> str:
     text = f"{where} its KL to the base is {significant(hybrid)} nats per response token"
     comparisons, warnings = [], []
     for key, name, warning in (
-        ("draft", _start(folder), "Training has made the hybrid worse."),
+        (folder.judged_arm, _start(folder), "Training has made the hybrid worse."),
         (folder.baseline_key, f"the {arm_name(folder.baseline_key, folder.baseline_init)} baseline", _BEATEN),
     ):
         reference = arms[key].value("kl") if key in arms else None
@@ -70,9 +70,12 @@ def _distance(folder: RunFolder, arms: dict[str, Arm]) -> str:
 
 
 def _start(folder: RunFolder) -> str:
-    """What the draft is to the hybrid: its start, if the new blocks put out zero at first."""
+    """What the draft that the search judged is to the hybrid: its start, if the new blocks put out zero at first."""
+    if folder.judged_arm == "rad_aligned":
+        return "where its fitted blocks started"
     init = mapping(folder.recipe.get("convert")).get("init", "zero")
-    return "where it started" if init == "zero" else "the draft that only skips these layers"
+    started = init == "zero" and folder.by == "redundancy"
+    return "where it started" if started else "the draft that only skips these layers"
 
 
 def _ratio(ratio: float) -> str:

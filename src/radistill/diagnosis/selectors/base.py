@@ -15,7 +15,7 @@ class Problem:
     """A question for a selector: which `budget` of the `candidates` should go, or how many of them at most?
 
     Attributes:
-        trials: judges a set of skipped layers; larger is better. It ends the search by an exception when its tokens
+        trials: judges a set of layers that go; larger is better. It ends the search by an exception when its tokens
             are spent; the best set judged by then is the answer (`radistill.diagnosis.search`).
         candidates: the layers that have attention.
         budget: how many of them are to be chosen, or at most.
@@ -43,7 +43,7 @@ class Selection:
 
     Attributes:
         layers: the chosen layers.
-        scores: redundancy of each candidate, larger is more redundant, if the selector has such a measure.
+        scores: of each candidate, larger goes sooner, if the selector has such a measure.
         score_kind: what the scores measure, in words.
     """
 
@@ -84,6 +84,12 @@ def each_alone(problem: Problem) -> dict[int, float]:
             scores[layer] = problem.trials.value([layer])
             advance(1, f"layer {layer}: {scores[layer]:.4f}")
     return scores
+
+
+def only_this_layer(trials: Trials) -> str:
+    """What the draft of a single layer is, for `Selection.score_kind`."""
+    gone = "skipped" if trials.substitutes is None else "replaced by its fitted block"
+    return f"with only this layer's attention {gone}"
 
 
 def passes_by_rank(sizes: range) -> int:

@@ -1,4 +1,4 @@
-"""RAD's search: Bayesian optimisation of the skipped set (arXiv 2505.22135)."""
+"""RAD's search: Bayesian optimisation of the set of layers that go (arXiv 2505.22135)."""
 
 import time
 import warnings
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant, only_this_layer
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.workers import working
 from radistill.errors import RadistillError
@@ -93,7 +93,7 @@ class Bayes(BaseModel):
         best = sets.study.best_trial.user_attrs["layers"]
         if scores is None:
             return Selection(best, *self._marginal(problem, sets.complete()))
-        return Selection(best, scores, f"{problem.trials.objective.name} with only this layer's attention skipped")
+        return Selection(best, scores, f"{problem.trials.objective.name} {only_this_layer(problem.trials)}")
 
     def _single_layers(
         self, problem: Problem, singles: SharedStudy, look_after: Callable[[], None]
@@ -112,13 +112,13 @@ class Bayes(BaseModel):
     def _marginal(self, problem: Problem, trials: Sequence[FrozenTrial]) -> tuple[dict[int, float], str]:
         scores = {}
         for layer in problem.candidates:
-            skipped = [trial.values[0] for trial in trials if layer in trial.user_attrs["layers"]]
+            gone = [trial.values[0] for trial in trials if layer in trial.user_attrs["layers"]]
             kept = [trial.values[0] for trial in trials if layer not in trial.user_attrs["layers"]]
-            if skipped and kept:
-                scores[layer] = sum(skipped) / len(skipped) - sum(kept) / len(kept)
+            if gone and kept:
+                scores[layer] = sum(gone) / len(gone) - sum(kept) / len(kept)
         return (
             scores,
-            f"mean {problem.trials.objective.name} of the judged sets that skip the layer, less that of the others",
+            f"mean {problem.trials.objective.name} of the judged sets with this layer, less that of the others",
         )
 
     def _url(self, problem: Problem) -> str | None:

@@ -19,7 +19,7 @@ _LARGEST_CHANGE = 1.5
 
 
 class Gates(BaseModel):
-    """A share of every attention is switched off, more of it step by step; the layers that least resist go."""
+    """A share of every attention gives way, more of it step by step; the layers that least resist go."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,7 +64,8 @@ class Gates(BaseModel):
                 advance(1, status)
         best = trials.best(problem.sizes)
         assert best is not None  # the last step is judged
-        return Selection(best, scores, "trained share of this layer's attention that is off, not capped at 1")
+        lost = "is off" if trials.substitutes is None else "its fitted block has"
+        return Selection(best, scores, f"trained share of this layer's attention that {lost}, not capped at 1")
 
 
 def updated(shares: Tensor, costs: Tensor, rate: float) -> Tensor:

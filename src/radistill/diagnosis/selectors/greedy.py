@@ -6,12 +6,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant, only_this_layer
 from radistill.diagnosis.trials import Trials
 
 
 class Greedy(BaseModel):
-    """Skips one more layer at a time, the one that costs least beside those already skipped; then swaps pairs."""
+    """Takes one more layer at a time, the one that costs least beside those already taken; then swaps pairs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -19,8 +19,8 @@ class Greedy(BaseModel):
     width: int = Field(
         default=5, ge=1, description="candidates tried for a place, those that cost least when last tried"
     )
-    swaps: int = Field(default=20, ge=0, description="swaps of a skipped layer for another, at most")
-    swap_width: int = Field(default=3, ge=1, description="skipped layers that a swap tries to take back")
+    swaps: int = Field(default=20, ge=0, description="swaps of a taken layer for another, at most")
+    swap_width: int = Field(default=3, ge=1, description="taken layers that a swap tries to give back")
 
     def most_passes(self, candidates: int, sizes: range) -> int:
         """Each layer alone, and for each place and each swap the tried candidates and the set that they start from."""
@@ -57,7 +57,7 @@ class Greedy(BaseModel):
                     break
                 chosen = better
                 advance(1, f"best {trials.value(chosen):.4f}")
-        return Selection(sorted(chosen), scores, f"{trials.objective.name} with only this layer's attention skipped")
+        return Selection(sorted(chosen), scores, f"{trials.objective.name} {only_this_layer(trials)}")
 
     def _steps(self, problem: Problem, costs: "_Costs", chosen: set[int]) -> Iterator[set[int]]:
         """Sets that differ from `chosen` in one layer, or in one pair of layers, the most promising first."""
@@ -77,14 +77,14 @@ class Greedy(BaseModel):
 
 
 class _Costs:
-    """What it changed to skip each layer, when that was last tried."""
+    """What it changed to take each layer, when that was last tried."""
 
     def __init__(self, trials: Trials, alone: dict[int, float]) -> None:
         self._trials = trials
         self._last = dict(alone)
 
     def cheapest(self, chosen: set[int], candidates: Iterable[int], width: int) -> tuple[int, float]:
-        """The best layer to skip beside `chosen`, and the value of both, among the `width` most promising."""
+        """The best layer to take beside `chosen`, and the value of both, among the `width` most promising."""
         trials = self._trials
         promising = sorted(set(candidates) - chosen, key=lambda layer: (-self._last[layer], layer))[:width]
         if chosen:

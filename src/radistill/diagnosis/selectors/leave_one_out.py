@@ -1,14 +1,21 @@
-"""Each layer skipped alone: the layers with the smallest effect, as if effects added up."""
+"""Each layer taken alone: the layers with the smallest effect, as if effects added up."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from radistill.diagnosis.selectors.base import Problem, Selection, best_by_rank, each_alone, passes_by_rank
+from radistill.diagnosis.selectors.base import (
+    Problem,
+    Selection,
+    best_by_rank,
+    each_alone,
+    only_this_layer,
+    passes_by_rank,
+)
 
 
 class LeaveOneOut(BaseModel):
-    """The layers whose single skip moves the model's distribution least, by KL."""
+    """The layers that move the model's distribution least when each of them alone goes, by KL."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,5 +32,5 @@ class LeaveOneOut(BaseModel):
         return Selection(
             best_by_rank(problem, scores),
             scores,
-            "minus KL(model || draft) in nats with only this layer's attention skipped",
+            f"minus KL(model || draft) in nats {only_this_layer(problem.trials)}",
         )

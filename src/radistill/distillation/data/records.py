@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The records to train on, to measure redundancy on and to evaluate on."""
+    """The records to train on, to judge layers on and to evaluate on."""
 
     train: list[Record]
     calibration: list[Record]

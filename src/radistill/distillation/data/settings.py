@@ -35,7 +35,7 @@ class _Data(_Settings):
     """Examples to train on."""
 
     calibration: int = Field(default=32, ge=1)
-    """Examples on which the redundancy of the layers is measured."""
+    """Examples on which the layers are judged."""
 
     heldout: int = Field(default=64, ge=1)
     """Examples kept for evaluation; none of their prompts is in the other splits."""

@@ -1,4 +1,4 @@
-"""The picture of the layers: what each plan keeps and replaces, under the redundancy that the search measured."""
+"""The picture of the layers: what each plan keeps and replaces, under the scores that the search gave them."""
 
 import math
 from typing import Any
@@ -29,9 +29,13 @@ def layers_figure(folder: RunFolder) -> Figure:
     described = "; ".join(f"{name} replaces {layer_list(layers)}" for name, layers in plans)
     notes = []
     if scores:
+        measured = f"({folder.plan.get('score_kind') or 'kind not stated'})"
         notes.append(
-            f"Above the tiles: redundancy of each layer ({folder.plan.get('score_kind') or 'kind not stated'}); "
-            "the higher, the less the model misses the layer's attention."
+            f"Above the tiles: redundancy of each layer {measured}; the higher, the less the model misses the layer's "
+            "attention."
+            if folder.by == "redundancy"
+            else f"Above the tiles: score of each layer {measured}; the higher, the sooner the search replaces the "
+            "layer's attention."
         )
         if min(scores.values()) < floor:
             off = [layer for layer, score in sorted(scores.items()) if score < floor]
@@ -60,7 +64,7 @@ def _draw(
     rows = math.ceil(folder.num_layers / (12 if size.is_narrow else 40))
     columns = math.ceil(folder.num_layers / rows)
     pitch = min((size.width - left) / columns, 64.0)
-    elements = [text(left, 10, "redundancy score", "axis-title")] if scores else []
+    elements = [text(left, 10, _score_name(folder), "axis-title")] if scores else []
     top = 32.0 if scores else 6.0
     for row in range(rows):
         layers = range(row * columns, min((row + 1) * columns, folder.num_layers))
@@ -155,6 +159,10 @@ def _state(layer: int, replaced: list[int], folder: RunFolder) -> str:
     if layer in replaced:
         return "replaced"
     return "ssm" if layer in folder.ssm_layers else "attention"
+
+
+def _score_name(folder: RunFolder) -> str:
+    return "redundancy score" if folder.by == "redundancy" else "score of the search"
 
 
 def _scores(plan: dict[str, Any]) -> dict[int, float]:
