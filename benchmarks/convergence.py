@@ -2,7 +2,7 @@
 
     python benchmarks/convergence.py [--tokens 60000] [--budget 10]
 
-Plans: `rad` (the default selector, over skips), `uniform`, and `replaceable` (the same selector, over swaps with fitted
+Plans: `rad` (the default search, over skips), `uniform`, and `replaceable` (the same search, over swaps with fitted
 blocks). Initialisations: `zero` (RAD), `transfer` (Mamba-in-the-Llama) and `fitted`. All blocks have the same geometry,
 with a B/C group for each head, which a transfer needs. Every arm is trained on the teacher's logits, the new blocks
 alone, with a rate of its own, the one of three that is best after a tenth of the tokens. Held-out KL and agreement are
