@@ -364,6 +364,18 @@ def test_fine_tuning_is_a_stage_of_its_own(recipe: dict[str, Any]) -> None:
     assert found.models[-1].trained_parameters == hybrid.total - new
 
 
+def test_fit_and_distillation_may_have_documents_of_their_own(recipe: dict[str, Any]) -> None:
+    own = {**recipe["data"], "train": 2, "heldout": 1, "max_length": 50, "responses": {"source": "data"}}
+    recipe["align"] = {"steps": 3, "tokens_per_batch": 10_000, "data": own}
+    recipe["distill"] = {"steps": 3, "tokens_per_batch": 10_000, "data": {**own, "max_length": 40}}
+    found = estimate(Recipe.model_validate(recipe))
+    assert found.work.align_tokens == 3 * 2 * 50
+    assert found.work.step_tokens == 2 * 40
+    assert found.work.documents == {"training": 6, "held-out": 3, "alignment": 3, "distillation": 3}
+    recipe["align"]["data"] = {**own, "train": 1000}
+    assert refusal(recipe).startswith("align.data.train: 1000 asked for, ")
+
+
 def test_fine_tuning_may_have_documents_of_its_own(recipe: dict[str, Any], tmp_path: Path) -> None:
     own = {**recipe["data"], "train": 4, "heldout": 2, "max_length": 100, "responses": {"source": "data"}}
     recipe["finetune"] = {"steps": 3, "tokens_per_batch": 10_000, "data": own}

@@ -135,6 +135,46 @@ def test_fine_tuning_on_documents_of_its_own(finished: Path) -> None:
     assert {step for step in again if again[step] != after[step]} == changed
 
 
+def test_fit_and_distillation_on_documents_of_their_own(finished: Path) -> None:
+    """Each stage reads its own documents, none of them those of the evaluation, and is redone when they change."""
+
+    def data(name: str, words: str, train: int) -> dict[str, object]:
+        rows = [{"prompt": f"What is {n} + {n}?", "response": f"{n} {words} {2 * n}."} for n in range(20)]
+        (finished / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"kind": "jsonl", "path": str(finished / name), "train": train, "calibration": 1, "heldout": 2}
+
+    own = {"align": data("align.jsonl", "and itself make", 8), "distill": data("distill.jsonl", "twice is", 6)}
+    plain = write_recipe(finished)
+    run(load_recipe(plain), finished / "out")
+    out = shutil.copytree(finished / "out", finished / "two")
+    before = read_json(out / "run.json")["stages"]
+    settings = load_recipe(plain).model_dump(mode="json")
+    sections = {name: {**settings[name], "data": own[name]} for name in own}
+    recipe = load_recipe(write_recipe(finished, **sections))
+    run(recipe, out, ["data", "diagnose", "convert", "distill", "evaluate"])
+    after = read_json(out / "run.json")["stages"]
+    changed = {"data:align", "data:distill", "distill:rad", "distill:uniform", "evaluate"}
+    assert {step for step in after if after[step] != before.get(step)} == changed
+    fitted, taught = (DataSplits.load(out / "data" / name) for name in own)
+    assert all("make" in (record.example.response or "") for record in fitted.train)
+    assert all("twice" in (record.example.response or "") for record in [*taught.train, *taught.heldout])
+    evaluated = {record.example.prompt for record in DataSplits.load(out / "data").heldout}
+    assert not evaluated & {record.example.prompt for record in [*fitted.train, *taught.train, *taught.heldout]}
+    apart = 1  # an eighth of eight documents
+    tokens = sum(len(document.tokens) for document in fitted.documents("train")[:-apart])
+    assert read_json(out / "align.json")["tokens"] == tokens
+    assert read_json(out / "distill.json")["curve"][0]["tokens"] <= sum(
+        len(document.tokens) for document in taught.documents("train")
+    )
+    data("align.jsonl", "with its like makes", 8)
+    run(recipe, out, ["data", "diagnose", "convert", "distill"])
+    again = read_json(out / "run.json")["stages"]
+    assert {step for step in again if again[step] != after[step]} == {
+        "data:align",
+        "distill:rad",
+    }  # the baseline is not fitted
+
+
 def test_another_text_in_the_same_data_file_is_noticed(finished: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(finished, data={**DATA, "path": str(tmp_path / "data.jsonl")}))
     text = (finished / "data.jsonl").read_text()

@@ -10,12 +10,10 @@ import torch
 
 from radistill.conversion.targets import TargetSettings
 from radistill.diagnosis.selectors import SelectorSettings
-from radistill.distillation.align import AlignSettings
 from radistill.distillation.data.prepare import DataSplits
-from radistill.distillation.distill_settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
-from radistill.pipeline.recipe import FinetuneStage, Recipe
+from radistill.pipeline.recipe import AlignStage, DistillStage, FinetuneStage, Recipe
 from radistill.pipeline.run_folder import RunFolder
 from radistill.processes import Processes, join, own_device
 
@@ -44,8 +42,8 @@ class Arm:
     selector: SelectorSettings
     target: TargetSettings
     init: str
-    align: AlignSettings | None
-    distill: DistillSettings | None
+    align: AlignStage | None
+    distill: DistillStage | None
     finetune: FinetuneStage | None
 
     @property
@@ -125,17 +123,14 @@ class Context:
         """What the data stage left."""
         return DataSplits.load(self.path / "data")
 
-    @property
-    def finetune_data(self) -> Path:
-        """Where the documents of fine-tuning lie: with the recipe's, unless it has its own."""
+    def data_of(self, stage: str) -> Path:
+        """Where the documents of `align`, `distill` or `finetune` lie: with the recipe's, unless it has its own."""
         data = self.path / "data"
-        own = self.recipe.finetune is not None and self.recipe.finetune.data is not None
-        return data / "finetune" if own else data
+        return data / stage if stage in self.recipe.own_data else data
 
-    @cached_property
-    def finetune_splits(self) -> DataSplits:
-        """What the data stage left for fine-tuning."""
-        return DataSplits.load(self.finetune_data)
+    def splits_of(self, stage: str) -> DataSplits:
+        """What the data stage left for `align`, `distill` or `finetune`."""
+        return DataSplits.load(self.data_of(stage)) if stage in self.recipe.own_data else self.splits
 
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""

@@ -25,13 +25,12 @@ from radistill.pipeline.memory import (
     align_passes,
     disk_bytes,
     fitted_blocks,
-    lengths,
+    lengths_in_stages,
     memory_of_stages,
-    step_lengths,
+    reading,
     store_bytes,
     trained_parameters,
     trainings,
-    tuning_recipe,
 )
 from radistill.pipeline.preflight import check
 from radistill.pipeline.recipe import DiagnoseSettings, Recipe
@@ -143,10 +142,7 @@ def estimate(recipe: Recipe) -> Estimate:
     checked = check(recipe)
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
-    bounds = lengths(recipe, checked.base.max_position_embeddings)
-    tuning = tuning_recipe(recipe)
-    in_tuning = lengths(tuning, checked.base.max_position_embeddings)
-    in_step = step_lengths(recipe, bounds, checked.base.max_position_embeddings)
+    bounds = lengths_in_stages(recipe, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
     teacher = None
     if checked.teacher is not None:
@@ -154,7 +150,7 @@ def estimate(recipe: Recipe) -> Estimate:
         models.append(_model("teacher", str(recipe.teacher), teacher, count_parameters(checked.teacher, trust)))
     loaded = {f"{model.role} weights": model.total for model in models}
 
-    align, documents = recipe.align, recipe.data.train
+    align, read = recipe.align, {stage: reading(recipe, stage) for stage in ("align", "distill", "finetune")}
     build = partial(
         hybrid_shape,
         checked.base,
@@ -164,14 +160,10 @@ def estimate(recipe: Recipe) -> Estimate:
         on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
         trust_remote_code=trust,
     )
-    shape = build(block_step=bounds.batch(align.tokens_per_batch, documents) if align else None)
+    shape = build(block_step=bounds["align"].batch(align.tokens_per_batch, read["align"].data.train) if align else None)
     step_bytes = {
         training.section: build(
-            step=(
-                in_step.batch(training.tokens_per_batch, documents)
-                if training is recipe.distill
-                else in_tuning.batch(training.tokens_per_batch, tuning.data.train)
-            ),
+            step=bounds[training.section].batch(training.tokens_per_batch, read[training.section].data.train),
             train_everything=training.trains(new=False),
             precision=training.precision,
             recompute=training.gradient_checkpointing,
@@ -179,8 +171,8 @@ def estimate(recipe: Recipe) -> Estimate:
         for training in trainings(recipe)
     }
     counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
-    memory = memory_of_stages(recipe, base, shape, bounds, in_step, in_tuning, counted, loaded, teacher)
-    disk = disk_bytes(recipe, base, shape) + store_bytes(recipe, base, bounds)
+    memory = memory_of_stages(recipe, base, shape, bounds, counted, loaded, teacher)
+    disk = disk_bytes(recipe, base, shape) + store_bytes(read["distill"], base, bounds["store"])
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
@@ -196,10 +188,10 @@ def estimate(recipe: Recipe) -> Estimate:
         disk += disk_bytes(arm, base, shape)
         baseline = _model("baseline", recipe.baseline.target.kind, shape.anatomy, shape.parameters)
         models.append(replace(baseline, new_parameters=shape.new, trained_parameters=_most_trained(arm, shape)))
-    warnings = [*checked.warnings, *_memory_warnings(recipe, base, bounds)]
+    warnings = [*checked.warnings, *_memory_warnings(read["align"], base, bounds["align"])]
     if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
-    return Estimate(models, memory, disk, _work(recipe, base, bounds, in_step, in_tuning), warnings)
+    return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
 
 
 def _most_trained(recipe: Recipe, shape: HybridShape) -> int:
@@ -238,40 +230,42 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _work(recipe: Recipe, base: Anatomy, bounds: Lengths, in_step: Lengths, in_tuning: Lengths) -> Work:
+def _work(recipe: Recipe, base: Anatomy, bounds: dict[str, Lengths]) -> Work:
     data, align, distill, finetune = recipe.data, recipe.align, recipe.distill, recipe.finetune
     documents = {"training": data.train, "held-out": data.heldout}
     if data.calibration_from == "own":
         documents["calibration"] = data.calibration
     written = sum(documents.values()) * _written(data)
-    if finetune is not None and finetune.data is not None:
-        own = finetune.data.train + finetune.data.heldout
-        documents["fine-tuning"] = own
-        written += own * _written(finetune.data)
-    step_tokens = 0
-    if distill is not None:
-        step_tokens = in_step.tokens(distill.tokens_per_batch, data.train) * distill.gradient_accumulation
-    finetune_step_tokens = 0
-    if finetune is not None:
-        documents_read = tuning_recipe(recipe).data.train
-        finetune_step_tokens = in_tuning.tokens(finetune.tokens_per_batch, documents_read)
-        finetune_step_tokens *= finetune.gradient_accumulation
+    for stage, own in recipe.own_data.items():
+        documents[_OWN_DOCUMENTS[stage]] = own.train + own.heldout
+        written += (own.train + own.heldout) * _written(own)
+    read = {stage: reading(recipe, stage) for stage in ("align", "distill", "finetune")}
+    step_tokens = {
+        training.section: training.gradient_accumulation
+        * bounds[training.section].tokens(training.tokens_per_batch, read[training.section].data.train)
+        for training in trainings(recipe)
+    }
     return Work(
         documents=documents,
-        document_tokens=max(bounds.document, in_tuning.document),
+        document_tokens=max(found.document for stage, found in bounds.items() if stage != "distill"),
         generated_tokens=written,
         by=recipe.diagnose.by,
         passes=diagnosis_passes(recipe.diagnose, base),
-        calibration_tokens=data.calibration * bounds.document,
+        calibration_tokens=data.calibration * bounds["data"].document,
         align_blocks=fitted_blocks(recipe, base),
-        align_tokens=align.steps * bounds.tokens(align.tokens_per_batch, data.train) if align else 0,
-        align_passes=align_passes(recipe, base, bounds),
+        align_tokens=(
+            align.steps * bounds["align"].tokens(align.tokens_per_batch, read["align"].data.train) if align else 0
+        ),
+        align_passes=align_passes(read["align"], base, bounds["align"]),
         steps=distill.steps if distill else 0,
-        step_tokens=step_tokens,
+        step_tokens=step_tokens.get("distill", 0),
         on_policy=distill.on_policy if distill else None,
         finetune_steps=finetune.steps if finetune else 0,
-        finetune_step_tokens=finetune_step_tokens,
+        finetune_step_tokens=step_tokens.get("finetune", 0),
     )
+
+
+_OWN_DOCUMENTS = {"align": "alignment", "distill": "distillation", "finetune": "fine-tuning"}
 
 
 def _written(data: DataSettings) -> int:

@@ -97,10 +97,21 @@ def step_lengths(recipe: Recipe, bounds: Lengths, context: int) -> Lengths:
     return Lengths(document, max(bounds.response, written), max(bounds.trained, written))
 
 
-def tuning_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with the data of fine-tuning as its data."""
-    own = recipe.finetune.data if recipe.finetune is not None else None
+def reading(recipe: Recipe, stage: str) -> Recipe:
+    """The recipe with what `align`, `distill` or `finetune` reads as its data."""
+    own = recipe.own_data.get(stage)
     return recipe if own is None else recipe.model_copy(update={"data": own})
+
+
+def lengths_in_stages(recipe: Recipe, context: int) -> dict[str, Lengths]:
+    """Upper bounds by what is read: `data` (the recipe's), `align`, `store`, `distill` and `finetune`."""
+    read = {stage: lengths(reading(recipe, stage), context) for stage in ("align", "distill", "finetune")}
+    of_documents = read["distill"]
+    return read | {
+        "data": lengths(recipe, context),
+        "store": of_documents,
+        "distill": step_lengths(recipe, of_documents, context),
+    }
 
 
 def trainings(recipe: Recipe) -> list[DistillSettings | FinetuneSettings]:
@@ -123,9 +134,7 @@ def memory_of_stages(
     recipe: Recipe,
     base: Anatomy,
     shape: HybridShape,
-    bounds: Lengths,
-    in_step: Lengths,
-    in_tuning: Lengths,
+    bounds: dict[str, Lengths],
     step_bytes: dict[str, int],
     loaded: dict[str, int],
     teacher: Anatomy | None = None,
@@ -136,9 +145,7 @@ def memory_of_stages(
         recipe: the recipe.
         base: the model to convert.
         shape: the hybrid.
-        bounds: lengths of documents.
-        in_step: lengths in a step of `distill`.
-        in_tuning: lengths of the documents of `finetune`.
+        bounds: from `lengths_in_stages`.
         step_bytes: what autograd keeps in a step, by stage of end-to-end training.
         loaded: parameters of the models that stay loaded in all stages, by term; a teacher that is stored goes before
             there is a student, and comes back for `finetune`.
@@ -146,25 +153,29 @@ def memory_of_stages(
     """
     number = BYTES[recipe.dtype]
     always = {term: parameters * number for term, parameters in loaded.items()}
-    stages = {"data": always | _data(recipe, teacher or base, bounds)} if recipe.data.responses.source != "data" else {}
-    stages["diagnose"] = always | _diagnose(recipe, base, shape, bounds)
+    stages = (
+        {"data": always | _data(recipe, teacher or base, bounds["data"])}
+        if recipe.data.responses.source != "data"
+        else {}
+    )
+    stages["diagnose"] = always | _diagnose(recipe, base, shape, bounds["data"])
     hybrid = {"student weights": sum(shape.parameters.values()) * number}
     with_teacher = always
     if recipe.distill is not None and recipe.distill.teacher_store is not None:
-        stages["store"] = always | _store(recipe, base, bounds)
+        stages["store"] = always | _store(reading(recipe, "distill"), base, bounds["store"])
         always = {term: size for term, size in always.items() if term != "teacher weights"}
     if recipe.align is not None:
         in_diagnosis = recipe.diagnose.by == "replaceability"
-        stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | _align(recipe, base, shape, bounds)
+        terms = _align(reading(recipe, "align"), base, shape, bounds["align"])
+        stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | terms
     for training in trainings(recipe):
-        distilling = training is recipe.distill
-        read, longest = (recipe, in_step) if distilling else (tuning_recipe(recipe), in_tuning)
-        if not distilling:
+        if training is not recipe.distill:
             always = with_teacher  # its held-out measures ask the teacher itself
+        read, longest = reading(recipe, training.section), bounds[training.section]
         stage = always | hybrid | _training(training, read, base, shape, longest)
         stage["student weights"] += trained_parameters(training, shape) * (trained_bytes(training, recipe) - number)
         stages[training.section] = stage | {"activations of a step": step_bytes[training.section]}
-    stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds)
+    stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds["data"])
     return stages
 
 

@@ -69,8 +69,8 @@ def check(recipe: Recipe) -> Checked:
         if training is not None:
             check_tracker(training.report_to, training.section)
     _check_data("data", recipe.data, recipe.seed, warnings)
-    if recipe.finetune is not None and recipe.finetune.data is not None:
-        _check_data("finetune.data", recipe.finetune.data, recipe.seed, warnings)
+    for stage, settings in recipe.own_data.items():
+        _check_data(f"{stage}.data", settings, recipe.seed, warnings)
     return Checked(base, teacher, warnings)
 
 

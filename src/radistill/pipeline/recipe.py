@@ -41,6 +41,12 @@ Target = Annotated[TargetSettings, BeforeValidator(_kind)]
 Initialisation = Annotated[str, _one_of(list(INITIALISATIONS))]
 
 
+_OWN_DATA = (
+    "what it reads instead of the recipe's `data`, with held-out examples of its own to measure on (calibration "
+    "examples are not used); null is the recipe's"
+)
+
+
 class DiagnoseSettings(BaseModel):
     """Which attention layers go."""
 
@@ -89,14 +95,26 @@ class ConvertSettings(BaseModel):
     init: Initialisation = Field(default="fitted", description="how the new blocks start")
 
 
-class FinetuneStage(FinetuneSettings):
-    """How the whole student is trained on response tokens, without a teacher."""
+class AlignStage(AlignSettings):
+    """How the new blocks are fitted before any end-to-end training."""
 
     data: DataSettings | None = Field(
         default=None,
-        description="what it reads instead of the recipe's `data`, with held-out examples of its own to measure on "
-        "(calibration examples are not used); null is the recipe's",
+        description="what it reads instead of the recipe's `data`; only the training examples are used, a part of them "
+        "to measure the fit; null is the recipe's",
     )
+
+
+class DistillStage(DistillSettings):
+    """How the student is trained on the teacher's distributions."""
+
+    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
+
+
+class FinetuneStage(FinetuneSettings):
+    """How the whole student is trained on response tokens, without a teacher."""
+
+    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
 
 
 class BaselineSettings(BaseModel):
@@ -119,7 +137,7 @@ class BaselineSettings(BaseModel):
         description="its own rate, for a start that asks for another one; the hybrid's if null",
     )
 
-    def distill_settings(self, hybrid: DistillSettings | None) -> DistillSettings | None:
+    def distill_settings(self, hybrid: DistillStage | None) -> DistillStage | None:
         """How the baseline is trained, where the hybrid is trained as `hybrid` says; None is not at all."""
         if hybrid is None or self.steps == 0:
             return None
@@ -144,11 +162,11 @@ class Recipe(BaseModel):
     data: DataSettings = Field(description="what the models read: its source, how much of it, whose responses")
     diagnose: DiagnoseSettings = Field(description="which attention layers go")
     convert: ConvertSettings = Field(default_factory=ConvertSettings, description="what they become")
-    align: AlignSettings | None = Field(
-        default_factory=AlignSettings, description="the fit of each new block by itself; null leaves it out"
+    align: AlignStage | None = Field(
+        default_factory=AlignStage, description="the fit of each new block by itself; null leaves it out"
     )
-    distill: DistillSettings | None = Field(
-        default_factory=DistillSettings, description="end-to-end training; null leaves it out"
+    distill: DistillStage | None = Field(
+        default_factory=DistillStage, description="end-to-end training; null leaves it out"
     )
     finetune: FinetuneStage | None = Field(
         default=None, description="next-token training after distillation; null leaves it out"
@@ -157,6 +175,12 @@ class Recipe(BaseModel):
         default=None, description="a second hybrid to compare with; null trains none"
     )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="what is measured in the end")
+
+    @property
+    def own_data(self) -> dict[str, DataSettings]:
+        """The data of the stages that do not read the recipe's, by the name of their section."""
+        sections = {"align": self.align, "distill": self.distill, "finetune": self.finetune}
+        return {name: section.data for name, section in sections.items() if section is not None and section.data}
 
     def save(self, path: Path | str) -> None:
         """Write the whole recipe, defaults included, as YAML."""
@@ -187,9 +211,12 @@ def _contradiction(recipe: Recipe) -> str | None:
     diagnose, baseline = recipe.diagnose, recipe.baseline
     if recipe.distill is not None and recipe.distill.contradiction:
         return recipe.distill.contradiction
-    if recipe.data.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
+    read, section = (
+        (recipe.own_data["distill"], "distill.data") if "distill" in recipe.own_data else (recipe.data, "data")
+    )
+    if read.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
         return (
-            "data.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
+            f"{section}.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
             "on_policy to null"
         )
     if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":

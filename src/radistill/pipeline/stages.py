@@ -11,7 +11,7 @@ from radistill.console import note
 from radistill.conversion import convert, new_parameters
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
 from radistill.diagnosis.plan import DRAFTS, Plan
-from radistill.distillation.align import Alignment, align
+from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
@@ -27,29 +27,29 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context, source_signature
 from radistill.pipeline.preflight import check_conversion
+from radistill.pipeline.recipe import AlignStage, DistillStage, FinetuneStage
 from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
 from radistill.speculation.substitutes import Substitutes
 
 
 def run_data(context: Context) -> None:
-    """Write the training, calibration and held-out examples, with responses, and those of fine-tuning alone."""
+    """Write the training, calibration and held-out examples, with responses, and those that a stage has for itself."""
     recipe, folder = context.recipe, context.path / "data"
     inputs = _data_inputs(context, recipe.data)
     if not _current(context, "data", inputs, _splits_in(folder)):
         _check(context)
         with context.folder.step("data", inputs, recipe.seed):
             prepare(context.teacher, recipe.data, seed=recipe.seed, folder=folder)
-    if recipe.finetune is None or recipe.finetune.data is None:
-        return
-    # What the run is evaluated on must not be trained on.
-    inputs = {**_data_inputs(context, recipe.finetune.data), "without": hash_file(_data(context, "heldout"))}
-    if _current(context, "data:finetune", inputs, _splits_in(context.finetune_data)):
-        return
-    with context.folder.step("data:finetune", inputs, recipe.seed):
-        without = {record.example.prompt for record in context.splits.heldout}
-        folder = context.finetune_data
-        prepare(context.teacher, recipe.finetune.data, seed=recipe.seed, folder=folder, without=without)
+    for stage, settings in recipe.own_data.items():
+        step, folder = f"data:{stage}", context.data_of(stage)
+        # What the run is evaluated on must not be trained on.
+        inputs = {**_data_inputs(context, settings), "without": hash_file(_data(context, "heldout"))}
+        if _current(context, step, inputs, _splits_in(folder)):
+            continue
+        with context.folder.step(step, inputs, recipe.seed):
+            without = {record.example.prompt for record in context.splits.heldout}
+            prepare(context.teacher, settings, seed=recipe.seed, folder=folder, without=without)
 
 
 def _splits_in(folder: Path) -> list[Path]:
@@ -102,13 +102,12 @@ def _budget(context: Context, arm: Arm) -> int:
 
 
 def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
-    assert arm.align is not None  # the recipe is checked for it
     count = len(context.base.anatomy.attention_layers)
     note(f"diagnose: a block is fitted to each of {count} attentions first; the search judges drafts with these blocks")
     return fit_blocks(
         context.base,
-        context.splits.documents("train"),
-        arm.align,
+        context.splits_of("align").documents("train"),
+        _align_settings(arm),
         target=arm.target,
         init=arm.init,
         seed=context.recipe.seed,
@@ -177,8 +176,8 @@ def _train(context: Context, arm: Arm, student: Model, teacher: Model | StoredTe
     return distill(
         student,
         teacher,
-        context.splits.documents("train"),
-        context.splits.documents("heldout"),
+        context.splits_of("distill").documents("train"),
+        context.splits_of("distill").documents("heldout"),
         arm.distill,
         new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
         folder=arm.folder,
@@ -202,8 +201,8 @@ def run_finetune(context: Context) -> None:
             result = finetune(
                 student,
                 context.teacher,
-                context.finetune_splits.documents("train"),
-                context.finetune_splits.documents("heldout"),
+                context.splits_of("finetune").documents("train"),
+                context.splits_of("finetune").documents("heldout"),
                 arm.finetune,
                 new_parameters=new_parameters(student, Plan.load(arm.plan).replace),
                 folder=arm.folder / "finetune",
@@ -284,8 +283,9 @@ def _check(context: Context) -> None:
         check_same_tokenizer(context.teacher, base)
 
 
-def _data(context: Context, split: str, folder: Path | None = None) -> Path:
-    path = (folder or context.path / "data") / f"{split}.jsonl"
+def _data(context: Context, split: str, stage: str | None = None) -> Path:
+    """The file of a split: of the recipe's data, or of what `stage` reads."""
+    path = (context.data_of(stage) if stage else context.path / "data") / f"{split}.jsonl"
     if not path.exists():
         raise RadistillError(f"{path}: no such file; run `radistill data` first")
     return path
@@ -321,8 +321,8 @@ def _diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
 
 def _blocks_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     return {
-        "train": hash_file(_data(context, "train")),
-        "align": arm.align.model_dump(mode="json") if arm.align else None,
+        "train": hash_file(_data(context, "train", "align")),
+        "align": _own_settings(arm.align),
         "target": arm.target.model_dump(mode="json"),
         "init": arm.init,
     }
@@ -346,10 +346,11 @@ def _distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     return {
         "convert": _convert_inputs(context, arm),
         "teacher": source_signature(context.recipe.teacher) if context.recipe.teacher else None,
-        "train": hash_file(_data(context, "train")),
-        "heldout": hash_file(_data(context, "heldout")),
-        "align": arm.align.model_dump(mode="json") if arm.align else None,
-        "distill": arm.distill.model_dump(mode="json") if arm.distill else None,
+        "align_train": hash_file(_data(context, "train", "align")) if arm.align else None,
+        "train": hash_file(_data(context, "train", "distill")),
+        "heldout": hash_file(_data(context, "heldout", "distill")),
+        "align": _own_settings(arm.align),
+        "distill": _own_settings(arm.distill),
     }
 
 
@@ -359,20 +360,29 @@ def _finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         raise RadistillError(f"{arm.distilled}: no such folder; run `radistill distill` first")
     return {
         "distill": _distill_inputs(context, arm),
-        "finetune": arm.finetune.model_dump(mode="json", exclude={"data"}),
-        "train": hash_file(_data(context, "train", context.finetune_data)),
-        "heldout": hash_file(_data(context, "heldout", context.finetune_data)),
+        "finetune": _own_settings(arm.finetune),
+        "train": hash_file(_data(context, "train", "finetune")),
+        "heldout": hash_file(_data(context, "heldout", "finetune")),
     }
+
+
+def _own_settings(section: AlignStage | DistillStage | FinetuneStage | None) -> dict[str, Any] | None:
+    """A section's settings without its data, whose text counts by its hash."""
+    return section.model_dump(mode="json", exclude={"data"}) if section is not None else None
+
+
+def _align_settings(arm: Arm) -> AlignSettings:
+    assert arm.align is not None  # the recipe is checked for it
+    return AlignSettings.model_validate(arm.align.model_dump(exclude={"data"}))
 
 
 def _align(context: Context, arm: Arm, student: Model) -> Alignment:
     """Fit the blocks of `student`, or put back those that were fitted before."""
-    assert arm.align is not None
     return align(
         student,
         context.base,
-        context.splits.documents("train"),
-        arm.align,
+        context.splits_of("align").documents("train"),
+        _align_settings(arm),
         replace=Plan.load(arm.plan).replace,
         seed=context.recipe.seed,
         folder=arm.folder / "aligned",

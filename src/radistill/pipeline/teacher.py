@@ -26,7 +26,8 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     settings = arm.distill.teacher_store
     if settings is None:
         return context.teacher
-    documents = [*context.splits.documents("train"), *context.splits.documents("heldout")]
+    splits = context.splits_of("distill")
+    documents = [*splits.documents("train"), *splits.documents("heldout")]
     inputs = _inputs(context, arm, settings)
     place = context.path / "teacher_store.json"
     folder = Path(settings.folder) if settings.folder else context.path / "teacher_store"
@@ -70,8 +71,8 @@ def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings) -> dict[
     assert arm.distill is not None
     return {
         "teacher": source_signature(context.recipe.teacher or context.recipe.model),
-        "train": hash_file(context.path / "data" / "train.jsonl"),
-        "heldout": hash_file(context.path / "data" / "heldout.jsonl"),
+        "train": hash_file(context.data_of("distill") / "train.jsonl"),
+        "heldout": hash_file(context.data_of("distill") / "heldout.jsonl"),
         "settings": settings.model_dump(mode="json"),
         "precision": arm.distill.precision,
         "vocabulary": _vocabulary(context, arm),
