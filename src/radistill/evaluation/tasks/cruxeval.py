@@ -22,7 +22,7 @@ from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdic
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.models.loading import Model
 
-_OUTPUT = """Here is a Python function.
+OUTPUT_PROMPT = """Here is a Python function.
 
 ```python
 {code}
@@ -30,7 +30,7 @@ _OUTPUT = """Here is a Python function.
 
 What does `f({input})` return? Think step by step. Then give the value, as a Python literal, between <answer> and \
 </answer>."""
-_INPUT = """Here is a Python function.
+INPUT_PROMPT = """Here is a Python function.
 
 ```python
 {code}
@@ -210,11 +210,11 @@ def _read(name: str, prompt: str, settings: TaskSettings) -> list[Example]:
 
 
 def _read_output(model: Model, settings: TaskSettings) -> list[Example]:
-    return _read("cruxeval-o", _OUTPUT, settings)
+    return _read("cruxeval-o", OUTPUT_PROMPT, settings)
 
 
 def _read_input(model: Model, settings: TaskSettings) -> list[Example]:
-    return _read("cruxeval-i", _INPUT, settings)
+    return _read("cruxeval-i", INPUT_PROMPT, settings)
 
 
 TASKS = (

@@ -1,0 +1,447 @@
+"""The three claims of RAD, repeated on one GPU: self-distillation, tokens to the baseline's quality, a larger teacher.
+
+    python benchmarks/claims.py --model QWEN-0.5B --teacher QWEN-1.5B --data DATA [--minutes 9]
+    python benchmarks/claims.py --smoke
+
+(a) The self-distilled RAD hybrid against its base, on tasks. (b) Tokens until a hybrid reaches the final held-out KL of
+the baseline, uniform + transfer. (c) RAD with the larger teacher against the baseline with the same one. Ablations
+besides: targeting, right responses only, other budgets, other selectors.
+
+Everything that is finished is kept in the run folder, and what runs is checkpointed, so that the work goes in slices:
+with --minutes, the run ends by itself with exit code 75, and the same command goes on. Nothing is fetched: models are
+folders or files, DATA is a folder with `gsm8k/train.jsonl`, `gsm8k/dev.jsonl`, `cruxeval/dev.jsonl` and
+`svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. The smoke run
+needs no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim.
+The result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.code_tracing import exercises
+from common.overlap import overlap
+from radistill import align, convert, diagnose, distill, load, new_parameters
+from radistill.conversion.targets import GraniteHybridSettings
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
+from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.data.examples import Example
+from radistill.distillation.data.prepare import prepare
+from radistill.distillation.data.records import DataSplits, Record
+from radistill.distillation.data.settings import JsonlData, ResponseSettings
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.evaluation.paired import mcnemar
+from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
+from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
+from radistill.evaluation.tasks.gsm8k import INSTRUCTION
+from radistill.evaluation.tasks.gsm8k import judge as judge_number
+from radistill.evaluation.tasks.interface import TaskSettings
+from radistill.files import read_json, write_json, write_text
+from radistill.models.loading import Model
+from radistill.models.sequences import Document, batches
+from radistill.provenance import machine, seed_everything, versions
+
+ROOT = Path(__file__).parents[1]
+UNFINISHED = 75
+"""Exit code of a slice that is over before the work is."""
+
+GEOMETRY = GraniteHybridSettings(groups="heads")
+"""Of all arms alike; a transfer needs a B/C group for each head."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is; the JSON of a result holds it."""
+
+    budget: int
+    tokens: int
+    tokens_per_batch: int
+    documents: int
+    heldout: int
+    calibration: int
+    max_new_tokens: int
+    fit_steps: int
+    search_fit_steps: int
+    search: str
+    measures: int
+    probe: float
+    tasks: tuple[str, ...]
+    limit: int | None
+    answer_tokens: int
+    contexts: tuple[int, ...]
+    batch_size: int
+    seeds: tuple[int, ...]
+    precision: str | None
+
+
+FULL = Scale(
+    budget=12, tokens=5_000_000, tokens_per_batch=8192, documents=10_000, heldout=256, calibration=32,
+    max_new_tokens=384, fit_steps=1000, search_fit_steps=200, search="greedy", measures=16, probe=0.1,
+    tasks=("gsm8k", "cruxeval-o", "cruxeval-i", "svamp", "recall"), limit=None, answer_tokens=512,
+    contexts=(512, 2048, 8192), batch_size=256, seeds=(0, 1, 2), precision="bfloat16",
+)  # fmt: skip
+SMOKE = Scale(
+    budget=10, tokens=600, tokens_per_batch=512, documents=6, heldout=2, calibration=2,
+    max_new_tokens=16, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
+    tasks=("cruxeval-o", "recall"), limit=2, answer_tokens=8,
+    contexts=(128,), batch_size=8, seeds=(0,), precision=None,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student.
+
+    Attributes:
+        plan: `rad` and `replaceable` are the scale's search, over skips and over swaps; else a selector of skips.
+        init: how its blocks start.
+        teacher: `base` or `large`.
+        responses: `all` of the base's, or only the `right` ones.
+        everything: whether all weights are trained, at a tenth of the blocks' rate, not the new blocks alone.
+        budget: replaced layers; None is the scale's.
+    """
+
+    plan: str
+    init: str
+    teacher: str = "base"
+    responses: str = "all"
+    everything: bool = False
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its key in the result."""
+        marks = [self.teacher if self.teacher != "base" else "", "right" if self.responses == "right" else ""]
+        marks += ["everything" if self.everything else "", f"{self.budget}" if self.budget else ""]
+        return "@".join(filter(None, [f"{self.plan}+{self.init}", *marks]))
+
+
+BASELINE, RAD, FITTED = Arm("uniform", "transfer"), Arm("rad", "zero"), Arm("rad", "fitted")
+CLAIM_B = [BASELINE, RAD, FITTED, Arm("replaceable", "fitted")]
+CLAIM_C = [replace(BASELINE, teacher="large"), replace(FITTED, teacher="large")]
+ABLATIONS = [
+    Arm("rad", "transfer"),
+    Arm("uniform", "zero"),
+    Arm("uniform", "fitted"),
+    replace(FITTED, everything=True),
+    replace(FITTED, responses="right"),
+    replace(FITTED, budget=6),
+    replace(FITTED, budget=18),
+    Arm("leave-one-out", "fitted"),
+    Arm("gates", "fitted"),
+]
+RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
+
+
+class Study:
+    """The run of one scale: what is needed for its arms, made once and kept."""
+
+    def __init__(self, base: Model, teacher: str | None, data: Path | None, scale: Scale, folder: Path) -> None:
+        """Nothing is computed yet."""
+        self.base, self.scale, self.folder, self.data = base, scale, folder, data
+        self._teacher = teacher
+        self._splits: dict[int, tuple[DataSplits, dict[str, Example]]] = {}
+
+    def teacher(self, name: str) -> Model:
+        """The base, or the larger one."""
+        if name == "base":
+            return self.base
+        assert self._teacher is not None
+        return load(self._teacher, dtype="bfloat16", device=str(self.base.network.device))
+
+    def splits(self, seed: int) -> tuple[DataSplits, dict[str, Example]]:
+        """The base's responses, and the examples by their prompts."""
+        if seed not in self._splits:
+            count = self.scale.documents + self.scale.heldout
+            examples = self._examples(count, seed)
+            path = self.folder / f"prompts-{seed}.jsonl"
+            rows = (json.dumps({"messages": list(example.messages or ())}) for example in examples)
+            write_text(path, "".join(f"{row}\n" for row in rows))
+            settings = JsonlData(
+                path=path,
+                train=self.scale.documents,
+                heldout=self.scale.heldout,
+                calibration=self.scale.calibration,
+                responses=ResponseSettings(
+                    source="teacher", max_new_tokens=self.scale.max_new_tokens, batch_size=self.scale.batch_size
+                ),
+            )
+            splits = prepare(self.base, settings, seed=seed, folder=self.folder / f"data-{seed}")
+            self._splits[seed] = splits, {example.prompt: example for example in examples}
+        return self._splits[seed]
+
+    def _examples(self, count: int, seed: int) -> list[Example]:
+        """Half word problems, as far as there are any, and the rest code tracing."""
+        problems = [] if self.data is None else _problems(self.data / "gsm8k" / "train.jsonl")[: count // 2]
+        return [*problems, *islice(exercises(seed), count - len(problems))]
+
+    def train(self, responses: str, seed: int) -> list[Document]:
+        """The training documents: with `all` of the base's responses, or only the `right` ones."""
+        splits, examples = self.splits(seed)
+        records = splits.train
+        if responses == "right":
+            records = [record for record in records if self._is_right(record, examples[record.example.prompt])]
+        if not records:
+            raise SystemExit(f"seed {seed}: none of the base's responses is right")
+        return [record.document for record in records]
+
+    def _is_right(self, record: Record, example: Example) -> bool:
+        assert example.verifier is not None
+        judges = {"output": judge_output, "input": judge_input}
+        judge = judges.get(example.verifier.get("direction", ""), judge_number)
+        return judge(example, record.example.response or "").correct
+
+    def plan(self, arm: Arm, seed: int) -> list[int]:
+        """The layers of an arm."""
+        budget = arm.budget or self.scale.budget
+        path = self.folder / f"plan-{arm.plan}-{budget}-{seed}.json"
+        if not path.exists():
+            documents = self.splits(seed)[0].documents("calibration")
+            substitutes = None
+            if arm.plan == "replaceable":
+                fit = self._fit(self.scale.search_fit_steps)
+                train, folder = self.train("all", seed), self.folder / f"blocks-{seed}"
+                substitutes = fit_blocks(
+                    self.base, train, fit, target=GEOMETRY, init="fitted", seed=seed, folder=folder
+                )
+            selector = self.scale.search if arm.plan in ("rad", "replaceable") else arm.plan
+            found = diagnose(
+                self.base, documents, budget,
+                selector=selector, substitutes=substitutes, seed=seed,
+                folder=self.folder / f"search-{arm.plan}-{budget}-{seed}",
+            )  # fmt: skip
+            write_json(path, {"replace": found.replace, "kl": found.kl, "acceptance_rate": found.acceptance_rate})
+        layers: list[int] = read_json(path)["replace"]
+        return layers
+
+    def _fit(self, steps: int) -> AlignSettings:
+        return AlignSettings(steps=steps, tokens_per_batch=512)
+
+    def measure(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Train a student at the best of three rates, and ask it the tasks."""
+        folder = self.folder / "arms" / f"{file_name(arm.name)}-{seed}"
+        path = folder / "result.json"
+        if path.exists():
+            found: dict[str, Any] = read_json(path)
+            return found
+        layers, documents = self.plan(arm, seed), self.train(arm.responses, seed)
+        heldout, teacher = self.splits(seed)[0].documents("heldout"), self.teacher(arm.teacher)
+        per_epoch = sum(len(document.tokens) for document in documents) / len(
+            batches(documents, self.scale.tokens_per_batch)
+        )
+        steps = math.ceil(self.scale.tokens / per_epoch)
+
+        def run(rate: float, steps: int, place: Path, measures: int) -> tuple[Model, dict[str, Any]]:
+            student, fit = self._start(arm, layers, documents, seed)
+            done = place / "trained.json"
+            if not done.exists():
+                settings = DistillSettings(
+                    steps=steps,
+                    tokens_per_batch=self.scale.tokens_per_batch,
+                    new_block_learning_rate=rate,
+                    other_learning_rate=rate / 10 if arm.everything else 0.0,
+                    scheduler="constant_with_warmup",
+                    precision=self.scale.precision,
+                    eval_steps=math.ceil(steps / measures),
+                    keep="last",
+                    divergence=None,  # a rate that is too high is an answer too
+                )
+                trained = distill(
+                    student, teacher, documents, heldout, settings,
+                    new_parameters=new_parameters(student, layers), folder=place, seed=seed,
+                )  # fmt: skip
+                student.save(place / "student")
+                figures = {"tokens": trained.tokens, "seconds": trained.seconds, "evaluations": trained.evaluations}
+                write_json(done, {"fit": fit, **figures})
+                remove_checkpoints(place)
+            return load(place / "student", device=str(self.base.network.device)), read_json(done)
+
+        probes = {}
+        few = max(1, round(steps * self.scale.probe))
+        for rate in RATES[arm.init]:
+            _, curve = run(rate, few, folder / f"probe-{rate:g}", 1)
+            probes[rate] = curve["evaluations"][-1]["kl"]
+        best = min(probes, key=probes.__getitem__)
+        student, curve = run(best, steps, folder / "training", self.scale.measures)
+        rates = {f"{rate:g}": kl for rate, kl in probes.items()}
+        answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
+        result = asdict(arm) | {"replace": layers, "rate": best, "rates": rates, **curve, "tasks": answers}
+        write_json(path, result)
+        return result
+
+    def _start(
+        self, arm: Arm, layers: list[int], documents: list[Document], seed: int
+    ) -> tuple[Model, dict[str, Any] | None]:
+        student = convert(self.base, layers, target=GEOMETRY, init=arm.init, seed=seed)
+        if arm.init != "fitted":
+            return student, None
+        folder = self.folder / f"fitted-{arm.responses}-{seed}"
+        fit = self._fit(self.scale.fit_steps)
+        result = align(student, self.base, documents, fit, replace=layers, seed=seed, folder=folder)
+        explained = {str(layer.layer): 1 - layer.unexplained_after for layer in result.layers}
+        return student, {"seconds": sum(layer.seconds for layer in result.layers), "explained": explained}
+
+    def ask(self, model: Model, name: str) -> dict[str, Any]:
+        """A model's figures on the tasks."""
+        settings = TaskSettings(
+            data=self._task_data(),
+            limit=self.scale.limit,
+            max_new_tokens=self.scale.answer_tokens,
+            batch_size=self.scale.batch_size,
+            contexts=self.scale.contexts,
+        )
+        return run_tasks(model, tasks_of(self.scale.tasks, settings), settings, self.folder / "tasks" / name)
+
+    def _task_data(self) -> dict[str, Path]:
+        if self.data is not None:
+            cruxeval, svamp = self.data / "cruxeval" / "dev.jsonl", self.data / "svamp" / "SVAMP.json"
+            return {"gsm8k": self.data / "gsm8k" / "dev.jsonl", "cruxeval": cruxeval, "svamp": svamp}
+        path = self.folder / "tracing.jsonl"
+        rows = [example.verifier or {} for example in islice(exercises(10_000), 8)]
+        keys = {"code": "code", "input": "input", "output": "answer"}
+        text = (json.dumps({ours: row[theirs] for ours, theirs in keys.items()}) + "\n" for row in rows)
+        write_text(path, "".join(text))
+        return {"cruxeval": path}
+
+    def against(self, first: str, second: str) -> dict[str, Any]:
+        """McNemar's test of two models on each task: the share of the first that is right, less that of the second."""
+        results = {}
+        for task in self.scale.tasks:
+            one, other = (self._correct(name, task) for name in (first, second))
+            results[task] = asdict(mcnemar([one[key] for key in one], [other[key] for key in one]))
+        return results
+
+    def _correct(self, name: str, task: str) -> dict[str, bool]:
+        path = self.folder / "tasks" / name / f"{file_name(task)}.jsonl"
+        rows = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+        return {row["id"]: row["correct"] for row in rows}
+
+    def overlap(self, seed: int) -> dict[str, Any]:
+        """N-grams that the training text shares with what is asked."""
+        _, examples = self.splits(seed)
+        training = [str(turn["content"]) for example in examples.values() for turn in example.messages or ()]
+        if self.data is None:
+            return {}
+        asked = {
+            "gsm8k": [row["question"] for row in _rows(self.data / "gsm8k" / "dev.jsonl")],
+            "cruxeval": [row["code"] for row in _rows(self.data / "cruxeval" / "dev.jsonl")],
+        }
+        codes = [
+            example.verifier["code"] for example in examples.values() if example.verifier and "code" in example.verifier
+        ]
+        return {
+            "gsm8k": overlap(training, asked["gsm8k"], 13),
+            "cruxeval": overlap(codes, asked["cruxeval"], 10),
+        }  # fmt: skip
+
+
+def token_ratio(arm: dict[str, Any], baseline: dict[str, Any]) -> float | None:
+    """Tokens at which an arm is first no worse than the baseline at its end, over the baseline's; None if never."""
+    goal = baseline["evaluations"][-1]["kl"]
+    reached = next((point["tokens"] for point in arm["evaluations"] if point["kl"] <= goal), None)
+    return None if reached is None else reached / baseline["tokens"]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _problems(path: Path) -> list[Example]:
+    return [
+        Example(
+            f"gsm8k-train-{number}",
+            messages=({"role": "user", "content": f"{row['question']}\n\n{INSTRUCTION}"},),
+            verifier={"kind": "answer", "answer": str(row["answer"])},
+        )
+        for number, row in enumerate(_rows(path), start=1)
+    ]
+
+
+def _arms(given: argparse.Namespace) -> list[Arm]:
+    if given.smoke:
+        return [BASELINE, FITTED]
+    return [*CLAIM_B, *(CLAIM_C if given.teacher else []), *(ABLATIONS if given.ablations else [])]
+
+
+def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[str, Any]:
+    """Measure every arm with every seed."""
+    base = load(given.model, device=given.device)
+    run = Study(base, given.teacher, given.data, scale, given.folder)
+    of_base = run.ask(base, "base")
+    seeds = {}
+    for seed in scale.seeds:
+        measured = {arm.name: run.measure(arm, seed) for arm in arms}
+        baseline = measured[BASELINE.name]
+        seeds[str(seed)] = {
+            "arms": measured,
+            "token_ratios": {name: token_ratio(arm, baseline) for name, arm in measured.items()},
+            "against_base": {name: run.against(f"{file_name(name)}-{seed}", "base") for name in measured},
+            "overlap": run.overlap(seed),
+        }
+    return {
+        "smoke": given.smoke,
+        "model": given.model,
+        "teacher": given.teacher,
+        "model_fingerprint": base.fingerprint,
+        "scale": asdict(scale),
+        "geometry": GEOMETRY.model_dump(mode="json"),
+        "base": of_base,
+        "seeds": seeds,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    """Run a slice, and write the result when all is done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="SmolLM2-135M, two arms, a few steps, generated data")
+    parser.add_argument("--model", help="the base; default smollm2-135m in a smoke run")
+    parser.add_argument("--teacher", help="the larger teacher of claim (c), with the same tokenizer")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k, cruxeval and svamp")
+    parser.add_argument("--ablations", action="store_true", help="the ablations too")
+    parser.add_argument("--minutes", type=float, help="end after so long, with exit code 75 if something is left")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where the work is kept; default runs/claims-NAME")
+    parser.add_argument("--out", type=Path, help="the result; default benchmarks/results/claims-NAME.json")
+    given = parser.parse_args()
+    given.model = given.model or ("smollm2-135m" if given.smoke else parser.error("--model is needed, or --smoke"))
+    if not given.smoke and given.data is None:
+        parser.error("--data is needed, or --smoke")
+    scale = SMOKE if given.smoke else FULL
+    name = "smoke" if given.smoke else Path(given.model).stem.lower()
+    given.folder = given.folder or ROOT / "runs" / f"claims-{name}"
+    seed_everything(scale.seeds[0], given.threads)
+    if given.minutes:
+        clock = threading.Timer(60 * given.minutes, os.kill, (os.getpid(), signal.SIGINT))
+        clock.daemon = True
+        clock.start()
+    try:
+        result = study(given, scale, _arms(given))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(UNFINISHED)
+    out = given.out or ROOT / "benchmarks" / "results" / f"claims-{name}.json"
+    write_json(out, result)
+    for seed, found in result["seeds"].items():
+        for arm, ratio in found["token_ratios"].items():
+            kls = [found["arms"][arm]["evaluations"][place]["kl"] for place in (0, -1)]
+            shown = "never" if ratio is None else f"{ratio:.3f}"
+            print(f"seed {seed}, {arm}: KL {kls[0]:.3f} before, {kls[1]:.3f} after; tokens to the baseline {shown}")
+
+
+if __name__ == "__main__":
+    main()

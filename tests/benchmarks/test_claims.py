@@ -1,0 +1,100 @@
+"""The harness of the paper's claims: its parts, and a whole smoke run on the real SmolLM2."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module
+
+
+def test_exercises_are_told_what_their_functions_return(module: Any) -> None:
+    exercises = module("common.code_tracing").exercises
+    found = list(islice(exercises(3), 60))
+    assert len({example.verifier["code"] for example in found}) == 60
+    assert [example.prompt for example in islice(exercises(3), 60)] == [example.prompt for example in found]
+    assert {example.verifier["direction"] for example in found} == {"input", "output"}
+    for example in found[:4]:
+        call = f"<answer>f({example.verifier['input']})</answer>"
+        assert judge_input(example, call).correct
+        assert judge_output(example, f"<answer>{example.verifier['answer']}</answer>").correct
+        assert not judge_output(example, "<answer>'nothing of the kind'</answer>").correct
+
+
+def test_overlap_counts_texts_that_share_a_run_of_words(module: Any) -> None:
+    overlap = module("common.overlap").overlap
+    found = overlap(["One two three, four."], ["zero ONE two three", "two one three four", "a b"], 3)
+    assert found == {"n": 3, "texts": 3, "shared": 1, "too_short": 1}
+
+
+def test_pieces_make_the_same_file_or_none(module: Any, tmp_path: Path) -> None:
+    pieces = module("common.pieces")
+    whole = tmp_path / "whole"
+    whole.write_bytes(bytes(range(256)) * 10)
+    parts = pieces.split(whole, tmp_path / "parts", size=1000)
+    assert [part.stat().st_size for part in parts] == [1000, 1000, 560]
+    pieces.join(tmp_path / "parts", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == whole.read_bytes()
+    parts[1].write_bytes(b"x")
+    with pytest.raises(SystemExit, match=r"whole\.001: missing or damaged"):
+        pieces.join(tmp_path / "parts", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
+    ratio = module("claims").token_ratio
+
+    def arm(*kls: float) -> dict[str, Any]:
+        points = [{"tokens": 10 * number, "kl": kl} for number, kl in enumerate(kls)]
+        return {"tokens": points[-1]["tokens"], "evaluations": points}
+
+    baseline = arm(9.0, 4.0, 3.0)
+    assert ratio(baseline, baseline) == 1
+    assert ratio(arm(5.0, 3.0, 1.0), baseline) == 0.5
+    assert ratio(arm(2.0, 2.0, 2.0), baseline) == 0
+    assert ratio(arm(5.0, 4.0, 3.5), baseline) is None
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        BENCHMARKS / "claims.py",
+        "--smoke",
+        "--folder",
+        tmp_path,
+        "--out",
+        tmp_path / "out.json",
+    ]
+    slice_ = subprocess.run([*command, "--minutes", "0.4"], capture_output=True, text=True)
+    assert slice_.returncode == 75, slice_.stderr
+    assert not (tmp_path / "out.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    found = result["seeds"]["0"]
+    assert set(found["arms"]) == {"uniform+transfer", "rad+fitted"}
+    for arm in found["arms"].values():
+        assert len(arm["replace"]) == 10
+        assert arm["evaluations"][-1]["kl"] > 0
+        assert str(arm["rate"]) in {str(float(rate)) for rate in arm["rates"]}
+        assert arm["tasks"]["cruxeval-o"]["n"] == 2
+    assert (
+        found["arms"]["rad+fitted"]["evaluations"][0]["kl"] < found["arms"]["uniform+transfer"]["evaluations"][0]["kl"]
+    )
+    assert found["token_ratios"]["uniform+transfer"] == 1
+    assert result["base"]["recall"]["n"] == 4
