@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -148,11 +149,19 @@ RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (
 class Study:
     """The run of one scale: what is needed for its arms, made once and kept."""
 
-    def __init__(self, base: Model, teacher: str | None, data: Path | None, scale: Scale, folder: Path) -> None:
+    def __init__(
+        self, base: Model, teacher: str | None, data: Path | None, scale: Scale, folder: Path, end: float
+    ) -> None:
         """Nothing is computed yet."""
         self.base, self.scale, self.folder, self.data = base, scale, folder, data
         self._teacher = teacher
+        self._end = end
         self._splits: dict[int, tuple[DataSplits, dict[str, Example]]] = {}
+
+    def _check_time(self) -> None:
+        """End the slice between two pieces of work: an interrupt that came as one was being finished is not lost."""
+        if time.monotonic() > self._end:
+            raise KeyboardInterrupt
 
     def teacher(self, name: str) -> Model:
         """The base, or the larger one."""
@@ -205,6 +214,7 @@ class Study:
 
     def plan(self, arm: Arm, seed: int) -> list[int]:
         """The layers of an arm."""
+        self._check_time()
         budget = arm.budget or self.scale.budget
         path = self.folder / f"plan-{arm.plan}-{budget}-{seed}.json"
         if not path.exists():
@@ -244,6 +254,7 @@ class Study:
         steps = math.ceil(self.scale.tokens / per_epoch)
 
         def run(rate: float, steps: int, place: Path, measures: int) -> tuple[Model, dict[str, Any]]:
+            self._check_time()
             student, fit = self._start(arm, layers, documents, seed)
             done = place / "trained.json"
             if not done.exists():
@@ -295,6 +306,7 @@ class Study:
 
     def ask(self, model: Model, name: str) -> dict[str, Any]:
         """A model's figures on the tasks."""
+        self._check_time()
         settings = TaskSettings(
             data=self._task_data(),
             limit=self.scale.limit,
@@ -378,7 +390,7 @@ def _arms(given: argparse.Namespace) -> list[Arm]:
 def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[str, Any]:
     """Measure every arm with every seed."""
     base = load(given.model, device=given.device)
-    run = Study(base, given.teacher, given.data, scale, given.folder)
+    run = Study(base, given.teacher, given.data, scale, given.folder, given.end)
     of_base = run.ask(base, "base")
     seeds = {}
     for seed in scale.seeds:
@@ -425,6 +437,7 @@ def main() -> None:
     name = "smoke" if given.smoke else Path(given.model).stem.lower()
     given.folder = given.folder or ROOT / "runs" / f"claims-{name}"
     seed_everything(scale.seeds[0], given.threads)
+    given.end = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
     if given.minutes:
         clock = threading.Timer(60 * given.minutes, os.kill, (os.getpid(), signal.SIGINT))
         clock.daemon = True
