@@ -33,8 +33,8 @@ import torch
 
 from common.code_tracing import exercises
 from common.overlap import overlap
+from common.students import GEOMETRY, RATES, token_ratio
 from radistill import align, convert, diagnose, distill, load, new_parameters
-from radistill.conversion.targets import GraniteHybridSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -43,12 +43,12 @@ from radistill.distillation.data.prepare import prepare
 from radistill.distillation.data.records import DataSplits, Record
 from radistill.distillation.data.settings import JsonlData, ResponseSettings
 from radistill.distillation.distill_settings import DistillSettings
-from radistill.evaluation.paired import mcnemar
+from radistill.evaluation.comparison import compare, read_results
 from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
+from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
-from radistill.evaluation.tasks.gsm8k import INSTRUCTION
 from radistill.evaluation.tasks.gsm8k import judge as judge_number
-from radistill.evaluation.tasks.interface import TaskSettings
+from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.files import read_json, write_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches
@@ -57,9 +57,6 @@ from radistill.provenance import machine, seed_everything, versions
 ROOT = Path(__file__).parents[1]
 UNFINISHED = 75
 """Exit code of a slice that is over before the work is."""
-
-GEOMETRY = GraniteHybridSettings(groups="heads")
-"""Of all arms alike; a transfer needs a B/C group for each head."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,6 @@ ABLATIONS = [
     Arm("leave-one-out", "fitted"),
     Arm("gates", "fitted"),
 ]
-RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
 
 
 class Study:
@@ -193,7 +189,12 @@ class Study:
 
     def _examples(self, count: int, seed: int) -> list[Example]:
         """Half word problems, as far as there are any, and the rest code tracing."""
-        problems = [] if self.data is None else _problems(self.data / "gsm8k" / "train.jsonl")[: count // 2]
+        problems: list[Example] = []
+        if self.data is not None:
+            task = task_of("gsm8k")
+            assert isinstance(task, Generated)
+            settings = TaskSettings(data={"gsm8k": self.data / "gsm8k" / "train.jsonl"}, limit=count // 2)
+            problems = task.read(self.base, settings)
         return [*problems, *islice(exercises(seed), count - len(problems))]
 
     def train(self, responses: str, seed: int) -> list[Document]:
@@ -253,11 +254,11 @@ class Study:
         )
         steps = math.ceil(self.scale.tokens / per_epoch)
 
-        def run(rate: float, steps: int, place: Path, measures: int) -> tuple[Model, dict[str, Any]]:
-            self._check_time()
-            student, fit = self._start(arm, layers, documents, seed)
+        def train(rate: float, steps: int, place: Path, measures: int) -> dict[str, Any]:
             done = place / "trained.json"
             if not done.exists():
+                self._check_time()
+                student, fit = self._start(arm, layers, documents, seed)
                 settings = DistillSettings(
                     steps=steps,
                     tokens_per_batch=self.scale.tokens_per_batch,
@@ -277,15 +278,17 @@ class Study:
                 figures = {"tokens": trained.tokens, "seconds": trained.seconds, "evaluations": trained.evaluations}
                 write_json(done, {"fit": fit, **figures})
                 remove_checkpoints(place)
-            return load(place / "student", device=str(self.base.network.device)), read_json(done)
+            curve: dict[str, Any] = read_json(done)
+            return curve
 
         probes = {}
         few = max(1, round(steps * self.scale.probe))
         for rate in RATES[arm.init]:
-            _, curve = run(rate, few, folder / f"probe-{rate:g}", 1)
+            curve = train(rate, few, folder / f"probe-{rate:g}", 1)
             probes[rate] = curve["evaluations"][-1]["kl"]
         best = min(probes, key=probes.__getitem__)
-        student, curve = run(best, steps, folder / "training", self.scale.measures)
+        curve = train(best, steps, folder / "training", self.scale.measures)
+        student = load(folder / "training" / "student", device=str(self.base.network.device))
         rates = {f"{rate:g}": kl for rate, kl in probes.items()}
         answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
         result = asdict(arm) | {"replace": layers, "rate": best, "rates": rates, **curve, "tasks": answers}
@@ -327,25 +330,17 @@ class Study:
         write_text(path, "".join(text))
         return {"cruxeval": path}
 
-    def against(self, first: str, second: str) -> dict[str, Any]:
-        """McNemar's test of two models on each task: the share of the first that is right, less that of the second."""
-        results = {}
-        for task in self.scale.tasks:
-            one, other = (self._correct(name, task) for name in (first, second))
-            results[task] = asdict(mcnemar([one[key] for key in one], [other[key] for key in one]))
-        return results
-
-    def _correct(self, name: str, task: str) -> dict[str, bool]:
-        path = self.folder / "tasks" / name / f"{file_name(task)}.jsonl"
-        rows = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
-        return {row["id"]: row["correct"] for row in rows}
+    def against_base(self, name: str) -> list[dict[str, Any]]:
+        """A model's figures and the base's on each task, its share less the base's, and whether that is chance."""
+        names = ("base", name)
+        return [asdict(line) for line in compare([read_results(of, self.folder / "tasks" / of) for of in names])]
 
     def overlap(self, seed: int) -> dict[str, Any]:
         """N-grams that the training text shares with what is asked."""
-        _, examples = self.splits(seed)
-        training = [str(turn["content"]) for example in examples.values() for turn in example.messages or ()]
         if self.data is None:
             return {}
+        _, examples = self.splits(seed)
+        training = [str(turn["content"]) for example in examples.values() for turn in example.messages or ()]
         asked = {
             "gsm8k": [row["question"] for row in _rows(self.data / "gsm8k" / "dev.jsonl")],
             "cruxeval": [row["code"] for row in _rows(self.data / "cruxeval" / "dev.jsonl")],
@@ -359,26 +354,8 @@ class Study:
         }  # fmt: skip
 
 
-def token_ratio(arm: dict[str, Any], baseline: dict[str, Any]) -> float | None:
-    """Tokens at which an arm is first no worse than the baseline at its end, over the baseline's; None if never."""
-    goal = baseline["evaluations"][-1]["kl"]
-    reached = next((point["tokens"] for point in arm["evaluations"] if point["kl"] <= goal), None)
-    return None if reached is None else reached / baseline["tokens"]
-
-
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-
-
-def _problems(path: Path) -> list[Example]:
-    return [
-        Example(
-            f"gsm8k-train-{number}",
-            messages=({"role": "user", "content": f"{row['question']}\n\n{INSTRUCTION}"},),
-            verifier={"kind": "answer", "answer": str(row["answer"])},
-        )
-        for number, row in enumerate(_rows(path), start=1)
-    ]
 
 
 def _arms(given: argparse.Namespace) -> list[Arm]:
@@ -399,7 +376,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[
         seeds[str(seed)] = {
             "arms": measured,
             "token_ratios": {name: token_ratio(arm, baseline) for name, arm in measured.items()},
-            "against_base": {name: run.against(f"{file_name(name)}-{seed}", "base") for name in measured},
+            "against_base": {name: run.against_base(f"{file_name(name)}-{seed}") for name in measured},
             "overlap": run.overlap(seed),
         }
     return {

@@ -25,8 +25,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from common.students import GEOMETRY, RATES, token_ratio, tokens_until
 from radistill import align, convert, diagnose, distill, load, new_parameters
-from radistill.conversion.targets import GraniteHybridSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -44,14 +44,9 @@ COMPARED = ("rad+zero", "uniform+transfer", "rad+fitted")
 """The arms that the ratios are of; the others may be left out."""
 
 ARMS = [*COMPARED, "rad+transfer", "replaceable+fitted", "uniform+zero", "uniform+fitted"]
-RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
-"""Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
-
 MEASURES = 8
 PROBES = 10
 """A rate is chosen after this part of the steps."""
-
-GEOMETRY = GraniteHybridSettings(groups="heads")
 
 
 @dataclass(frozen=True)
@@ -161,26 +156,17 @@ def ratios(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     others = [arm for arm in arms.values() if arm["init"] != "fitted"]
     lowest = min(point["kl"] for arm in others for point in arm["evaluations"])
     fitted = arms["rad+fitted"]
-    reached = _tokens_until(fitted, lowest)
-    seconds = None
+    reached = tokens_until(fitted, lowest)
+    share = seconds = None
     if reached is not None:
         share = reached / fitted["tokens"]
         seconds = (fitted["fit"]["seconds"] + share * fitted["seconds"]) / min(arm["seconds"] for arm in others)
     return {
-        "rad_token_ratio": _ratio(_tokens_until(arms["rad+zero"], baseline["evaluations"][-1]["kl"]), baseline),
-        "fitted_token_ratio": _ratio(reached, fitted),
+        "rad_token_ratio": token_ratio(arms["rad+zero"], baseline),
+        "fitted_token_ratio": share,
         "fitted_seconds_ratio": seconds,
         "fitted_kl_ratio_to_zero": fitted["evaluations"][0]["kl"] / arms["rad+zero"]["evaluations"][0]["kl"],
     }
-
-
-def _tokens_until(arm: dict[str, Any], kl: float) -> float | None:
-    """Tokens at the first measure that is no higher than `kl`."""
-    return next((point["tokens"] for point in arm["evaluations"] if point["kl"] <= kl), None)
-
-
-def _ratio(tokens: float | None, arm: dict[str, Any]) -> float | None:
-    return None if tokens is None else tokens / arm["tokens"]
 
 
 def drawing(arms: dict[str, dict[str, Any]], title: str) -> Markup:

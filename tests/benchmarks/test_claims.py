@@ -55,7 +55,7 @@ def test_pieces_make_the_same_file_or_none(module: Any, tmp_path: Path) -> None:
 
 
 def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
-    ratio = module("claims").token_ratio
+    ratio = module("common.students").token_ratio
 
     def arm(*kls: float) -> dict[str, Any]:
         points = [{"tokens": 10 * number, "kl": kl} for number, kl in enumerate(kls)]
@@ -97,4 +97,6 @@ def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Pa
         found["arms"]["rad+fitted"]["evaluations"][0]["kl"] < found["arms"]["uniform+transfer"]["evaluations"][0]["kl"]
     )
     assert found["token_ratios"]["uniform+transfer"] == 1
+    for lines in found["against_base"].values():
+        assert [line["task"] for line in lines if not line["group"]] == ["cruxeval-o", "recall"]
     assert result["base"]["recall"]["n"] == 4
