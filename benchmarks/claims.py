@@ -1,6 +1,7 @@
 """The three claims of RAD, repeated on one GPU: self-distillation, tokens to the baseline's quality, a larger teacher.
 
     python benchmarks/claims.py --model QWEN-0.5B --teacher QWEN-1.5B --data DATA [--minutes 9]
+    python benchmarks/claims.py --cpu --data DATA
     python benchmarks/claims.py --smoke
 
 (a) The self-distilled RAD hybrid against its base, on tasks. (b) Tokens until a hybrid reaches the final held-out KL of
@@ -10,9 +11,10 @@ besides: targeting, right responses only, other budgets, other selectors.
 Everything that is finished is kept in the run folder, and what runs is checkpointed, so that the work goes in slices:
 with --minutes, the run ends by itself with exit code 75, and the same command goes on. Nothing is fetched: models are
 folders or files, DATA is a folder with `gsm8k/train.jsonl`, `gsm8k/dev.jsonl`, `cruxeval/dev.jsonl` and
-`svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. The smoke run
-needs no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim.
-The result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise.
+`svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. On a CPU,
+--cpu is claim (b) in small: SmolLM2-135M, three arms of 200,000 tokens, about two hours on two cores. The smoke run
+needs no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim. The
+result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise.
 """
 
 import argparse
@@ -89,6 +91,12 @@ FULL = Scale(
     max_new_tokens=384, fit_steps=1000, search_fit_steps=200, search="greedy", measures=16, probe=0.1,
     tasks=("gsm8k", "cruxeval-o", "cruxeval-i", "svamp", "recall"), limit=None, answer_tokens=512,
     contexts=(512, 2048, 8192), batch_size=256, seeds=(0, 1, 2), precision="bfloat16",
+)  # fmt: skip
+CPU = Scale(
+    budget=10, tokens=200_000, tokens_per_batch=512, documents=850, heldout=32, calibration=8,
+    max_new_tokens=128, fit_steps=560, search_fit_steps=80, search="greedy", measures=16, probe=0.05,
+    tasks=("recall",), limit=50, answer_tokens=128,
+    contexts=(128, 512), batch_size=32, seeds=(0,), precision="bfloat16",
 )  # fmt: skip
 SMOKE = Scale(
     budget=10, tokens=600, tokens_per_batch=512, documents=6, heldout=2, calibration=2,
@@ -321,8 +329,12 @@ class Study:
 
     def _task_data(self) -> dict[str, Path]:
         if self.data is not None:
-            cruxeval, svamp = self.data / "cruxeval" / "dev.jsonl", self.data / "svamp" / "SVAMP.json"
-            return {"gsm8k": self.data / "gsm8k" / "dev.jsonl", "cruxeval": cruxeval, "svamp": svamp}
+            files = {"gsm8k": "gsm8k/dev.jsonl", "cruxeval": "cruxeval/dev.jsonl", "svamp": "svamp/SVAMP.json"}
+            return {
+                name: self.data / file
+                for name, file in files.items()
+                if any(task.startswith(name) for task in self.scale.tasks)
+            }
         path = self.folder / "tracing.jsonl"
         rows = [example.verifier or {} for example in islice(exercises(10_000), 8)]
         keys = {"code": "code", "input": "input", "output": "answer"}
@@ -361,6 +373,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _arms(given: argparse.Namespace) -> list[Arm]:
     if given.smoke:
         return [BASELINE, FITTED]
+    if given.cpu:
+        return [BASELINE, FITTED, RAD]
     return [*CLAIM_B, *(CLAIM_C if given.teacher else []), *(ABLATIONS if given.ablations else [])]
 
 
@@ -380,7 +394,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[
             "overlap": run.overlap(seed),
         }
     return {
-        "smoke": given.smoke,
+        "of": "smoke" if given.smoke else "cpu" if given.cpu else "full",
         "model": given.model,
         "teacher": given.teacher,
         "model_fingerprint": base.fingerprint,
@@ -396,8 +410,10 @@ def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[
 def main() -> None:
     """Run a slice, and write the result when all is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="SmolLM2-135M, two arms, a few steps, generated data")
-    parser.add_argument("--model", help="the base; default smollm2-135m in a smoke run")
+    small = parser.add_mutually_exclusive_group()
+    small.add_argument("--smoke", action="store_true", help="SmolLM2-135M, two arms, a few steps, generated data")
+    small.add_argument("--cpu", action="store_true", help="SmolLM2-135M, claim (b) with three arms and one seed")
+    parser.add_argument("--model", help="the base; default smollm2-135m with --smoke and --cpu")
     parser.add_argument("--teacher", help="the larger teacher of claim (c), with the same tokenizer")
     parser.add_argument("--data", type=Path, help="folder with gsm8k, cruxeval and svamp")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")
@@ -407,10 +423,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the work is kept; default runs/claims-NAME")
     parser.add_argument("--out", type=Path, help="the result; default benchmarks/results/claims-NAME.json")
     given = parser.parse_args()
-    given.model = given.model or ("smollm2-135m" if given.smoke else parser.error("--model is needed, or --smoke"))
+    if given.model is None:
+        if not (given.smoke or given.cpu):
+            parser.error("--model is needed, or --cpu, or --smoke")
+        given.model = "smollm2-135m"
     if not given.smoke and given.data is None:
         parser.error("--data is needed, or --smoke")
-    scale = SMOKE if given.smoke else FULL
+    scale = SMOKE if given.smoke else CPU if given.cpu else FULL
     name = "smoke" if given.smoke else Path(given.model).stem.lower()
     given.folder = given.folder or ROOT / "runs" / f"claims-{name}"
     seed_everything(scale.seeds[0], given.threads)

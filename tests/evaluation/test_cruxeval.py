@@ -1,34 +1,10 @@
-"""What a model commits itself to in its own words, and answers that count by what they do."""
+"""Answers that count by what they do."""
 
 import pytest
 from sandbox_here import needs_sandbox
 
 from radistill.distillation.data.examples import Example
-from radistill.evaluation.tasks.cruxeval import arguments_of, extract_code, judge_input, judge_output, output_of
-
-RESPONSES = [
-    ("The list is sorted.\n<answer>[1, 2, 3]</answer>", "[1, 2, 3]"),
-    ("<answer>1</answer> No, wait.\n<answer> 2 </answer>", "2"),
-    ("<answer>\n```python\n'abc'\n```\n</answer>", "'abc'"),
-    ("<answer>`{'a': 1}`</answer>", "{'a': 1}"),
-    ("<ANSWER>True</ANSWER>", "True"),
-    ("<answer>(1, 2)", "(1, 2)"),  # cut before the tag was closed
-    ("It gives\n```python\nassert f([3]) == [3]\n```", "f([3]) == [3]"),
-    ("```\nfirst\n```\nand then\n```py\n'second'\n```\ndone", "'second'"),
-    ("So the result is `['x', 'y']`.", "['x', 'y']"),
-    ("First `a`, then `b`.", "b"),
-    ("42", "42"),
-    ("Let me think.\n\n'hello'\n", "'hello'"),
-    ("<answer></answer> `7`", "7"),
-    ("", None),
-    ("   \n\n", None),
-    ("<answer>" + "[" * 20_000 + "</answer>", None),
-]
-
-
-@pytest.mark.parametrize(("response", "code"), RESPONSES)
-def test_extract_code(response: str, code: str | None) -> None:
-    assert extract_code(response) == code
+from radistill.evaluation.tasks.cruxeval import arguments_of, judge_input, judge_output, output_of
 
 
 @pytest.mark.parametrize(
@@ -150,19 +126,6 @@ def test_an_answer_is_shown_as_it_was_read() -> None:
     assert judge_output(example, "").answer is None
     assert judge_input(example, "").answer is None
     assert judge_input(example, "`f(1)`").answer == "1"
-
-
-@pytest.mark.parametrize(
-    ("response", "read"),
-    [
-        ("So `x` is 1. Therefore, the call `f(1, 'a')` returns `'abc'`.", "f(1, 'a')"),
-        ("`f(2)` is `3`, hence `assert f(4) == 5`, which gives `5`.", "f(4) == 5"),
-        ("The call `f(1)` returns `2`, i.e. <answer>2</answer>", "2"),
-        ("It takes `'abc'`.", "'abc'"),
-    ],
-)
-def test_without_tags_a_call_goes_before_what_it_returns(response: str, read: str) -> None:
-    assert extract_code(response, calls=True) == read
 
 
 @needs_sandbox

@@ -99,6 +99,12 @@ def test_wilson_at_known_values(successes: int, trials: int, interval: tuple[flo
     assert wilson(successes, trials) == pytest.approx(interval, abs=1e-4)
 
 
+@pytest.mark.parametrize("trials", [1, 7, 50, 1000])
+def test_wilson_holds_the_share_itself_at_both_ends(trials: int) -> None:
+    assert wilson(0, trials)[0] == 0
+    assert wilson(trials, trials)[1] == 1
+
+
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
 def test_a_comparison_needs_the_same_examples(first: list[bool], second: list[bool]) -> None:
     with pytest.raises(ValueError, match="the same ones"):

@@ -17,4 +17,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     denominator = 1 + _Z95**2 / trials
     centre = (share + _Z95**2 / (2 * trials)) / denominator
     half = _Z95 * math.sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the two sides differ by rounding alone, and a bound must not lie beyond the share.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return low, high

@@ -12,11 +12,11 @@ why no answer can pass for right that is not:
 """
 
 import ast
-import re
 from collections.abc import Callable
 from typing import Any
 
 from radistill.distillation.data.examples import Example
+from radistill.evaluation.code_answers import extract_call, extract_code, is_call, parsed
 from radistill.evaluation.sandbox import layers, run_code
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.evaluation.tasks.rows import read_rows
@@ -39,53 +39,17 @@ INPUT_PROMPT = """Here is a Python function.
 For which arguments does `f` return `{output}`? Any that do will count. Think step by step. Then give the call of `f` \
 with these arguments between <answer> and </answer>."""
 
-_LONGEST_ANSWER = 10_000
-_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|$)", re.DOTALL)
-_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-
 
 class _NoValue(Exception):
     """An answer that has no value of plain data."""
 
 
-def extract_code(response: str, calls: bool = False) -> str | None:
-    """The expression that a response commits itself to.
-
-    It is what stands, in this order of preference and last in the text, in `<answer>` tags, in a fenced block, in
-    backticks, or on the last line. Fences and backticks within the tags are taken off, and `assert` before it.
-
-    Args:
-        response: what the model wrote.
-        calls: a call of `f` is asked for. Without tags one goes before whatever else is there: a model that says what
-            its call returns says that last.
-
-    Returns:
-        The expression as it was written; None if there is none, or if it is longer than any answer can be.
-    """
-    for pattern in (_TAG, _FENCE, _SPAN):
-        found = [content.strip() for content in pattern.findall(response) if content.strip()]
-        if found:
-            break
-    else:
-        found = [line.strip() for line in response.splitlines() if line.strip()]
-    if not found:
-        return None
-    if calls and pattern is not _TAG:
-        found = [content for content in found if _with_call(content)] or found
-    content = found[-1]
-    if fenced := _FENCE.search(content):
-        content = fenced[1].strip()
-    content = content.strip("`").strip().removeprefix("assert ").strip()
-    return content if 0 < len(content) <= _LONGEST_ANSWER else None
-
-
 def output_of(expression: str) -> str:
     """Of an answer such as `f(1) == 2`, the side that the model wrote: `2`. Other answers are returned as they are."""
-    tree = _parsed(expression)
+    tree = parsed(expression)
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
         sides = [tree.left, tree.comparators[0]]
-        others = [side for side in sides if not _is_call(side)]
+        others = [side for side in sides if not is_call(side)]
         if len(others) == 1:
             return ast.unparse(others[0])
     return expression
@@ -93,10 +57,10 @@ def output_of(expression: str) -> str:
 
 def arguments_of(expression: str) -> str:
     """Of an answer such as `f(1, 2)` or `f(1, 2) == 3`, the arguments: `1, 2`. Other answers are arguments already."""
-    tree = _parsed(expression)
+    tree = parsed(expression)
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
-        tree = next((side for side in (tree.left, tree.comparators[0]) if _is_call(side)), tree)
-    if isinstance(tree, ast.Call) and _is_call(tree):
+        tree = next((side for side in (tree.left, tree.comparators[0]) if is_call(side)), tree)
+    if isinstance(tree, ast.Call) and is_call(tree):
         return ", ".join(map(ast.unparse, [*tree.args, *tree.keywords]))
     return expression
 
@@ -108,7 +72,7 @@ def judge_output(example: Example, response: str) -> Verdict:
 
 def judge_input(example: Example, response: str) -> Verdict:
     """Whether the function, run on the answer's arguments, returns what it should."""
-    return _judged(example, extract_code(response, calls=True), arguments_of, _returned)
+    return _judged(example, extract_call(response), arguments_of, _returned)
 
 
 def _judged(
@@ -177,23 +141,6 @@ def _equal(one: Any, other: Any) -> bool:
         return bool(one == other)
     except RecursionError:
         return False
-
-
-def _parsed(expression: str) -> ast.expr | None:
-    try:
-        return ast.parse(expression, mode="eval").body
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-
-
-def _with_call(written: str) -> bool:
-    """Whether it is a call of `f`, or says what one equals."""
-    tree = _parsed(written.removeprefix("assert ").strip())
-    return tree is not None and any(map(_is_call, [tree, *ast.iter_child_nodes(tree)]))
-
-
-def _is_call(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "f"
 
 
 def _read(name: str, prompt: str, settings: TaskSettings) -> list[Example]:
