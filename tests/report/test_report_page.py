@@ -373,6 +373,21 @@ def test_samples_show_where_they_leave_the_base(tmp_path: Path) -> None:
     assert '<span class="shared">For n = 4 the function returns [0, 1, </span>1, 1, 1, 1' in html
 
 
+def test_pages_of_nothing_are_told_and_code_is_shown(tmp_path: Path) -> None:
+    results = evaluation()
+    code = "def f(x):\n        return x\n\n\nf(1)"
+    results["samples"] = [
+        {"prompt": "user\nWhy?\nassistant\n", "base": code, "rad": "\n" * 96, "uniform": "so" + " " * 50 + "what"}
+    ]
+    write(write_example_run(tmp_path) / "evaluation.json", results)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<span>Why?</span>" in html
+    assert code in html
+    assert "nothing but white space" in html
+    assert "\n[96 line breaks]\n" in html
+    assert "so [50 spaces] what" in html
+
+
 def test_unequal_budgets_are_admitted(tmp_path: Path) -> None:
     page = report(tmp_path, {"baseline/distill.json": distill(8.9, 2.3, steps=60)})
     assert "The budgets differ" in page.text

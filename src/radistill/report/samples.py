@@ -1,5 +1,6 @@
 """What the models wrote, prepared for reading side by side. The text is never trusted: the template escapes it."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ MOST_CHARACTERS = 8_000
 # Control characters are illegal in HTML, and lone surrogates cannot be encoded; both appear in broken generations.
 _UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
 _READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE, "\N{REPLACEMENT CHARACTER}") | {ord("\r"): ""}
+
+# A model that has nothing left to say writes pages of nothing; what it did is easier seen in words.
+_NOTHING = re.compile(r"\n{5,}|[ \t]{20,}|(?:[ \t]*\n){9,}")
+_ROLES = {"assistant", "model", "system", "user"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def sample_of(row: dict[str, Any], baseline_init: str = "") -> Sample:
     lines = [line.strip() for line in prompt.splitlines() if line.strip()]
     return Sample(
         prompt=_cut(prompt)[0],
-        first_line=_ellipsis(lines[-1] if lines else "(empty prompt)"),
+        first_line=_ellipsis(next((line for line in reversed(lines) if line not in _ROLES), "(empty prompt)")),
         answers=tuple(
             _answer(key, arm_name(key, baseline_init), text, base if key != "base" else None)
             for key, text in texts.items()
@@ -65,6 +70,8 @@ def _answer(key: str, name: str, text: str, base: str | None) -> Answer:
         remark = "empty"
     elif base is None:
         remark = f"{len(text):,} characters"
+    elif not text.strip():
+        remark = "nothing but white space"
     elif text == base:
         remark = "the same as the base"
     elif shared == 0:
@@ -74,7 +81,17 @@ def _answer(key: str, name: str, text: str, base: str | None) -> Answer:
     shown, left = _cut(text)
     if left:
         remark += f"; the first {len(shown):,} are shown"
-    return Answer(key, name, shown[:shared], shown[shared:], remark)
+    return Answer(key, name, _told(shown[:shared]), _told(shown[shared:]), remark)
+
+
+def _told(text: str) -> str:
+    """The text with long runs of white space told, not shown."""
+    return _NOTHING.sub(_in_words, text)
+
+
+def _in_words(run: re.Match[str]) -> str:
+    breaks = run[0].count("\n")
+    return f"\n[{breaks:,} line breaks]\n" if breaks else f" [{len(run[0]):,} spaces] "
 
 
 def _common(one: str, other: str) -> int:
