@@ -35,17 +35,17 @@ import torch
 
 from common.code_tracing import exercises
 from common.overlap import overlap
-from common.students import GEOMETRY, RATES, token_ratio
-from radistill import align, convert, diagnose, distill, load, new_parameters
+from common.students import GEOMETRY, best_rate, token_ratio, train_blocks
+from radistill import align, convert, diagnose, load
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.examples import Example
 from radistill.distillation.data.prepare import prepare
 from radistill.distillation.data.records import DataSplits, Record
 from radistill.distillation.data.settings import JsonlData, ResponseSettings
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.heldout import compare as distance
 from radistill.evaluation.comparison import compare, read_results
+from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
@@ -137,6 +137,9 @@ class Arm:
 BASELINE, RAD, FITTED = Arm("uniform", "transfer"), Arm("rad", "zero"), Arm("rad", "fitted")
 CLAIM_B = [BASELINE, RAD, FITTED, Arm("replaceable", "fitted")]
 CLAIM_C = [replace(BASELINE, teacher="large"), replace(FITTED, teacher="large")]
+COMPARED = [(BASELINE, RAD), (BASELINE, FITTED), (CLAIM_C[0], CLAIM_C[1]), (FITTED, CLAIM_C[1])]
+"""Pairs whose answers are compared too, besides each arm's with the base's."""
+
 ABLATIONS = [
     Arm("rad", "transfer"),
     Arm("uniform", "zero"),
@@ -267,41 +270,43 @@ class Study:
             if not done.exists():
                 self._check_time()
                 student, fit = self._start(arm, layers, documents, seed)
-                settings = DistillSettings(
-                    steps=steps,
-                    tokens_per_batch=self.scale.tokens_per_batch,
-                    new_block_learning_rate=rate,
-                    other_learning_rate=rate / 10 if arm.everything else 0.0,
-                    scheduler="constant_with_warmup",
-                    precision=self.scale.precision,
-                    eval_steps=math.ceil(steps / measures),
-                    keep="last",
-                    divergence=None,  # a rate that is too high is an answer too
-                )
-                trained = distill(
-                    student, teacher, documents, heldout, settings,
-                    new_parameters=new_parameters(student, layers), folder=place, seed=seed,
+                curve = train_blocks(
+                    student, teacher, documents, heldout,
+                    replace=layers, steps=steps, tokens_per_batch=self.scale.tokens_per_batch,
+                    rate=rate, other_rate=rate / 10 if arm.everything else 0.0,
+                    precision=self.scale.precision, measures=measures, folder=place, seed=seed,
                 )  # fmt: skip
                 student.save(place / "student")
-                figures = {"tokens": trained.tokens, "seconds": trained.seconds, "evaluations": trained.evaluations}
-                write_json(done, {"fit": fit, **figures})
-                remove_checkpoints(place)
-            curve: dict[str, Any] = read_json(done)
-            return curve
+                write_json(done, {"fit": fit, **curve})
+            found: dict[str, Any] = read_json(done)
+            return found
 
-        probes = {}
-        few = max(1, round(steps * self.scale.probe))
-        for rate in RATES[arm.init]:
-            curve = train(rate, few, folder / f"probe-{rate:g}", 1)
-            probes[rate] = curve["evaluations"][-1]["kl"]
-        best = min(probes, key=probes.__getitem__)
+        def probe(rate: float) -> float:
+            few = max(1, round(steps * self.scale.probe))
+            kl: float = train(rate, few, folder / f"probe-{rate:g}", 1)["evaluations"][-1]["kl"]
+            return kl
+
+        best, rates = best_rate(arm.init, probe)
         curve = train(best, steps, folder / "training", self.scale.measures)
         student = load(folder / "training" / "student", device=str(self.base.network.device))
-        rates = {f"{rate:g}": kl for rate, kl in probes.items()}
+        nats = self._nats(student, teacher, heldout)
         answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
-        result = asdict(arm) | {"replace": layers, "rate": best, "rates": rates, **curve, "tasks": answers}
+        result = asdict(arm) | {
+            "replace": layers,
+            "rate": best,
+            "rates": rates,
+            **curve,
+            "nats": nats,
+            "tasks": answers,
+        }
         write_json(path, result)
         return result
+
+    def _nats(self, student: Model, teacher: Model, heldout: list[Document]) -> list[tuple[float, int]]:
+        """Of each held-out document the sum of its KL and its response tokens: what an interval is drawn from."""
+        pad, size = self.base.pad_token_id, self.scale.tokens_per_batch
+        found = [distance(teacher.network, student.network, [document], pad, size) for document in heldout]
+        return [(one.kl_sum, one.tokens) for one in found]
 
     def _start(
         self, arm: Arm, layers: list[int], documents: list[Document], seed: int
@@ -342,10 +347,11 @@ class Study:
         write_text(path, "".join(text))
         return {"cruxeval": path}
 
-    def against_base(self, name: str) -> list[dict[str, Any]]:
-        """A model's figures and the base's on each task, its share less the base's, and whether that is chance."""
-        names = ("base", name)
-        return [asdict(line) for line in compare([read_results(of, self.folder / "tasks" / of) for of in names])]
+    def on_tasks(self, first: str, second: str) -> list[dict[str, Any]]:
+        """The figures of two models on each task, the second's share less the first's, and whether that is chance."""
+        return [
+            asdict(line) for line in compare([read_results(of, self.folder / "tasks" / of) for of in (first, second)])
+        ]
 
     def overlap(self, seed: int) -> dict[str, Any]:
         """N-grams that the training text shares with what is asked."""
@@ -378,7 +384,36 @@ def _arms(given: argparse.Namespace) -> list[Arm]:
     return [*CLAIM_B, *(CLAIM_C if given.teacher else []), *(ABLATIONS if given.ablations else [])]
 
 
-def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[str, Any]:
+def summary(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each arm's KL with its interval, and against the baseline of the same teacher and budget, where there is one.
+
+    A KL to one teacher says nothing beside a KL to another. Intervals are bootstrapped over held-out documents.
+    """
+    found = {}
+    for name, arm in measured.items():
+        nats, tokens = zip(*arm["nats"], strict=True)
+        kl = paired_bootstrap([0.0] * len(nats), nats, tokens)
+        found[name] = {"kl": kl.difference, "interval": kl.interval, "token_ratio": None, "less_baseline": None}
+        baseline = measured.get(replace(BASELINE, teacher=arm["teacher"], budget=arm["budget"]).name)
+        if baseline is not None:
+            found[name]["token_ratio"] = token_ratio(arm, baseline)
+            found[name]["less_baseline"] = asdict(paired_bootstrap([nat for nat, _ in baseline["nats"]], nats, tokens))
+    return found
+
+
+def over_seeds(seeds: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The lowest, mean and highest of each arm's figures over the seeds; None for a ratio that one never reached."""
+    found: dict[str, Any] = {}
+    every = [seed["summary"] for seed in seeds]
+    for name in every[0]:
+        for figure in ("kl", "token_ratio"):
+            values = [arms[name][figure] for arms in every]
+            spread = None if None in values else [min(values), sum(values) / len(values), max(values)]
+            found.setdefault(name, {})[figure] = spread
+    return found
+
+
+def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str, Any]:
     """Measure every arm with every seed."""
     base = load(given.model, device=given.device)
     run = Study(base, given.teacher, given.data, scale, given.folder, given.end)
@@ -386,11 +421,13 @@ def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[
     seeds = {}
     for seed in scale.seeds:
         measured = {arm.name: run.measure(arm, seed) for arm in arms}
-        baseline = measured[BASELINE.name]
+        pairs = [("base", name) for name in measured]
+        pairs += [(one.name, other.name) for one, other in COMPARED if {one.name, other.name} <= measured.keys()]
+        folders = {"base": "base"} | {name: f"{file_name(name)}-{seed}" for name in measured}
         seeds[str(seed)] = {
             "arms": measured,
-            "token_ratios": {name: token_ratio(arm, baseline) for name, arm in measured.items()},
-            "against_base": {name: run.against_base(f"{file_name(name)}-{seed}") for name in measured},
+            "summary": summary(measured),
+            "on_tasks": {f"{one}, {other}": run.on_tasks(folders[one], folders[other]) for one, other in pairs},
             "overlap": run.overlap(seed),
         }
     return {
@@ -402,6 +439,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: Iterable[Arm]) -> dict[
         "geometry": GEOMETRY.model_dump(mode="json"),
         "base": of_base,
         "seeds": seeds,
+        "over_seeds": over_seeds(seeds.values()),
         "versions": versions(),
         "machine": machine(),
     }
@@ -446,10 +484,16 @@ def main() -> None:
     out = given.out or ROOT / "benchmarks" / "results" / f"claims-{name}.json"
     write_json(out, result)
     for seed, found in result["seeds"].items():
-        for arm, ratio in found["token_ratios"].items():
-            kls = [found["arms"][arm]["evaluations"][place]["kl"] for place in (0, -1)]
-            shown = "never" if ratio is None else f"{ratio:.3f}"
-            print(f"seed {seed}, {arm}: KL {kls[0]:.3f} before, {kls[1]:.3f} after; tokens to the baseline {shown}")
+        for name, arm in found["summary"].items():
+            before, (low, high), ratio = (
+                found["arms"][name]["evaluations"][0]["kl"],
+                arm["interval"],
+                arm["token_ratio"],
+            )
+            shown = "" if ratio is None else f"; tokens to the baseline {ratio:.3f} of its own"
+            print(
+                f"seed {seed}, {name}: KL {before:.3f} before, {arm['kl']:.3f} ({low:.3f} to {high:.3f}) after{shown}"
+            )
 
 
 if __name__ == "__main__":

@@ -25,14 +25,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from common.students import GEOMETRY, RATES, token_ratio, tokens_until
-from radistill import align, convert, diagnose, distill, load, new_parameters
+from common.students import GEOMETRY, RATES, best_rate, token_ratio, tokens_until, train_blocks
+from radistill import align, convert, diagnose, load
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.data.prepare import prepare
 from radistill.distillation.data.settings import ReasoningGymData, ResponseSettings
-from radistill.distillation.distill_settings import DistillSettings
 from radistill.files import hash_json, read_json, write_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches
@@ -93,17 +91,19 @@ def measure(case: Case, replace: list[int], init: str) -> dict[str, Any]:
         return read_json(path)
     student, fit = start(case, replace, init)
     steps = len(batches(case.train, case.tokens_per_batch))
-    probes = {}
-    for rate in RATES[init]:
-        probe, _ = start(case, replace, init)
-        curve = train(case, probe, replace, max(1, steps // PROBES), rate, measures=1)
-        probes[rate] = curve["evaluations"][-1]["kl"]
-    best = min(probes, key=probes.__getitem__)
+
+    def probe(rate: float) -> float:
+        tried, _ = start(case, replace, init)
+        curve = train(case, tried, replace, max(1, steps // PROBES), rate, measures=1)
+        kl: float = curve["evaluations"][-1]["kl"]
+        return kl
+
+    best, rates = best_rate(init, probe)
     result = {
         "replace": replace,
         "init": init,
         "fit": fit,
-        "rates": {f"{rate:g}": kl for rate, kl in probes.items()},
+        "rates": rates,
         "rate": best,
         **train(case, student, replace, steps, best, measures=MEASURES),
     }
@@ -124,30 +124,12 @@ def start(case: Case, replace: list[int], init: str) -> tuple[Model, dict[str, A
 
 
 def train(case: Case, student: Model, replace: list[int], steps: int, rate: float, *, measures: int) -> dict[str, Any]:
-    """Train the new blocks end to end at a constant rate, so that no point of the curve depends on its end."""
-    settings = DistillSettings(
-        steps=steps,
-        tokens_per_batch=case.tokens_per_batch,
-        new_block_learning_rate=rate,
-        scheduler="constant_with_warmup",
-        precision="bfloat16",
-        eval_steps=math.ceil(steps / measures),
-        keep="last",
-        divergence=None,  # a rate that is too high is an answer too
-    )
-    folder = case.folder / "training"
-    result = distill(
-        student,
-        case.model,
-        case.train,
-        case.heldout,
-        settings,
-        new_parameters=new_parameters(student, replace),
-        folder=folder,
-        seed=case.seed,
-    )
-    remove_checkpoints(folder)
-    return {"tokens": result.tokens, "seconds": result.seconds, "evaluations": result.evaluations}
+    """Train the new blocks alone, with the activations that a GPU would have."""
+    return train_blocks(
+        student, case.model, case.train, case.heldout,
+        replace=replace, steps=steps, tokens_per_batch=case.tokens_per_batch, rate=rate,
+        precision="bfloat16", measures=measures, folder=case.folder / "training", seed=case.seed,
+    )  # fmt: skip
 
 
 def ratios(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:

@@ -1,14 +1,68 @@
-"""What the students of the benchmarks have in common: geometry, rates to choose from, and tokens to a quality."""
+"""The students of the benchmarks: geometry, rates to choose from, how they are trained, and tokens to a quality."""
 
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from radistill import distill, new_parameters
 from radistill.conversion.targets import GraniteHybridSettings
+from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
 
 GEOMETRY = GraniteHybridSettings(groups="heads")
 """Of all arms alike; a transfer needs a B/C group for each head."""
 
 RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
 """Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
+
+
+def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[str, float]]:
+    """The rate of a start's three that ends a short training (`probe`) at the lowest KL, and what each gave."""
+    found = {rate: probe(rate) for rate in RATES[init]}
+    return min(found, key=found.__getitem__), {f"{rate:g}": kl for rate, kl in found.items()}
+
+
+def train_blocks(
+    student: Model,
+    teacher: Model,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    *,
+    replace: Sequence[int],
+    steps: int,
+    tokens_per_batch: int,
+    rate: float,
+    other_rate: float = 0.0,
+    precision: str | None,
+    measures: int,
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Train end to end at a constant rate, so that no point of the curve depends on its end.
+
+    Held-out KL is measured before the first step and then `measures` times. A training that was stopped goes on; its
+    checkpoints are removed when it is done.
+    """
+    settings = DistillSettings(
+        steps=steps,
+        tokens_per_batch=tokens_per_batch,
+        new_block_learning_rate=rate,
+        other_learning_rate=other_rate,
+        scheduler="constant_with_warmup",
+        precision=precision,
+        eval_steps=math.ceil(steps / measures),
+        keep="last",
+        divergence=None,  # a rate that is too high is an answer too
+    )
+    result = distill(
+        student, teacher, train, heldout, settings,
+        new_parameters=new_parameters(student, replace), folder=folder, seed=seed,
+    )  # fmt: skip
+    remove_checkpoints(folder)
+    return {"tokens": result.tokens, "seconds": result.seconds, "evaluations": result.evaluations}
 
 
 def tokens_until(arm: dict[str, Any], kl: float) -> float | None:

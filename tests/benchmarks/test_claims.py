@@ -68,6 +68,38 @@ def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
     assert ratio(arm(5.0, 4.0, 3.5), baseline) is None
 
 
+def test_a_kl_is_compared_with_that_of_the_same_teacher_and_budget_only(module: Any) -> None:
+    claims = module("claims")
+
+    def measured(arm: Any, *nats: float) -> tuple[str, dict[str, Any]]:
+        points = [{"tokens": 10 * number, "kl": kl} for number, kl in enumerate([9.0, *nats])]
+        curve = {"tokens": points[-1]["tokens"], "evaluations": points, "nats": [(kl * 4, 4) for kl in nats]}
+        return arm.name, {"teacher": arm.teacher, "budget": arm.budget} | curve
+
+    large, few = claims.CLAIM_C, claims.Arm("rad", "fitted", budget=6)
+    arms = dict(
+        [
+            measured(claims.BASELINE, 4.0, 3.0),
+            measured(claims.FITTED, 2.0, 1.0),
+            measured(large[0], 1.0, 0.5),
+            measured(large[1], 0.75, 0.25),
+            measured(few, 0.5, 0.5),
+        ]
+    )
+    found = claims.summary(arms)
+    assert found["uniform+transfer"]["kl"] == 3.5
+    assert found["rad+fitted"]["less_baseline"]["difference"] == -2
+    assert found["rad+fitted@large"]["less_baseline"]["difference"] == -0.25
+    assert found["rad+fitted@large"]["token_ratio"] == 1
+    assert found[few.name]["token_ratio"] is None
+    assert found[few.name]["less_baseline"] is None
+    seeds = claims.over_seeds(
+        [{"summary": found}, {"summary": found | {"rad+fitted": {"kl": 2.5, "token_ratio": 0.5}}}]
+    )
+    assert seeds["rad+fitted"] == {"kl": [1.5, 2.0, 2.5], "token_ratio": [0.5, 0.5, 0.5]}
+    assert seeds[few.name]["token_ratio"] is None
+
+
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Path) -> None:
@@ -96,7 +128,17 @@ def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Pa
     assert (
         found["arms"]["rad+fitted"]["evaluations"][0]["kl"] < found["arms"]["uniform+transfer"]["evaluations"][0]["kl"]
     )
-    assert found["token_ratios"]["uniform+transfer"] == 1
-    for lines in found["against_base"].values():
+    baseline, fitted = found["summary"]["uniform+transfer"], found["summary"]["rad+fitted"]
+    assert baseline["token_ratio"] == 1
+    assert baseline["less_baseline"]["difference"] == 0
+    assert fitted["kl"] == pytest.approx(found["arms"]["rad+fitted"]["evaluations"][-1]["kl"], rel=1e-3)
+    assert fitted["interval"][0] <= fitted["kl"] <= fitted["interval"][1]
+    assert fitted["less_baseline"]["difference"] == pytest.approx(fitted["kl"] - baseline["kl"])
+    assert set(found["on_tasks"]) == {
+        "base, uniform+transfer",
+        "base, rad+fitted",
+        "uniform+transfer, rad+fitted",
+    }
+    for lines in found["on_tasks"].values():
         assert [line["task"] for line in lines if not line["group"]] == ["cruxeval-o", "recall"]
     assert result["base"]["recall"]["n"] == 4
