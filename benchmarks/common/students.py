@@ -1,6 +1,7 @@
 """The students of the benchmarks: geometry, rates to choose from, how they are trained, and tokens to a quality."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from radistill import distill, new_parameters
 from radistill.conversion.targets import GraniteHybridSettings
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.errors import RadistillError
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 
@@ -19,10 +21,25 @@ RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (
 """Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
 
 
-def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[str, float]]:
-    """The rate of a start's three that ends a short training (`probe`) at the lowest KL, and what each gave."""
-    found = {rate: probe(rate) for rate in RATES[init]}
-    return min(found, key=found.__getitem__), {f"{rate:g}": kl for rate, kl in found.items()}
+def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[str, float | None]]:
+    """The rate of a start's three that ends a short training (`probe`) at the lowest KL, and what each gave.
+
+    A rate at which training breaks down (the gradient is not finite) is None, and out of the choice.
+
+    Raises:
+        RadistillError: the last one, if none of them can be trained with.
+    """
+    found: dict[float, float | None] = {}
+    for rate in RATES[init]:
+        try:
+            found[rate] = probe(rate)
+        except RadistillError as error:
+            if rate == RATES[init][-1] and not any(kl is not None for kl in found.values()):
+                raise
+            print(f"{init}, rate {rate:g}: {error}", file=sys.stderr)
+            found[rate] = None
+    kls = {rate: kl for rate, kl in found.items() if kl is not None}
+    return min(kls, key=kls.__getitem__), {f"{rate:g}": kl for rate, kl in found.items()}
 
 
 def train_blocks(

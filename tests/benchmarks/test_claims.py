@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from radistill.errors import RadistillError
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -66,6 +67,24 @@ def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
     assert ratio(arm(5.0, 3.0, 1.0), baseline) == 0.5
     assert ratio(arm(2.0, 2.0, 2.0), baseline) == 0
     assert ratio(arm(5.0, 4.0, 3.5), baseline) is None
+
+
+def test_a_rate_that_breaks_training_is_out_of_the_choice(module: Any) -> None:
+    students = module("common.students")
+
+    def probe(rate: float) -> float:
+        if rate > limit:
+            raise RadistillError("the gradient is not finite")
+        return 1 / rate
+
+    limit = 5e-4
+    assert students.best_rate("zero", probe) == (
+        3e-4,
+        {"0.0001": 1e4, "0.0003": pytest.approx(1 / 3e-4), "0.001": None},
+    )
+    limit = 0
+    with pytest.raises(RadistillError, match="not finite"):
+        students.best_rate("zero", probe)
 
 
 def test_a_kl_is_compared_with_that_of_the_same_teacher_and_budget_only(module: Any) -> None:
