@@ -35,7 +35,7 @@ import torch
 
 from common.code_tracing import exercises
 from common.overlap import overlap
-from common.students import GEOMETRY, best_rate, token_ratio, train_blocks
+from common.students import GEOMETRY, best_rate, first_tokens, token_ratio, train_blocks
 from radistill import align, convert, diagnose, load
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
@@ -63,7 +63,11 @@ UNFINISHED = 75
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is; the JSON of a result holds it."""
+    """How large a run is; the JSON of a result holds it.
+
+    Blocks are fitted on the first `fit_tokens` of the training text: what is recorded of it is large, and `fit_steps`
+    batches of 512 tokens read it several times.
+    """
 
     budget: int
     tokens: int
@@ -72,6 +76,7 @@ class Scale:
     heldout: int
     calibration: int
     max_new_tokens: int
+    fit_tokens: int
     fit_steps: int
     search_fit_steps: int
     search: str
@@ -88,19 +93,20 @@ class Scale:
 
 FULL = Scale(
     budget=12, tokens=5_000_000, tokens_per_batch=8192, documents=10_000, heldout=256, calibration=32,
-    max_new_tokens=384, fit_steps=1000, search_fit_steps=200, search="greedy", measures=16, probe=0.1,
+    max_new_tokens=384, fit_tokens=250_000, fit_steps=1000, search_fit_steps=200,
+    search="greedy", measures=16, probe=0.1,
     tasks=("gsm8k", "cruxeval-o", "cruxeval-i", "svamp", "recall"), limit=None, answer_tokens=512,
     contexts=(512, 2048, 8192), batch_size=256, seeds=(0, 1, 2), precision="bfloat16",
 )  # fmt: skip
 CPU = Scale(
     budget=10, tokens=200_000, tokens_per_batch=512, documents=850, heldout=32, calibration=8,
-    max_new_tokens=128, fit_steps=560, search_fit_steps=80, search="greedy", measures=16, probe=0.05,
+    max_new_tokens=128, fit_tokens=60_000, fit_steps=560, search_fit_steps=80, search="greedy", measures=16, probe=0.05,
     tasks=("recall",), limit=50, answer_tokens=128,
     contexts=(128, 512), batch_size=32, seeds=(0,), precision="bfloat16",
 )  # fmt: skip
 SMOKE = Scale(
     budget=10, tokens=600, tokens_per_batch=512, documents=6, heldout=2, calibration=2,
-    max_new_tokens=16, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
+    max_new_tokens=16, fit_tokens=2_000, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
     tasks=("cruxeval-o", "recall"), limit=2, answer_tokens=8,
     contexts=(128,), batch_size=8, seeds=(0,), precision=None,
 )  # fmt: skip
@@ -234,7 +240,8 @@ class Study:
             substitutes = None
             if arm.plan == "replaceable":
                 fit = self._fit(self.scale.search_fit_steps)
-                train, folder = self.train("all", seed), self.folder / f"blocks-{seed}"
+                train = first_tokens(self.train("all", seed), self.scale.fit_tokens)
+                folder = self.folder / f"blocks-{seed}"
                 substitutes = fit_blocks(
                     self.base, train, fit, target=GEOMETRY, init="fitted", seed=seed, folder=folder
                 )
@@ -249,7 +256,7 @@ class Study:
         return layers
 
     def _fit(self, steps: int) -> AlignSettings:
-        return AlignSettings(steps=steps, tokens_per_batch=512)
+        return AlignSettings(steps=steps, tokens_per_batch=512, memory_gib=16)
 
     def measure(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Train a student at the best of three rates, and ask it the tasks."""
@@ -315,6 +322,7 @@ class Study:
         if arm.init != "fitted":
             return student, None
         folder = self.folder / f"fitted-{arm.responses}-{seed}"
+        documents = first_tokens(documents, self.scale.fit_tokens)
         fit = self._fit(self.scale.fit_steps)
         result = align(student, self.base, documents, fit, replace=layers, seed=seed, folder=folder)
         explained = {str(layer.layer): 1 - layer.unexplained_after for layer in result.layers}

@@ -25,7 +25,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from common.students import GEOMETRY, RATES, best_rate, token_ratio, tokens_until, train_blocks
+from common.students import GEOMETRY, RATES, best_rate, first_tokens, token_ratio, tokens_until, train_blocks
 from radistill import align, convert, diagnose, load
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
@@ -210,7 +210,9 @@ def main() -> None:
     )
     splits = prepare(model, data, seed=given.seed, folder=folder / "data")
     calibration, heldout = splits.documents("calibration"), splits.documents("heldout")
-    train = _first_tokens(splits.documents("train"), given.tokens)
+    train = first_tokens(splits.documents("train"), given.tokens)
+    if (short := given.tokens - _size(train)["tokens"]) > 0:
+        raise SystemExit(f"the documents have {short} tokens too few; ask for fewer with --tokens")
     fit = AlignSettings(steps=given.fit_steps, tokens_per_batch=512)
     case = Case(model, train, heldout, fit, given.tokens_per_batch, given.seed, folder)
     search_fit = fit.model_copy(update={"steps": given.search_fit_steps})
@@ -247,17 +249,6 @@ def main() -> None:
 
 TOKENS_PER_DOCUMENT = 158
 """Less than the documents have on average, prompt and response."""
-
-
-def _first_tokens(documents: list[Document], tokens: int) -> list[Document]:
-    """The first documents that together have `tokens` tokens."""
-    taken: list[Document] = []
-    while tokens > 0:
-        if len(taken) == len(documents):
-            raise SystemExit(f"the documents have {tokens} tokens too few; ask for fewer with --tokens")
-        taken.append(documents[len(taken)])
-        tokens -= len(taken[-1].tokens)
-    return taken
 
 
 def _size(documents: list[Document]) -> dict[str, int]:

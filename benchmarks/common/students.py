@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ GEOMETRY = GraniteHybridSettings(groups="heads")
 
 RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
 """Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
+
+
+def first_tokens(documents: Sequence[Document], tokens: int) -> list[Document]:
+    """The first documents that together have `tokens` tokens; all of them, if they have fewer."""
+    before = accumulate((len(document.tokens) for document in documents), initial=0)
+    return [document for document, count in zip(documents, before, strict=False) if count < tokens]
 
 
 def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[str, float | None]]:

@@ -12,6 +12,7 @@ import pytest
 
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
+from radistill.models.sequences import Document
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -67,6 +68,13 @@ def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
     assert ratio(arm(5.0, 3.0, 1.0), baseline) == 0.5
     assert ratio(arm(2.0, 2.0, 2.0), baseline) == 0
     assert ratio(arm(5.0, 4.0, 3.5), baseline) is None
+
+
+def test_the_first_documents_that_have_so_many_tokens(module: Any) -> None:
+    first = module("common.students").first_tokens
+    documents = [Document("x", tuple(range(length)), 1) for length in (4, 3, 5)]
+    assert [len(first(documents, tokens)) for tokens in (1, 4, 5, 7, 8, 12, 99)] == [1, 1, 2, 2, 3, 3, 3]
+    assert first([], 5) == []
 
 
 def test_a_rate_that_breaks_training_is_out_of_the_choice(module: Any) -> None:
