@@ -100,7 +100,7 @@ FULL = Scale(
 )  # fmt: skip
 CPU = Scale(
     budget=10, tokens=200_000, tokens_per_batch=512, documents=850, heldout=32, calibration=8,
-    max_new_tokens=128, fit_tokens=60_000, fit_steps=560, search_fit_steps=80, search="greedy", measures=16, probe=0.05,
+    max_new_tokens=128, fit_tokens=60_000, fit_steps=560, search_fit_steps=80, search="greedy", measures=10, probe=0.05,
     tasks=("recall",), limit=50, answer_tokens=128,
     contexts=(128, 512), batch_size=32, seeds=(0,), precision="bfloat16",
 )  # fmt: skip

@@ -134,6 +134,38 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
     assert again.replace == plan.replace
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["judging", "still_proposing"])
+def test_a_set_that_a_worker_began_beyond_the_last_is_given_up(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
+    end = workers_module.Workers.end
+    begun: list[int] = []
+
+    def one_more(self: workers_module.Workers) -> tuple[str, ...]:
+        names = end(self)
+        for name in names:
+            kinds = [summary.study_name for summary in optuna.get_all_study_summaries(url)]
+            trial = open_study(url, next(each for each in kinds if each.startswith("bayes-sets-"))).ask()
+            if named:
+                trial.set_user_attr("worker", f"{name}0")
+            begun.append(trial.number)
+        return names
+
+    monkeypatch.setattr(workers_module.Workers, "end", one_more)
+    diagnose(
+        model,
+        documents(),
+        3,
+        objective=ACCEPTANCE,
+        selector=Bayes(trials=4, startup=4, workers=2),
+        folder=tmp_path / "run",
+    )
+    assert len(begun) == 1
+    assert trials_of(url, "sets")[begun[0]].state is TrialState.FAIL
+    assert len(complete(url, "sets")) == 4
+
+
 def test_the_same_search_with_another_folder_joins_by_storage(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

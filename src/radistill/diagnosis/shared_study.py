@@ -91,13 +91,14 @@ class SharedStudy:
         """The judged trials, in the order of their numbers."""
         return self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
-    def give_up(self, of: Callable[[FrozenTrial], bool]) -> None:
-        """Fail the running trials of processes that are known to be gone."""
+    def give_up(self, of: Callable[[FrozenTrial], bool], wanted: bool = True) -> None:
+        """Fail the running trials of processes that are known to be gone; say so where another one will be `wanted`."""
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if of(trial):
                 with suppress(ValueError, UpdateFinishedTrialError):  # it has just been told after all
                     self.study.tell(trial.number, state=TrialState.FAIL)
-                    note(f"search: trial {trial.number} was interrupted and is judged again")
+                    if wanted:
+                        note(f"search: trial {trial.number} was interrupted and is judged again")
 
     def judge(
         self,

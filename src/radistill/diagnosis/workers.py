@@ -53,22 +53,24 @@ class Workers:
         return [process.pid for process, _ in self._processes]
 
     def fallen(self) -> tuple[str, ...]:
-        """What the trials of processes that have ended since the last call begin their `worker` attribute with."""
+        """Of processes that have ended since the last call, what their trials' `worker` attribute begins with."""
         ended = [(process, log) for process, log in self._processes if process.poll() is not None]
         for process, log in ended:
             self._processes.remove((process, log))
             if process.returncode:
                 note(f"search: a worker ended ({_reason(process, log)}); the others go on")
             log.close()
-        return tuple(f"{socket.gethostname()}:{process.pid}:" for process, _ in ended)
+        return _names(ended)
 
-    def end(self) -> None:
-        """End all processes."""
-        for process, _ in self._processes:
+    def end(self) -> tuple[str, ...]:
+        """End all processes that are left; the names are those of `fallen`."""
+        ended, self._processes = self._processes, []
+        for process, _ in ended:
             process.kill()
-        for process, log in self._processes:
+        for process, log in ended:
             process.wait()
             log.close()
+        return _names(ended)
 
 
 @contextmanager
@@ -112,6 +114,10 @@ def _job(problem: "Problem", selector: dict[str, Any], threads: int) -> dict[str
         "folder": None if problem.folder is None else str(problem.folder),
         "threads": threads,
     }
+
+
+def _names(processes: list[tuple[subprocess.Popen[str], IO[str]]]) -> tuple[str, ...]:
+    return tuple(f"{socket.gethostname()}:{process.pid}:" for process, _ in processes)
 
 
 def _reason(process: subprocess.Popen[str], log: IO[str]) -> str:

@@ -78,7 +78,7 @@ class Bayes(BaseModel):
             def look_after() -> None:
                 gone = workers.fallen()
                 for shared in filter(None, (singles, sets) if gone else ()):
-                    shared.give_up(lambda trial: trial.user_attrs.get("worker", "").startswith(gone))
+                    shared.give_up(lambda trial: _worker(trial).startswith(gone))
 
             scores = None
             if singles is not None:
@@ -90,6 +90,10 @@ class Bayes(BaseModel):
                     lambda trial: advance(1, f"best {sets.study.best_value:.4f}"),
                     look_after,
                 )
+            # One may just have asked for a set beyond the last, and would leave it in progress for ever.
+            gone = workers.end()
+            for shared in filter(None, (singles, sets)):
+                shared.give_up(lambda trial: self.storage is None or _worker(trial).startswith(gone), wanted=False)
         best = sets.study.best_trial.user_attrs["layers"]
         if scores is None:
             return Selection(best, *self._marginal(problem, sets.complete()))
@@ -160,6 +164,11 @@ class Bayes(BaseModel):
         elif kind == "sets":
             note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {hide_password(self.storage)}")
         return shared
+
+
+def _worker(trial: FrozenTrial) -> str:
+    name: str = trial.user_attrs.get("worker", "")
+    return name
 
 
 def _layer(trial: FrozenTrial) -> int:
