@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from radistill.console import note, progress
 from radistill.conversion.initialisation.interface import Mixer
+from radistill.distillation.muon import Muon
 from radistill.distillation.output_fit import solve_output
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
@@ -324,7 +325,7 @@ def _optimisers(parameters: Sequence[nn.Parameter], settings: AlignSettings) -> 
     others = [parameter for parameter in parameters if parameter.ndim != 2]
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimisers.append(torch.optim.Muon(matrices, lr=settings.learning_rate, weight_decay=0.1))
+        optimisers.append(Muon(matrices, lr=settings.learning_rate))
     if others:
         rate = settings.other_learning_rate
         # The second moment forgets sooner than by default: a fit is a few hundred steps.

@@ -31,6 +31,7 @@ from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.loading import DTYPES, Model, check_device
+from radistill.models.processor import warn_if_slow
 from radistill.models.sequences import Document
 from radistill.models.ssd.install import use_fast_ssd
 from radistill.processes import join
@@ -155,6 +156,8 @@ def train_student(
     with _prepared(student.network, taught, new_parameters, settings), ExitStack() as stack:
         trained = student.network
         stack.enter_context(master_weights(trained, settings.precision))
+        if settings.precision and trained.device.type == "cpu":
+            warn_if_slow(DTYPES[settings.precision])
         if isinstance(taught, PreTrainedModel):
             stack.enter_context(placed(taught, settings.teacher_device))
         if processes.sharded:

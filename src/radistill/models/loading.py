@@ -24,6 +24,7 @@ from radistill.errors import RadistillError
 from radistill.files import atomic_folder
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
+from radistill.models.processor import warn_if_slow
 from radistill.models.sources import locate
 from radistill.models.ssd.install import use_fast_ssd
 
@@ -133,6 +134,8 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     _check_vocabulary(folder, tokenizer, network)
     _check_finite(folder, network)
     use_fast_ssd(network)
+    if target.type == "cpu":
+        warn_if_slow(DTYPES[dtype])
     return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
 
 

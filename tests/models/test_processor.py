@@ -1,0 +1,34 @@
+"""A number format that the processor emulates is named, once, and others are not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from radistill.models import processor
+from radistill.models.loading import load
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    processor.times_as_slow.cache_clear()
+    processor.warn_if_slow.cache_clear()
+
+
+def test_what_is_measured_is_a_ratio_to_float32() -> None:
+    assert processor.times_as_slow(torch.float64) > 0
+    assert 0.2 < processor.times_as_slow(torch.float32) < 5  # the same product twice, on a busy machine
+
+
+@pytest.mark.parametrize("times", [3.0, 90.0])
+def test_only_a_slow_format_is_named_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: float
+) -> None:
+    monkeypatch.setattr(processor, "_seconds", lambda dtype: times if dtype is torch.bfloat16 else 1.0)
+    folder = tiny.save("llama", tmp_path / "model", layers=2)
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        load(folder, dtype=dtype)
+    said = capsys.readouterr().err
+    assert said.count("bfloat16: 90 times as slow as float32") == (times == 90.0)
+    assert "float32:" not in said
