@@ -12,8 +12,8 @@ Everything that is finished is kept in the run folder, and what runs is checkpoi
 with --minutes, the run ends by itself with exit code 75, and the same command goes on. Nothing is fetched: models are
 folders or files, DATA is a folder with `gsm8k/train.jsonl`, `gsm8k/dev.jsonl`, `cruxeval/dev.jsonl` and
 `svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. On a CPU,
---cpu is claim (b) in small: SmolLM2-135M, three arms of 200,000 tokens, about two hours on two cores. The smoke run
-needs no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim. The
+--cpu is claim (b) in small: SmolLM2-135M, three arms of 200,000 tokens, in hours on two cores. The smoke run needs
+no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim. The
 result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise.
 """
 
@@ -44,6 +44,7 @@ from radistill.distillation.data.prepare import prepare
 from radistill.distillation.data.records import DataSplits, Record
 from radistill.distillation.data.settings import JsonlData, ResponseSettings
 from radistill.distillation.heldout import compare as distance
+from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.evaluation.comparison import compare, read_results
 from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
@@ -53,6 +54,7 @@ from radistill.evaluation.tasks.gsm8k import judge as judge_number
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.files import read_json, write_json, write_text
 from radistill.models.loading import Model
+from radistill.models.processor import times_as_slow
 from radistill.models.sequences import Document, batches
 from radistill.provenance import machine, seed_everything, versions
 
@@ -66,12 +68,14 @@ class Scale:
     """How large a run is; the JSON of a result holds it.
 
     Blocks are fitted on the first `fit_tokens` of the training text: what is recorded of it is large, and `fit_steps`
-    batches of 512 tokens read it several times.
+    batches of 512 tokens read it several times. With `top_k` the teacher reads the text once for all arms, and so many
+    of its largest probabilities are kept; without, it reads along.
     """
 
     budget: int
     tokens: int
     tokens_per_batch: int
+    top_k: int | None
     documents: int
     heldout: int
     calibration: int
@@ -92,20 +96,20 @@ class Scale:
 
 
 FULL = Scale(
-    budget=12, tokens=5_000_000, tokens_per_batch=8192, documents=10_000, heldout=256, calibration=32,
+    budget=12, tokens=5_000_000, tokens_per_batch=8192, top_k=None, documents=10_000, heldout=256, calibration=32,
     max_new_tokens=384, fit_tokens=250_000, fit_steps=1000, search_fit_steps=200,
     search="greedy", measures=16, probe=0.1,
     tasks=("gsm8k", "cruxeval-o", "cruxeval-i", "svamp", "recall"), limit=None, answer_tokens=512,
     contexts=(512, 2048, 8192), batch_size=256, seeds=(0, 1, 2), precision="bfloat16",
 )  # fmt: skip
 CPU = Scale(
-    budget=10, tokens=200_000, tokens_per_batch=512, documents=850, heldout=32, calibration=8,
-    max_new_tokens=128, fit_tokens=60_000, fit_steps=560, search_fit_steps=80, search="greedy", measures=10, probe=0.05,
-    tasks=("recall",), limit=50, answer_tokens=128,
-    contexts=(128, 512), batch_size=32, seeds=(0,), precision="bfloat16",
+    budget=10, tokens=200_000, tokens_per_batch=512, top_k=64, documents=450, heldout=24, calibration=8,
+    max_new_tokens=128, fit_tokens=30_000, fit_steps=300, search_fit_steps=80, search="greedy", measures=8, probe=0.05,
+    tasks=("recall",), limit=25, answer_tokens=128,
+    contexts=(128, 512), batch_size=128, seeds=(0,), precision=None,
 )  # fmt: skip
 SMOKE = Scale(
-    budget=10, tokens=600, tokens_per_batch=512, documents=6, heldout=2, calibration=2,
+    budget=10, tokens=600, tokens_per_batch=512, top_k=64, documents=6, heldout=2, calibration=2,
     max_new_tokens=16, fit_tokens=2_000, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
     tasks=("cruxeval-o", "recall"), limit=2, answer_tokens=8,
     contexts=(128,), batch_size=8, seeds=(0,), precision=None,
@@ -182,6 +186,22 @@ class Study:
             return self.base
         assert self._teacher is not None
         return load(self._teacher, dtype="bfloat16", device=str(self.base.network.device))
+
+    def taught(self, name: str, seed: int) -> Model | StoredTeacher:
+        """Who teaches: the model of that name, or what is kept of it."""
+        teacher = self.teacher(name)
+        if self.scale.top_k is None:
+            return teacher
+        self._check_time()
+        splits = self.splits(seed)[0]
+        return store_teacher(
+            teacher,
+            [*splits.documents("train"), *splits.documents("heldout")],
+            TeacherStoreSettings(top_k=self.scale.top_k),
+            vocabulary=self.base.anatomy.vocab_size,
+            folder=self.folder / f"teacher-{seed}",
+            precision=self.scale.precision,
+        )
 
     def splits(self, seed: int) -> tuple[DataSplits, dict[str, Example]]:
         """The base's responses, and the examples by their prompts."""
@@ -266,7 +286,7 @@ class Study:
             found: dict[str, Any] = read_json(path)
             return found
         layers, documents = self.plan(arm, seed), self.train(arm.responses, seed)
-        heldout, teacher = self.splits(seed)[0].documents("heldout"), self.teacher(arm.teacher)
+        heldout, teacher = self.splits(seed)[0].documents("heldout"), self.taught(arm.teacher, seed)
         per_epoch = sum(len(document.tokens) for document in documents) / len(
             batches(documents, self.scale.tokens_per_batch)
         )
@@ -296,7 +316,7 @@ class Study:
         best, rates = best_rate(arm.init, probe)
         curve = train(best, steps, folder / "training", self.scale.measures)
         student = load(folder / "training" / "student", device=str(self.base.network.device))
-        nats = self._nats(student, teacher, heldout)
+        nats = self._nats(student, self.teacher(arm.teacher), heldout)
         answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
         result = asdict(arm) | {
             "replace": layers,
@@ -310,7 +330,10 @@ class Study:
         return result
 
     def _nats(self, student: Model, teacher: Model, heldout: list[Document]) -> list[tuple[float, int]]:
-        """Of each held-out document the sum of its KL and its response tokens: what an interval is drawn from."""
+        """Of each held-out document the sum of its KL, over the whole vocabulary, and its response tokens.
+
+        An interval is drawn from them.
+        """
         pad, size = self.base.pad_token_id, self.scale.tokens_per_batch
         found = [distance(teacher.network, student.network, [document], pad, size) for document in heldout]
         return [(one.kl_sum, one.tokens) for one in found]
@@ -476,6 +499,8 @@ def main() -> None:
     if not given.smoke and given.data is None:
         parser.error("--data is needed, or --smoke")
     scale = SMOKE if given.smoke else CPU if given.cpu else FULL
+    if given.cpu and times_as_slow(torch.bfloat16) < 1:
+        scale = replace(scale, precision="bfloat16")
     name = "smoke" if given.smoke else Path(given.model).stem.lower()
     given.folder = given.folder or ROOT / "runs" / f"claims-{name}"
     seed_everything(scale.seeds[0], given.threads)

@@ -11,6 +11,7 @@ from radistill import distill, new_parameters
 from radistill.conversion.targets import GraniteHybridSettings
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -51,7 +52,7 @@ def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[s
 
 def train_blocks(
     student: Model,
-    teacher: Model,
+    teacher: Model | StoredTeacher,
     train: Sequence[Document],
     heldout: Sequence[Document],
     *,
@@ -67,8 +68,8 @@ def train_blocks(
 ) -> dict[str, Any]:
     """Train end to end at a constant rate, so that no point of the curve depends on its end.
 
-    Held-out KL is measured before the first step and then `measures` times. A training that was stopped goes on; its
-    checkpoints are removed when it is done.
+    Held-out KL is measured before the first step and then `measures` times, to a stored teacher over what is kept.
+    A training that was stopped goes on; its checkpoints are removed when it is done.
     """
     settings = DistillSettings(
         steps=steps,
@@ -79,6 +80,7 @@ def train_blocks(
         precision=precision,
         eval_steps=math.ceil(steps / measures),
         keep="last",
+        teacher_store=TeacherStoreSettings(top_k=teacher.top_k) if isinstance(teacher, StoredTeacher) else None,
         divergence=None,  # a rate that is too high is an answer too
     )
     result = distill(

@@ -1,0 +1,71 @@
+"""Recall over context length: SmolLM2-135M, and hybrids of it that kept twenty and five of its thirty attentions.
+
+    python benchmarks/recall.py [--also MODEL …]
+
+The hybrids come from the recipe of the quick start, the second with a budget of 25 and the layers that are best one by
+one. What is finished, in runs/quickstart, runs/quickstart-25 and runs/recall, is used; --also asks further models, each
+for itself. Result: benchmarks/results/recall.json.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from radistill import load
+from radistill.evaluation.comparison import compare, read_results
+from radistill.evaluation.run_tasks import run_tasks, tasks_of
+from radistill.evaluation.tasks.interface import TaskSettings
+from radistill.files import read_json, write_json
+from radistill.pipeline.recipe import load_recipe
+from radistill.pipeline.run import run
+from radistill.provenance import machine, seed_everything, versions
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "recall.json"
+SETTINGS = TaskSettings(contexts=(64, 128, 256, 512, 1024), limit=20, batch_size=20)
+RUNS: dict[str, list[str]] = {
+    "quickstart": [],
+    "quickstart-25": ["diagnose.budget=25", "diagnose.selector=leave-one-out", "baseline=null"],
+}
+
+
+def recall_of(source: str | Path, name: str) -> dict[str, Any]:
+    """The figures of a model, over all and for each kind and context."""
+    print(name)
+    return dict(run_tasks(load(source), tasks_of(["recall"], SETTINGS), SETTINGS, ROOT / "runs" / "recall" / name))
+
+
+def hybrid(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Run the recipe, and ask the student."""
+    folder = run(load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides), ROOT / "runs" / name)
+    evaluation, plan = read_json(folder / "evaluation.json"), read_json(folder / "plan.json")
+    kept = {key: evaluation["rad"][key] for key in ("kl", "agreement", "kv_bytes_per_token")}
+    return {"replace": plan["replace"], "overrides": overrides, **kept, **recall_of(folder / "student", name)}
+
+
+def main() -> None:
+    """Ask base and hybrids, and compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--also", type=Path, action="append", default=[], metavar="MODEL", help="a further model")
+    further: list[Path] = parser.parse_args().also
+    seed_everything(0, 2)
+    models = {"base": recall_of("smollm2-135m", "base")}
+    models |= {name: hybrid(name, overrides) for name, overrides in RUNS.items()}
+    models |= {path.stem: recall_of(path, path.stem) for path in further}
+    results = [read_results(name, ROOT / "runs" / "recall" / name) for name in ("base", *RUNS)]
+    result = {
+        "models": models,
+        "against_base": [asdict(line) for line in compare(results)],
+        "contexts": SETTINGS.contexts,
+        "limit": SETTINGS.limit,
+        "batch_size": SETTINGS.batch_size,
+        "seed": SETTINGS.seed,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()
