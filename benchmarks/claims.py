@@ -292,7 +292,7 @@ class Study:
         )
         steps = math.ceil(self.scale.tokens / per_epoch)
 
-        def train(rate: float, steps: int, place: Path, measures: int) -> dict[str, Any]:
+        def train(rate: float, steps: int, place: Path, measures: int, keep: Path | None = None) -> dict[str, Any]:
             done = place / "trained.json"
             if not done.exists():
                 self._check_time()
@@ -303,7 +303,8 @@ class Study:
                     rate=rate, other_rate=rate / 10 if arm.everything else 0.0,
                     precision=self.scale.precision, measures=measures, folder=place, seed=seed,
                 )  # fmt: skip
-                student.save(place / "student")
+                if keep is not None:
+                    student.save(keep)
                 write_json(done, {"fit": fit, **curve})
             found: dict[str, Any] = read_json(done)
             return found
@@ -314,8 +315,9 @@ class Study:
             return kl
 
         best, rates = best_rate(arm.init, probe)
-        curve = train(best, steps, folder / "training", self.scale.measures)
-        student = load(folder / "training" / "student", device=str(self.base.network.device))
+        trained = folder / "student"
+        curve = train(best, steps, folder / "training", self.scale.measures, keep=trained)
+        student = load(trained, device=str(self.base.network.device))
         nats = self._nats(student, self.teacher(arm.teacher), heldout)
         answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
         result = asdict(arm) | {

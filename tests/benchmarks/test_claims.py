@@ -158,7 +158,9 @@ def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Pa
     baseline, fitted = found["summary"]["uniform+transfer"], found["summary"]["rad+fitted"]
     assert baseline["token_ratio"] == 1
     assert baseline["less_baseline"]["difference"] == 0
-    assert fitted["kl"] == pytest.approx(found["arms"]["rad+fitted"]["evaluations"][-1]["kl"], rel=1e-3)
+    # The measures along the way are over the 64 largest probabilities and the rest, which makes a KL a little smaller.
+    last = found["arms"]["rad+fitted"]["evaluations"][-1]["kl"]
+    assert 0.8 * fitted["kl"] < last < fitted["kl"] * 1.001
     assert fitted["interval"][0] <= fitted["kl"] <= fitted["interval"][1]
     assert fitted["less_baseline"]["difference"] == pytest.approx(fitted["kl"] - baseline["kl"])
     assert set(found["on_tasks"]) == {
