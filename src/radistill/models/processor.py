@@ -10,7 +10,7 @@ from radistill.console import note
 SLOW = 4.0
 """So many times the time of float32 mean emulation; a format without a fast path of its own may take up to twice."""
 
-_SIZE, _PASSES = 256, 3
+_SIZE, _PASSES = 256, 5
 
 
 @cache
