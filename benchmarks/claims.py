@@ -187,9 +187,8 @@ class Study:
         assert self._teacher is not None
         return load(self._teacher, dtype="bfloat16", device=str(self.base.network.device))
 
-    def taught(self, name: str, seed: int) -> Model | StoredTeacher:
-        """Who teaches: the model of that name, or what is kept of it."""
-        teacher = self.teacher(name)
+    def taught(self, teacher: Model, seed: int) -> Model | StoredTeacher:
+        """Who teaches: the model, or what is kept of it."""
         if self.scale.top_k is None:
             return teacher
         self._check_time()
@@ -286,7 +285,8 @@ class Study:
             found: dict[str, Any] = read_json(path)
             return found
         layers, documents = self.plan(arm, seed), self.train(arm.responses, seed)
-        heldout, teacher = self.splits(seed)[0].documents("heldout"), self.taught(arm.teacher, seed)
+        heldout, teacher = self.splits(seed)[0].documents("heldout"), self.teacher(arm.teacher)
+        taught = self.taught(teacher, seed)
         per_epoch = sum(len(document.tokens) for document in documents) / len(
             batches(documents, self.scale.tokens_per_batch)
         )
@@ -298,7 +298,7 @@ class Study:
                 self._check_time()
                 student, fit = self._start(arm, layers, documents, seed)
                 curve = train_blocks(
-                    student, teacher, documents, heldout,
+                    student, taught, documents, heldout,
                     replace=layers, steps=steps, tokens_per_batch=self.scale.tokens_per_batch,
                     rate=rate, other_rate=rate / 10 if arm.everything else 0.0,
                     precision=self.scale.precision, measures=measures, folder=place, seed=seed,
@@ -318,7 +318,7 @@ class Study:
         trained = folder / "student"
         curve = train(best, steps, folder / "training", self.scale.measures, keep=trained)
         student = load(trained, device=str(self.base.network.device))
-        nats = self._nats(student, self.teacher(arm.teacher), heldout)
+        nats = self._nats(student, teacher, heldout)
         answers = self.ask(student, f"{file_name(arm.name)}-{seed}")
         result = asdict(arm) | {
             "replace": layers,

@@ -156,8 +156,8 @@ def train_student(
     with _prepared(student.network, taught, new_parameters, settings), ExitStack() as stack:
         trained = student.network
         stack.enter_context(master_weights(trained, settings.precision))
-        if settings.precision and trained.device.type == "cpu":
-            warn_if_slow(DTYPES[settings.precision])
+        if settings.precision:
+            warn_if_slow(DTYPES[settings.precision], trained.device)
         if isinstance(taught, PreTrainedModel):
             stack.enter_context(placed(taught, settings.teacher_device))
         if processes.sharded:

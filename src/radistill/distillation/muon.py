@@ -33,12 +33,10 @@ class Muon(torch.optim.Optimizer):
             ValueError: if a parameter is no matrix.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        for parameter in self._parameters():
-            if parameter.ndim != 2:
-                raise ValueError(f"Muon trains matrices, not a parameter of shape {list(parameter.shape)}")
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(f"Muon trains matrices, not a parameter of shape {list(parameter.shape)}")
 
     @overload
     def step(self, closure: None = None) -> None: ...

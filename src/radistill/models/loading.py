@@ -134,8 +134,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     _check_vocabulary(folder, tokenizer, network)
     _check_finite(folder, network)
     use_fast_ssd(network)
-    if target.type == "cpu":
-        warn_if_slow(DTYPES[dtype])
+    warn_if_slow(DTYPES[dtype], target)
     return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
 
 

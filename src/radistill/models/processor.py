@@ -23,9 +23,9 @@ def times_as_slow(dtype: torch.dtype) -> float:
 
 
 @cache
-def warn_if_slow(dtype: torch.dtype) -> None:
-    """Say, once, that a format is emulated on this processor, if it is."""
-    if (times := times_as_slow(dtype)) > SLOW:
+def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Say, once, that a format is emulated on this processor, if it is and the processor is the device."""
+    if device.type == "cpu" and dtype is not torch.float32 and (times := times_as_slow(dtype)) > SLOW:
         name = str(dtype).removeprefix("torch.")
         note(f"{name}: {times:.0f} times as slow as float32 on this processor, which emulates it; use float32 here")
 
