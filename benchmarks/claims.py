@@ -109,7 +109,7 @@ CPU = Scale(
     contexts=(128, 512), batch_size=128, seeds=(0,), precision=None,
 )  # fmt: skip
 SMOKE = Scale(
-    budget=10, tokens=600, tokens_per_batch=512, top_k=64, documents=6, heldout=2, calibration=2,
+    budget=10, tokens=600, tokens_per_batch=512, top_k=None, documents=6, heldout=2, calibration=2,
     max_new_tokens=16, fit_tokens=2_000, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
     tasks=("cruxeval-o", "recall"), limit=2, answer_tokens=8,
     contexts=(128,), batch_size=8, seeds=(0,), precision=None,
