@@ -63,6 +63,24 @@ def test_another_teacher_is_gone_before_the_student_trains(
     assert "teacher-store" in read_json(out / "run.json")["stages"]
 
 
+def test_another_teacher_is_gone_if_only_an_earlier_stage_needed_it(
+    recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data that was lost is written again by the teacher, and is what its store was made of."""
+    out = run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
+    (out / "data" / "calibration.jsonl").unlink()
+    loaded.clear()
+    original, alive = stages.distill, []
+
+    def distilling(*arguments: Any, **keywords: Any) -> Any:
+        alive.append([reference() is not None for reference in loaded["other"]])
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(stages, "distill", distilling)
+    run(load_recipe(recipe, [*STORED, "distill.steps=5"]), out, BEFORE_EVALUATION)
+    assert alive[0] == [False]
+
+
 def test_a_complete_store_is_enough(
     recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,8 @@ _STEP = "teacher-store"
 def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     """The teacher of a hybrid, None if it has none; all processes must ask for it together.
 
-    Where the recipe wants it stored, it is loaded only if something is missing of its store, and given back after that.
+    Where the recipe wants it stored, it is loaded only if something is missing of its store. It is given back then, and
+    also where an earlier stage had loaded it.
     """
     if arm.distill is None:
         return None
@@ -32,6 +33,7 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     place = context.path / "teacher_store.json"
     folder = Path(settings.folder) if settings.folder else context.path / "teacher_store"
     if context.processes.decide(partial(_current, context, inputs, place, folder)):
+        context.release_teacher()
         return StoredTeacher(_own(folder, place), documents)
     with context.folder.step(_STEP, inputs, context.recipe.seed) if context.processes.is_main else nullcontext():
         store = store_teacher(
