@@ -69,7 +69,8 @@ class Scale:
 
     Blocks are fitted on the first `fit_tokens` of the training text: what is recorded of it is large, and `fit_steps`
     batches of 512 tokens read it several times. With `top_k` the teacher reads the text once for all arms, and so many
-    of its largest probabilities are kept; without, it reads along.
+    of its largest probabilities are kept; without, it reads along. The first part, `probe`, of the steps chooses an
+    arm's rate out of three and up to `further_rates` beyond them.
     """
 
     budget: int
@@ -86,6 +87,7 @@ class Scale:
     search: str
     measures: int
     probe: float
+    further_rates: int
     tasks: tuple[str, ...]
     limit: int | None
     answer_tokens: int
@@ -98,19 +100,21 @@ class Scale:
 FULL = Scale(
     budget=12, tokens=5_000_000, tokens_per_batch=8192, top_k=None, documents=10_000, heldout=256, calibration=32,
     max_new_tokens=384, fit_tokens=250_000, fit_steps=1000, search_fit_steps=200,
-    search="greedy", measures=16, probe=0.1,
+    search="greedy", measures=16, probe=0.1, further_rates=4,
     tasks=("gsm8k", "cruxeval-o", "cruxeval-i", "svamp", "recall"), limit=None, answer_tokens=512,
     contexts=(512, 2048, 8192), batch_size=256, seeds=(0, 1, 2), precision="bfloat16",
 )  # fmt: skip
 CPU = Scale(
     budget=10, tokens=200_000, tokens_per_batch=512, top_k=64, documents=450, heldout=24, calibration=8,
     max_new_tokens=128, fit_tokens=30_000, fit_steps=300, search_fit_steps=80, search="greedy", measures=8, probe=0.05,
+    further_rates=4,
     tasks=("recall",), limit=25, answer_tokens=128,
     contexts=(128, 512), batch_size=128, seeds=(0,), precision=None,
 )  # fmt: skip
 SMOKE = Scale(
     budget=10, tokens=600, tokens_per_batch=512, top_k=None, documents=6, heldout=2, calibration=2,
     max_new_tokens=16, fit_tokens=2_000, fit_steps=2, search_fit_steps=1, search="leave-one-out", measures=1, probe=0.5,
+    further_rates=0,
     tasks=("cruxeval-o", "recall"), limit=2, answer_tokens=8,
     contexts=(128,), batch_size=8, seeds=(0,), precision=None,
 )  # fmt: skip
@@ -278,7 +282,7 @@ class Study:
         return AlignSettings(steps=steps, tokens_per_batch=512, memory_gib=16)
 
     def measure(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Train a student at the best of three rates, and ask it the tasks."""
+        """Train a student at the best rate, and ask it the tasks."""
         folder = self.folder / "arms" / f"{file_name(arm.name)}-{seed}"
         path = folder / "result.json"
         if path.exists():
@@ -314,7 +318,7 @@ class Study:
             kl: float = train(rate, few, folder / f"probe-{rate:g}", 1)["evaluations"][-1]["kl"]
             return kl
 
-        best, rates = best_rate(arm.init, probe)
+        best, rates = best_rate(arm.init, probe, self.scale.further_rates)
         trained = folder / "student"
         curve = train(best, steps, folder / "training", self.scale.measures, keep=trained)
         student = load(trained, device=str(self.base.network.device))

@@ -22,6 +22,9 @@ GEOMETRY = GraniteHybridSettings(groups="heads")
 RATES = {"zero": (1e-4, 3e-4, 1e-3), "transfer": (1e-4, 3e-4, 1e-3), "fitted": (1e-5, 3e-5, 1e-4)}
 """Three for each start; one that is near the teacher already needs smaller ones, or training leads away from it."""
 
+GRID = tuple(float(f"{digit}e{exponent}") for exponent in range(-7, 1) for digit in (1, 3))
+"""Every rate that may be tried, half a decade apart."""
+
 
 def first_tokens(documents: Sequence[Document], tokens: int) -> list[Document]:
     """The first documents that together have `tokens` tokens; all of them, if they have fewer."""
@@ -29,25 +32,37 @@ def first_tokens(documents: Sequence[Document], tokens: int) -> list[Document]:
     return [document for document, count in zip(documents, before, strict=False) if count < tokens]
 
 
-def best_rate(init: str, probe: Callable[[float], float]) -> tuple[float, dict[str, float | None]]:
-    """The rate of a start's three that ends a short training (`probe`) at the lowest KL, and what each gave.
+def best_rate(init: str, probe: Callable[[float], float], further: int = 0) -> tuple[float, dict[str, float | None]]:
+    """The rate that ends a short training (`probe`) at the lowest KL, and what each gave.
 
-    A rate at which training breaks down (the gradient is not finite) is None, and out of the choice.
+    The start's three are tried; then, as long as the best is the largest or smallest so far, the next one beyond it, at
+    most `further` of them: a best that has no worse one on either side may not be the best. A rate at which training
+    breaks down (the gradient is not finite) is None, and out of the choice.
 
     Raises:
-        RadistillError: the last one, if none of them can be trained with.
+        RadistillError: the last one, if none of the three can be trained with.
     """
     found: dict[float, float | None] = {}
-    for rate in RATES[init]:
+    kls: dict[float, float] = {}
+
+    def attempt(rate: float) -> None:
+        found[rate] = None
         try:
-            found[rate] = probe(rate)
+            found[rate] = kls[rate] = probe(rate)
         except RadistillError as error:
-            if rate == RATES[init][-1] and not any(kl is not None for kl in found.values()):
+            if rate == RATES[init][-1] and not kls:
                 raise
             print(f"{init}, rate {rate:g}: {error}", file=sys.stderr)
-            found[rate] = None
-    kls = {rate: kl for rate, kl in found.items() if kl is not None}
-    return min(kls, key=kls.__getitem__), {f"{rate:g}": kl for rate, kl in found.items()}
+
+    for rate in RATES[init]:
+        attempt(rate)
+    while True:
+        best = min(kls, key=kls.__getitem__)
+        at = GRID.index(best)
+        beyond = [rate for rate in GRID[max(at - 1, 0) : at + 2] if rate not in found]
+        if not beyond or len(found) == len(RATES[init]) + further:
+            return best, {f"{rate:g}": found[rate] for rate in sorted(found)}
+        attempt(beyond[0])
 
 
 def train_blocks(
