@@ -14,7 +14,8 @@ folders or files, DATA is a folder with `gsm8k/train.jsonl`, `gsm8k/dev.jsonl`, 
 `svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. On a CPU,
 --cpu is claim (b) in small: SmolLM2-135M, three arms of 200,000 tokens, in hours on two cores. The smoke run needs
 no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim. The
-result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise.
+result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise, and a figure of claim (b) with
+the first seed beside it.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 
 from common.code_tracing import exercises
+from common.curves import drawing
 from common.overlap import overlap
 from common.students import GEOMETRY, best_rate, first_tokens, token_ratio, train_blocks
 from radistill import align, convert, diagnose, load
@@ -472,6 +474,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str,
         "model": given.model,
         "teacher": given.teacher,
         "model_fingerprint": base.fingerprint,
+        "attention_layers": len(base.anatomy.attention_layers),
         "scale": asdict(scale),
         "geometry": GEOMETRY.model_dump(mode="json"),
         "base": of_base,
@@ -480,6 +483,13 @@ def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str,
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def figure(result: dict[str, Any]) -> str:
+    """The curves of claim (b), as an SVG file of its own."""
+    title = f"{result['scale']['budget']} of {result['attention_layers']} attention layers replaced, then distilled"
+    arms = result["seeds"][str(result["scale"]["seeds"][0])]["arms"]
+    return f"{drawing({arm.name: arms[arm.name] for arm in CLAIM_B if arm.name in arms}, title)}\n"
 
 
 def main() -> None:
@@ -522,6 +532,8 @@ def main() -> None:
         sys.exit(UNFINISHED)
     out = given.out or ROOT / "benchmarks" / "results" / f"claims-{name}.json"
     write_json(out, result)
+    if not given.smoke:
+        write_text(out.with_suffix(".svg"), figure(result))
     for seed, found in result["seeds"].items():
         for name, arm in found["summary"].items():
             before, (low, high), ratio = (

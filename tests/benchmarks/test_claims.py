@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -184,6 +185,25 @@ def test_what_is_kept_of_a_teacher_can_teach(module: Any, tmp_path: Path) -> Non
         rate=1e-3, precision=None, measures=2, folder=tmp_path / "run", seed=0,
     )  # fmt: skip
     assert [point["kl"] > 0 for point in curve["evaluations"]] == [True] * 3
+
+
+def test_the_figure_has_the_curves_of_claim_b_with_the_first_seed(module: Any) -> None:
+    def arms(last: float) -> dict[str, Any]:
+        points = [{"tokens": 0, "kl": 12.0}, {"tokens": 50, "kl": last}]
+        names = ("uniform+transfer", "rad+zero", "rad+fitted@large")
+        return {"arms": {name: {"evaluations": points} for name in names}}
+
+    seeds = {"7": arms(0.25), "8": arms(0.5)}
+    scale = {"budget": 12, "seeds": [7, 8]}
+    drawn = module("claims").figure({"scale": scale, "attention_layers": 24, "seeds": seeds})
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert "12 of 24 attention layers" in drawn
+    assert [drawn.count(label) for label in ("uniform+transfer: 0.250", "rad+zero: 0.250", "0.500", "large")] == [
+        1,
+        1,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.real

@@ -1,0 +1,38 @@
+"""The figure of students that were trained on the same tokens."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from radistill.report.svg import Axes, marker, path, tag, text, value_scale
+
+
+def drawing(arms: dict[str, dict[str, Any]], title: str) -> Markup:
+    """Held-out KL of every arm against its end-to-end tokens, as an SVG file of its own."""
+    width, height, left, right, top = 960, 470, 70, 760, 80
+    points = {name: [(p["tokens"], p["kl"]) for p in arm["evaluations"]] for name, arm in arms.items()}
+    every = [point for curve in points.values() for point in curve]
+    x = value_scale([tokens for tokens, _ in every], left, right)
+    y = value_scale([kl for _, kl in every], height - 50, top, log_above=10)
+    axes = Axes(x, y, "end-to-end tokens", "held-out KL, nats a token", x.ticks(6), y.ticks(5))
+    elements = [tag("style", Markup(_STYLE)), tag("title", title), text(8, 24, title, "head"), *axes.draw()]
+    labels: list[float] = []
+    for name, curve in sorted(points.items(), key=lambda item: item[1][-1][1], reverse=True):
+        plan, _, init = name.partition("+")
+        elements.append(path([(x(tokens), y(kl)) for tokens, kl in curve], f"{plan} {init}"))
+        elements += [marker(_SHAPES[init], x(tokens), y(kl), 4, f"mark {plan}") for tokens, kl in curve]
+        place = max(y(curve[-1][1]) + 4, labels[-1] + 16 if labels else 0)
+        labels.append(place)
+        elements.append(text(right + 12, place, f"{name}: {curve[-1][1]:.3f}", "label"))
+    return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img")
+
+
+_SHAPES = {"zero": "circle", "transfer": "square", "fitted": "diamond"}
+_STYLE = (
+    "text{font:13px system-ui,sans-serif;fill:#1f2328}.head{font-weight:600;font-size:15px}"
+    "path{fill:none;stroke-width:2}"
+    ".axis{stroke:#8c959f}.grid{stroke:#d0d7de}.rad{stroke:#1f5fa8}.uniform{stroke:#b35900}.replaceable{stroke:#2d7d46}"
+    ".mark{stroke:none}.mark.rad{fill:#1f5fa8}.mark.uniform{fill:#b35900}.mark.replaceable{fill:#2d7d46}"
+    ".transfer{stroke-dasharray:6 4}.zero{stroke-dasharray:2 3}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.grid{stroke:#30363d}}"
+)
