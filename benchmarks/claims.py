@@ -12,10 +12,10 @@ Everything that is finished is kept in the run folder, and what runs is checkpoi
 with --minutes, the run ends by itself with exit code 75, and the same command goes on. Nothing is fetched: models are
 folders or files, DATA is a folder with `gsm8k/train.jsonl`, `gsm8k/dev.jsonl`, `cruxeval/dev.jsonl` and
 `svamp/SVAMP.json`. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only. On a CPU,
---cpu is claim (b) in small: SmolLM2-135M, three arms of 200,000 tokens, in hours on two cores. The smoke run needs
-no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a claim. The
-result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise, and a figure of claim (b) with
-the first seed beside it.
+--cpu is claim (b) in small: SmolLM2-135M, five arms of 200,000 tokens, in hours on two cores.
+The smoke run needs no data: it uses generated code-tracing exercises, on SmolLM2-135M, and proves the harness, not a
+claim. The result is written to benchmarks/results/claims-NAME.json, unless --out says otherwise, and a figure of claim
+(b) with the first seed beside it.
 """
 
 import argparse
@@ -156,10 +156,11 @@ CLAIM_C = [replace(BASELINE, teacher="large"), replace(FITTED, teacher="large")]
 COMPARED = [(BASELINE, RAD), (BASELINE, FITTED), (CLAIM_C[0], CLAIM_C[1]), (FITTED, CLAIM_C[1])]
 """Pairs whose answers are compared too, besides each arm's with the base's."""
 
+UNIFORM_FITTED = Arm("uniform", "fitted")
 ABLATIONS = [
-    Arm("rad", "transfer"),
+    UNIFORM_FITTED,
     Arm("uniform", "zero"),
-    Arm("uniform", "fitted"),
+    Arm("rad", "transfer"),
     replace(FITTED, everything=True),
     replace(FITTED, responses="right"),
     replace(FITTED, budget=6),
@@ -419,7 +420,7 @@ def _arms(given: argparse.Namespace) -> list[Arm]:
     if given.smoke:
         return [BASELINE, FITTED]
     if given.cpu:
-        return [BASELINE, FITTED, RAD]
+        return [*CLAIM_B, UNIFORM_FITTED]
     return [*CLAIM_B, *(CLAIM_C if given.teacher else []), *(ABLATIONS if given.ablations else [])]
 
 
@@ -486,10 +487,10 @@ def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str,
 
 
 def figure(result: dict[str, Any]) -> str:
-    """The curves of claim (b), as an SVG file of its own."""
+    """The curves of claim (b) and of the uniform plan with fitted blocks, as an SVG file of its own."""
     title = f"{result['scale']['budget']} of {result['attention_layers']} attention layers replaced, then distilled"
     arms = result["seeds"][str(result["scale"]["seeds"][0])]["arms"]
-    return f"{drawing({arm.name: arms[arm.name] for arm in CLAIM_B if arm.name in arms}, title)}\n"
+    return f"{drawing({arm.name: arms[arm.name] for arm in [*CLAIM_B, UNIFORM_FITTED] if arm.name in arms}, title)}\n"
 
 
 def main() -> None:
@@ -497,11 +498,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     small = parser.add_mutually_exclusive_group()
     small.add_argument("--smoke", action="store_true", help="SmolLM2-135M, two arms, a few steps, generated data")
-    small.add_argument("--cpu", action="store_true", help="SmolLM2-135M, claim (b) with three arms and one seed")
+    small.add_argument("--cpu", action="store_true", help="SmolLM2-135M, claim (b) with one seed")
     parser.add_argument("--model", help="the base; default smollm2-135m with --smoke and --cpu")
     parser.add_argument("--teacher", help="the larger teacher of claim (c), with the same tokenizer")
     parser.add_argument("--data", type=Path, help="folder with gsm8k, cruxeval and svamp")
-    parser.add_argument("--ablations", action="store_true", help="the ablations too")
+    parser.add_argument("--ablations", action="store_true", help="the ablations too; not with --smoke or --cpu")
     parser.add_argument("--minutes", type=float, help="end after so long, with exit code 75 if something is left")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -514,6 +515,8 @@ def main() -> None:
         given.model = "smollm2-135m"
     if not given.smoke and given.data is None:
         parser.error("--data is needed, or --smoke")
+    if given.ablations and (given.smoke or given.cpu):
+        parser.error("--ablations is for the full run, without --smoke and --cpu")
     scale = SMOKE if given.smoke else CPU if given.cpu else FULL
     if given.cpu and times_as_slow(torch.bfloat16) < 1:
         scale = replace(scale, precision="bfloat16")

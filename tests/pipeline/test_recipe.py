@@ -88,6 +88,25 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "saved.yaml") == recipe
 
 
+@pytest.mark.parametrize(
+    ("baseline", "rate"),
+    [
+        ({}, 1e-2),
+        ({"init": "transfer", "new_block_learning_rate": 2e-3}, 2e-3),
+        ({"init": "random"}, 1e-3),
+        ({"init": "random", "align": True}, 7e-5),
+        ({"init": "zero"}, 7e-5),
+    ],
+)
+def test_a_baseline_is_trained_at_a_rate_for_its_start(tmp_path: Path, baseline: dict[str, Any], rate: float) -> None:
+    changes = {"diagnose.selector": "uniform", "distill.new_block_learning_rate": 7e-5, "baseline": baseline}
+    recipe = load_recipe(write(tmp_path, changes))
+    assert recipe.baseline is not None
+    settings = recipe.baseline.distill_settings(recipe.distill)
+    assert settings is not None
+    assert settings.new_block_learning_rate == rate
+
+
 def test_every_field_is_described() -> None:
     fields = list(recipe_table.fields())
     assert len(fields) > 80

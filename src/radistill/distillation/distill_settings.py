@@ -46,7 +46,7 @@ class TrainingSettings(BaseModel):
         "same",
     )
     new_block_learning_rate: float = Field(
-        default=1e-4, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
+        default=3e-5, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
     )
     other_learning_rate: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="peak rate for every other weight; 0 freezes them"

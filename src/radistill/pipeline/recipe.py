@@ -47,6 +47,11 @@ _OWN_DATA = (
 )
 
 
+_RATES = {"random": 1e-3, "transfer": 1e-2}
+"""Of starts so far from the teacher that the rate of a hybrid's fitted blocks would leave them there, and the hybrid
+would be compared with a baseline that nobody tuned."""
+
+
 class DiagnoseSettings(BaseModel):
     """Which attention layers go."""
 
@@ -134,14 +139,16 @@ class BaselineSettings(BaseModel):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="its own rate, for a start that asks for another one; the hybrid's if null",
+        description="its own rate; null is the hybrid's, but 1e-2 for blocks that start by `transfer` and 1e-3 for "
+        "`random` ones, where they are not fitted",
     )
 
     def distill_settings(self, hybrid: DistillStage | None) -> DistillStage | None:
         """How the baseline is trained, where the hybrid is trained as `hybrid` says; None is not at all."""
         if hybrid is None or self.steps == 0:
             return None
-        own = {"steps": self.steps, "new_block_learning_rate": self.new_block_learning_rate}
+        rate = self.new_block_learning_rate or (None if self.align else _RATES.get(self.init))
+        own = {"steps": self.steps, "new_block_learning_rate": rate}
         return hybrid.model_copy(update={field: value for field, value in own.items() if value is not None})
 
 
