@@ -151,12 +151,15 @@ class Arm:
 
 
 BASELINE, RAD, FITTED = Arm("uniform", "transfer"), Arm("rad", "zero"), Arm("rad", "fitted")
-CLAIM_B = [BASELINE, RAD, FITTED, Arm("replaceable", "fitted")]
+UNIFORM_FITTED, REPLACEABLE = Arm("uniform", "fitted"), Arm("replaceable", "fitted")
+CLAIM_B = [BASELINE, RAD, FITTED, REPLACEABLE]
 CLAIM_C = [replace(BASELINE, teacher="large"), replace(FITTED, teacher="large")]
 COMPARED = [(BASELINE, RAD), (BASELINE, FITTED), (CLAIM_C[0], CLAIM_C[1]), (FITTED, CLAIM_C[1])]
 """Pairs whose answers are compared too, besides each arm's with the base's."""
 
-UNIFORM_FITTED = Arm("uniform", "fitted")
+PLAN_OR_START = [(RAD, FITTED), (RAD, UNIFORM_FITTED), (UNIFORM_FITTED, FITTED), (FITTED, REPLACEABLE)]
+"""Pairs whose KLs are compared too, besides each arm's with its baseline's: what a start brings, and what a plan."""
+
 ABLATIONS = [
     UNIFORM_FITTED,
     Arm("uniform", "zero"),
@@ -437,8 +440,23 @@ def summary(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
         baseline = measured.get(replace(BASELINE, teacher=arm["teacher"], budget=arm["budget"]).name)
         if baseline is not None:
             found[name]["token_ratio"] = token_ratio(arm, baseline)
-            found[name]["less_baseline"] = asdict(paired_bootstrap([nat for nat, _ in baseline["nats"]], nats, tokens))
+            found[name]["less_baseline"] = less(arm, baseline)
     return found
+
+
+def less(arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """An arm's KL less another's, with its interval, over the same held-out documents."""
+    nats, tokens = zip(*arm["nats"], strict=True)
+    return asdict(paired_bootstrap([nat for nat, _ in other["nats"]], nats, tokens))
+
+
+def kl_differences(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The second arm's KL less the first's, of the pairs that tell what a start brings and what a plan."""
+    return {
+        f"{one.name}, {other.name}": less(measured[other.name], measured[one.name])
+        for one, other in PLAN_OR_START
+        if {one.name, other.name} <= measured.keys()
+    }
 
 
 def over_seeds(seeds: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -467,6 +485,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str,
         seeds[str(seed)] = {
             "arms": measured,
             "summary": summary(measured),
+            "kl_differences": kl_differences(measured),
             "on_tasks": {f"{one}, {other}": run.on_tasks(folders[one], folders[other]) for one, other in pairs},
             "overlap": run.overlap(seed),
         }

@@ -157,6 +157,10 @@ def test_a_kl_is_compared_with_that_of_the_same_teacher_and_budget_only(module: 
     assert found["rad+fitted@large"]["token_ratio"] == 1
     assert found[few.name]["token_ratio"] is None
     assert found[few.name]["less_baseline"] is None
+    assert claims.kl_differences(arms) == {}
+    worse = claims.kl_differences(arms | {"uniform+fitted": arms["uniform+transfer"]})
+    assert list(worse) == ["uniform+fitted, rad+fitted"]
+    assert worse["uniform+fitted, rad+fitted"]["difference"] == -2
     seeds = claims.over_seeds(
         [{"summary": found}, {"summary": found | {"rad+fitted": {"kl": 2.5, "token_ratio": 0.5}}}]
     )
