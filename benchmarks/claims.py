@@ -153,6 +153,9 @@ class Arm:
 BASELINE, RAD, FITTED = Arm("uniform", "transfer"), Arm("rad", "zero"), Arm("rad", "fitted")
 UNIFORM_FITTED, REPLACEABLE = Arm("uniform", "fitted"), Arm("replaceable", "fitted")
 CLAIM_B = [BASELINE, RAD, FITTED, REPLACEABLE]
+CPU_ARMS = [*CLAIM_B, UNIFORM_FITTED]
+"""What is measured on a CPU, and what the figure shows of any run: one teacher, one budget."""
+
 CLAIM_C = [replace(BASELINE, teacher="large"), replace(FITTED, teacher="large")]
 COMPARED = [(BASELINE, RAD), (BASELINE, FITTED), (CLAIM_C[0], CLAIM_C[1]), (FITTED, CLAIM_C[1])]
 """Pairs whose answers are compared too, besides each arm's with the base's."""
@@ -423,7 +426,7 @@ def _arms(given: argparse.Namespace) -> list[Arm]:
     if given.smoke:
         return [BASELINE, FITTED]
     if given.cpu:
-        return [*CLAIM_B, UNIFORM_FITTED]
+        return CPU_ARMS
     return [*CLAIM_B, *(CLAIM_C if given.teacher else []), *(ABLATIONS if given.ablations else [])]
 
 
@@ -450,13 +453,15 @@ def less(arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return asdict(paired_bootstrap([nat for nat, _ in other["nats"]], nats, tokens))
 
 
+def names_of(pairs: Iterable[tuple[Arm, Arm]], measured: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """The names of the pairs that are both measured."""
+    return [(one.name, other.name) for one, other in pairs if {one.name, other.name} <= measured.keys()]
+
+
 def kl_differences(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The second arm's KL less the first's, of the pairs that tell what a start brings and what a plan."""
-    return {
-        f"{one.name}, {other.name}": less(measured[other.name], measured[one.name])
-        for one, other in PLAN_OR_START
-        if {one.name, other.name} <= measured.keys()
-    }
+    pairs = names_of(PLAN_OR_START, measured)
+    return {f"{one}, {other}": less(measured[other], measured[one]) for one, other in pairs}
 
 
 def over_seeds(seeds: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -480,7 +485,7 @@ def study(given: argparse.Namespace, scale: Scale, arms: list[Arm]) -> dict[str,
     for seed in scale.seeds:
         measured = {arm.name: run.measure(arm, seed) for arm in arms}
         pairs = [("base", name) for name in measured]
-        pairs += [(one.name, other.name) for one, other in COMPARED if {one.name, other.name} <= measured.keys()]
+        pairs += names_of(COMPARED, measured)
         folders = {"base": "base"} | {name: f"{file_name(name)}-{seed}" for name in measured}
         seeds[str(seed)] = {
             "arms": measured,
@@ -509,7 +514,7 @@ def figure(result: dict[str, Any]) -> str:
     """The curves of claim (b) and of the uniform plan with fitted blocks, as an SVG file of its own."""
     title = f"{result['scale']['budget']} of {result['attention_layers']} attention layers replaced, then distilled"
     arms = result["seeds"][str(result["scale"]["seeds"][0])]["arms"]
-    return f"{drawing({arm.name: arms[arm.name] for arm in [*CLAIM_B, UNIFORM_FITTED] if arm.name in arms}, title)}\n"
+    return f"{drawing({arm.name: arms[arm.name] for arm in CPU_ARMS if arm.name in arms}, title)}\n"
 
 
 def main() -> None:

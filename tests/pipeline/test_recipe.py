@@ -102,9 +102,21 @@ def test_a_baseline_is_trained_at_a_rate_for_its_start(tmp_path: Path, baseline:
     changes = {"diagnose.selector": "uniform", "distill.new_block_learning_rate": 7e-5, "baseline": baseline}
     recipe = load_recipe(write(tmp_path, changes))
     assert recipe.baseline is not None
-    settings = recipe.baseline.distill_settings(recipe.distill)
+    settings = recipe.baseline.distill_settings(recipe)
     assert settings is not None
     assert settings.new_block_learning_rate == rate
+
+
+def test_a_baseline_that_nothing_fits_has_the_rate_of_its_start(tmp_path: Path) -> None:
+    changes = {
+        "diagnose.selector": "uniform", "diagnose.by": "redundancy", "convert.init": "zero", "align": None,
+        "baseline": {"init": "random", "align": True},
+    }  # fmt: skip
+    recipe = load_recipe(write(tmp_path, changes))
+    assert recipe.baseline is not None
+    settings = recipe.baseline.distill_settings(recipe)
+    assert settings is not None
+    assert settings.new_block_learning_rate == 1e-3
 
 
 def test_every_field_is_described() -> None:

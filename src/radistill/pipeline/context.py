@@ -165,8 +165,8 @@ class Context:
                     selector=baseline.selector,
                     target=baseline.target,
                     init=baseline.init,
-                    align=recipe.align if baseline.align else None,
-                    distill=baseline.distill_settings(recipe.distill),
+                    align=baseline.align_settings(recipe),
+                    distill=baseline.distill_settings(recipe),
                     finetune=recipe.finetune,
                 )
             )

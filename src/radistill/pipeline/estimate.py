@@ -224,8 +224,8 @@ def _baseline_recipe(recipe: Recipe) -> Recipe:
     assert recipe.baseline is not None
     update = {
         "diagnose": recipe.diagnose.model_copy(update={"by": "redundancy"}),
-        "align": recipe.align if recipe.baseline.align else None,
-        "distill": recipe.baseline.distill_settings(recipe.distill),
+        "align": recipe.baseline.align_settings(recipe),
+        "distill": recipe.baseline.distill_settings(recipe),
     }
     return recipe.model_copy(update=update)
 

@@ -143,13 +143,18 @@ class BaselineSettings(BaseModel):
         "`random` ones, where they are not fitted",
     )
 
-    def distill_settings(self, hybrid: DistillStage | None) -> DistillStage | None:
-        """How the baseline is trained, where the hybrid is trained as `hybrid` says; None is not at all."""
-        if hybrid is None or self.steps == 0:
+    def align_settings(self, recipe: "Recipe") -> AlignStage | None:
+        """How its blocks are fitted; None is not at all."""
+        return recipe.align if self.align else None
+
+    def distill_settings(self, recipe: "Recipe") -> DistillStage | None:
+        """How it is trained, where the hybrid is trained as `recipe` says; None is not at all."""
+        if recipe.distill is None or self.steps == 0:
             return None
-        rate = self.new_block_learning_rate or (None if self.align else _RATES.get(self.init))
+        fitted = self.align_settings(recipe) is not None
+        rate = self.new_block_learning_rate or (None if fitted else _RATES.get(self.init))
         own = {"steps": self.steps, "new_block_learning_rate": rate}
-        return hybrid.model_copy(update={field: value for field, value in own.items() if value is not None})
+        return recipe.distill.model_copy(update={field: value for field, value in own.items() if value is not None})
 
 
 class Recipe(BaseModel):
@@ -240,7 +245,11 @@ def _contradiction(recipe: Recipe) -> str | None:
             f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give align a section "
             "or set convert.init to zero"
         )
-    if baseline is not None and not (baseline.align and recipe.align) and find_initialisation(baseline.init).needs_fit:
+    if (
+        baseline is not None
+        and baseline.align_settings(recipe) is None
+        and find_initialisation(baseline.init).needs_fit
+    ):
         return (
             f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
         )
