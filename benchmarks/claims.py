@@ -39,12 +39,12 @@ from common.curves import drawing
 from common.overlap import overlap
 from common.students import GEOMETRY, best_rate, first_tokens, token_ratio, train_blocks
 from radistill import align, convert, diagnose, load
+from radistill.data.examples import Example
+from radistill.data.prepare import prepare
+from radistill.data.records import DataSplits, Record
+from radistill.data.settings import JsonlData, ResponseSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.prepare import prepare
-from radistill.distillation.data.records import DataSplits, Record
-from radistill.distillation.data.settings import JsonlData, ResponseSettings
 from radistill.distillation.heldout import compare as distance
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.evaluation.comparison import compare, read_results

@@ -26,10 +26,10 @@ from typing import Any
 from common.curves import drawing
 from common.students import GEOMETRY, RATES, best_rate, first_tokens, token_ratio, tokens_until, train_blocks
 from radistill import align, convert, diagnose, load
+from radistill.data.prepare import prepare
+from radistill.data.settings import ReasoningGymData, ResponseSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.distillation.data.prepare import prepare
-from radistill.distillation.data.settings import ReasoningGymData, ResponseSettings
 from radistill.files import hash_json, read_json, write_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches

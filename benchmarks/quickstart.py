@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from radistill.files import read_json, write_json
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,9 +17,9 @@ from radistill.evaluation.comparison import compare, read_results
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import read_json, write_json
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
 from radistill.provenance import machine, seed_everything, versions
+from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "recall.json"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from radistill.distillation.data.records import DataSplits
+from radistill.data.records import DataSplits
 from radistill.distillation.losses import forward_kl, over_categories, top_k_of
 from radistill.files import write_json
 from radistill.models.loading import load
 from radistill.models.logits import response_states
 from radistill.models.sequences import batches, collate
-from radistill.pipeline.recipe import load_recipe
 from radistill.provenance import machine, versions
+from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 SIZES = (1, 4, 16, 64, 256, 1024)

@@ -10,8 +10,8 @@ import typer.main
 import radistill
 from radistill.cli import app
 from radistill.models.loading import Model
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.stages import STAGES
+from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.evaluation.tasks.cruxeval import INPUT_PROMPT, OUTPUT_PROMPT
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radistill.conversion import convert, new_parameters
+    from radistill.data.prepare import load_data
     from radistill.diagnosis.diagnose import diagnose
     from radistill.distillation.align import align
-    from radistill.distillation.data.prepare import load_data
     from radistill.distillation.distill import distill
     from radistill.distillation.finetune import finetune
     from radistill.errors import RadistillError
@@ -24,7 +24,7 @@ _HOMES = {
     "evaluate": "radistill.evaluation.evaluate",
     "finetune": "radistill.distillation.finetune",
     "load": "radistill.models.loading",
-    "load_data": "radistill.distillation.data.prepare",
+    "load_data": "radistill.data.prepare",
     "new_parameters": "radistill.conversion",
 }
 

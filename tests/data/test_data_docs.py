@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from radistill.distillation.data.examples import KEYS, example_from_row
-from radistill.distillation.data.records import Record
-from radistill.distillation.data.settings import (
+from radistill.data.examples import KEYS, example_from_row
+from radistill.data.records import Record
+from radistill.data.settings import (
     DataSettings,
     HubData,
     JsonlData,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from radistill.distillation.data.settings import DataSettings, HubData, JsonlData, ReasoningGymData, ResponseSettings
+from radistill.data.settings import DataSettings, HubData, JsonlData, ReasoningGymData, ResponseSettings
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(DataSettings)
 

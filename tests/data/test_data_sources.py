@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.reasoning_gym import read as read_exercises
-from radistill.distillation.data.settings import HubData, JsonlData, ReasoningGymData
-from radistill.distillation.data.sources import Draw, draw
+from radistill.data.examples import Example
+from radistill.data.reasoning_gym import read as read_exercises
+from radistill.data.settings import HubData, JsonlData, ReasoningGymData
+from radistill.data.sources import Draw, draw
 from radistill.errors import RadistillError
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
-from radistill.distillation.data.examples import Example
+from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document, batches, collate
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import tiny
-from radistill.distillation.data import responses
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.prepare import load_data, prepare
-from radistill.distillation.data.records import SPLITS, DataSplits, Record
-from radistill.distillation.data.settings import HubData, JsonlData, ReasoningGymData
+from radistill.data import responses
+from radistill.data.examples import Example
+from radistill.data.prepare import load_data, prepare
+from radistill.data.records import SPLITS, DataSplits, Record
+from radistill.data.settings import HubData, JsonlData, ReasoningGymData
 from radistill.errors import RadistillError
 from radistill.models import generation
 from radistill.models.generation import generate

@@ -20,9 +20,9 @@ from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune import finetune
 from radistill.errors import RadistillError
 from radistill.files import read_json
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run as run_recipe
 from radistill.processes import Processes, join
+from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
 CASE = Path(__file__).with_name("two_processes_case.py")

@@ -28,9 +28,9 @@ from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run as run_recipe
 from radistill.processes import join
+from radistill.runs.recipe import load_recipe
 
 # Of five batches, four a step: two for each of two processes.
 TWENTY = DistillSettings(

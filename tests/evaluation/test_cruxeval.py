@@ -3,7 +3,7 @@
 import pytest
 from sandbox_here import needs_sandbox
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.evaluation.tasks.cruxeval import arguments_of, judge_input, judge_output, output_of
 
 

@@ -18,8 +18,8 @@ from radistill.models.aliases import ALIASES
 from radistill.models.known_configs import KNOWN_CONFIGS, known_config
 from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate, page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
-from radistill.pipeline.recipe import Recipe, load_recipe
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
+from radistill.runs.recipe import Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from radistill.distillation.data.records import DataSplits
+from radistill.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.files import read_json
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
 from radistill.pipeline.stages import STAGES
+from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
 DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses": {"source": "data"}}

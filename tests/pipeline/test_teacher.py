@@ -15,8 +15,8 @@ from radistill.files import read_json
 from radistill.models.loading import Model
 from radistill.pipeline import context, stages
 from radistill.pipeline.estimate import estimate
-from radistill.pipeline.recipe import load_recipe
 from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
 
 STORED = ["evaluate.exact_match=false", "align.steps=2", "distill.steps=4", "distill.teacher_store.top_k=8"]
 BEFORE_EVALUATION = ["data", "diagnose", "convert", "distill"]

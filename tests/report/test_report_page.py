@@ -15,9 +15,9 @@ from html_checks import Page, read_page
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation
-from radistill.pipeline.recipe import Recipe
 from radistill.report import write_report
 from radistill.report.run_folder import CONTENTS
+from radistill.runs.recipe import Recipe
 
 # The example's recipe fits only the RAD hybrid layer by layer.
 EXPECTED = [name for name in CONTENTS if name != "baseline/align.json"]

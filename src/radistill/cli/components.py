@@ -40,9 +40,9 @@ def components(
     """
     from rich.console import Console
 
+    from radistill.data.prepare import load_data
     from radistill.diagnosis.components import compare_components, default_masks
     from radistill.diagnosis.plan import Plan
-    from radistill.distillation.data.prepare import load_data
     from radistill.files import write_json
     from radistill.models.loading import load
     from radistill.report.component_table import component_table

@@ -113,8 +113,8 @@ def evaluate(
 
 
 def _run_stage(recipe: str | None, out: Path, overrides: list[str]) -> None:
-    from radistill.pipeline.recipe import load_recipe
     from radistill.pipeline.run import run as run_pipeline
+    from radistill.runs.recipe import load_recipe
 
     run_pipeline(load_recipe(recipe_of(None if recipe is None else Path(recipe), out), overrides), out, ["evaluate"])
 

@@ -127,8 +127,8 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
 
 
 def _prompt(model: "Model", text: str) -> list[int]:
-    from radistill.distillation.data.documents import prompt_tokens, text_tokens
-    from radistill.distillation.data.examples import Example
+    from radistill.data.documents import prompt_tokens, text_tokens
+    from radistill.data.examples import Example
 
     if model.tokenizer.chat_template:
         return prompt_tokens(Example(id="--prompt", messages=({"role": "user", "content": text},)), model.tokenizer)

@@ -23,7 +23,7 @@ def run(
     A run that was interrupted goes on where it was when the same command is given again; after a change of the recipe
     only the stages that it touches are run.
     """
-    from radistill.pipeline.recipe import load_recipe
+    from radistill.runs.recipe import load_recipe
 
     settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *by_override(by)])
     if dry_run:
@@ -43,8 +43,8 @@ def run(
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
     def command(recipe: RecipePath = None, out: Out = LATEST, set_: Set = None) -> None:
-        from radistill.pipeline.recipe import load_recipe
         from radistill.pipeline.run import run as run_pipeline
+        from radistill.runs.recipe import load_recipe
 
         run_pipeline(load_recipe(recipe_of(recipe, out), set_ or []), out, [stage])
 
@@ -81,8 +81,8 @@ def diagnose(
 ) -> None:
     """Choose the attention layers that are to be replaced: plan.json."""
     from radistill.errors import RadistillError
-    from radistill.pipeline.recipe import load_recipe
     from radistill.pipeline.run import run as run_pipeline
+    from radistill.runs.recipe import load_recipe
 
     given = {"workers": workers, "storage": storage}
     chosen = [] if selector is None else [f"diagnose.selector={selector}"]

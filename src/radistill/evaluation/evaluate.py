@@ -10,10 +10,10 @@ from radistill.distillation.heldout import compare
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import is_correct
 from radistill.evaluation.intervals import wilson
-from radistill.evaluation.settings import EvaluateSettings
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.runs.evaluate_settings import EvaluateSettings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
-from radistill.distillation.data.reasoning_gym import registry
+from radistill.data.reasoning_gym import registry
 from radistill.errors import RadistillError
 
 # A minus after a digit, letter or closing bracket is a subtraction: the number in "10-3" is 3.

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from radistill.distillation.data.documents import prompt_tokens, text_tokens
-from radistill.distillation.data.examples import Example
+from radistill.data.documents import prompt_tokens, text_tokens
+from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.tasks import task_of

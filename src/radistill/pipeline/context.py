@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from radistill.conversion.targets import TargetSettings
+from radistill.data.prepare import DataSplits
 from radistill.diagnosis.selectors import SelectorSettings
-from radistill.distillation.data.prepare import DataSplits
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
-from radistill.pipeline.recipe import AlignStage, DistillStage, FinetuneStage, Recipe
 from radistill.pipeline.run_folder import RunFolder
 from radistill.processes import Processes, join, own_device
+from radistill.runs.recipe import AlignStage, DistillStage, FinetuneStage, Recipe
 
 MAIN_ARM = "rad"
 

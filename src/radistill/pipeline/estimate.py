@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from radistill.data.settings import DataSettings
 from radistill.diagnosis.plan import DRAFTS
 from radistill.diagnosis.selectors import EQUAL_PASSES, All
-from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.inspection import human_bytes, human_count
@@ -33,8 +33,8 @@ from radistill.pipeline.memory import (
     trainings,
 )
 from radistill.pipeline.preflight import check
-from radistill.pipeline.recipe import DiagnoseSettings, Recipe
 from radistill.pipeline.shapes import HybridShape, count_parameters, hybrid_shape
+from radistill.runs.recipe import DiagnoseSettings, Recipe
 
 WIDTH = 100
 

@@ -10,8 +10,8 @@ from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
 from radistill.distillation.teacher_store.layout import bytes_per_token
 from radistill.models.anatomy import Anatomy
-from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.shapes import Batch, HybridShape
+from radistill.runs.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from radistill.conversion.initialisation import find_initialisation
 from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.data.settings import DataSettings, HubData, JsonlData
+from radistill.data.sources import draw
 from radistill.diagnosis.diagnose import check_budget
-from radistill.distillation.data.settings import DataSettings, HubData, JsonlData
-from radistill.distillation.data.sources import draw
 from radistill.distillation.losses import check_same_width
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
@@ -22,7 +22,7 @@ from radistill.models.checkpoint import one_line, quiet
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config
 from radistill.models.sources import locate
-from radistill.pipeline.recipe import Recipe
+from radistill.runs.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from radistill.errors import RadistillError
 from radistill.pipeline.context import Context
-from radistill.pipeline.recipe import Recipe
 from radistill.pipeline.stages import SHARED, STAGES
 from radistill.provenance import seed_everything
+from radistill.runs.recipe import Recipe
 
 
 def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) -> Path:

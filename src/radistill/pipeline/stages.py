@@ -9,13 +9,13 @@ from typing import Any
 
 from radistill.console import note
 from radistill.conversion import convert, new_parameters
+from radistill.data.prepare import prepare
+from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
 from radistill.diagnosis.plan import DRAFTS, Plan
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
-from radistill.distillation.data.prepare import prepare
-from radistill.distillation.data.settings import DataSettings
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.finetune import finetune
 from radistill.distillation.teacher_store import StoredTeacher
@@ -27,9 +27,9 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context, source_signature
 from radistill.pipeline.preflight import check_conversion
-from radistill.pipeline.recipe import AlignStage, DistillStage, FinetuneStage
 from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
+from radistill.runs.recipe import AlignStage, DistillStage, FinetuneStage
 from radistill.speculation.substitutes import Substitutes
 
 

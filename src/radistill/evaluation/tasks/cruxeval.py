@@ -15,7 +15,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.evaluation.code_answers import extract_call, extract_code, is_call, parsed
 from radistill.evaluation.sandbox import layers, run_code
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict

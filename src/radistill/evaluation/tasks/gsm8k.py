@@ -4,7 +4,7 @@
 The examples were written for this file and are in no data set.
 """
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.evaluation.exact_match import extract_answer, is_correct
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.evaluation.tasks.rows import read_rows

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.models.loading import Model
 
 Row = dict[str, Any]

@@ -9,8 +9,8 @@ import torch
 
 from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
-from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
-from radistill.distillation.data.examples import Example, example_from_row
+from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.examples import Example, example_from_row
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
 from radistill.evaluation.tasks.rows import read_rows

@@ -3,10 +3,10 @@
 import inspect
 import re
 
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.reasoning_gym import read, registry
-from radistill.distillation.data.settings import ReasoningGymData
-from radistill.distillation.data.sources import take
+from radistill.data.examples import Example
+from radistill.data.reasoning_gym import read, registry
+from radistill.data.settings import ReasoningGymData
+from radistill.data.sources import take
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import extract_answer, is_correct
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict

@@ -9,7 +9,7 @@ and numbers that never repeat, so that a guess is worth nothing (one in 9,000).
 import random
 from collections.abc import Callable
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import extract_answer
 from radistill.evaluation.sentences import SENTENCES

@@ -1,6 +1,6 @@
 """SVAMP: elementary word problems with misleading details (arXiv 2103.07191); the number is compared."""
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.evaluation.tasks.gsm8k import INSTRUCTION, judge
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.evaluation.tasks.rows import read_rows

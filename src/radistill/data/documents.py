@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.models.generation import end_of_turn
 

@@ -4,9 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from radistill.distillation.data.examples import Example, example_from_row
-from radistill.distillation.data.rows import Rows
-from radistill.distillation.data.settings import JsonlData
+from radistill.data.examples import Example, example_from_row
+from radistill.data.rows import Rows
+from radistill.data.settings import JsonlData
 from radistill.errors import RadistillError
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.settings import ResponseSettings
+from radistill.data.examples import Example
+from radistill.data.settings import ResponseSettings
 from radistill.errors import RadistillError
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model

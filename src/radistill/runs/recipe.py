@@ -12,14 +12,14 @@ from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
-from radistill.distillation.data.settings import DataSettings
+from radistill.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
-from radistill.evaluation.settings import EvaluateSettings
+from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.files import write_text
-from radistill.pipeline.recipe_errors import explain, has_fields
-from radistill.pipeline.recipe_yaml import read_mapping
+from radistill.runs.recipe_errors import explain, has_fields
+from radistill.runs.recipe_yaml import read_mapping
 
 
 def _kind(value: Any) -> Any:

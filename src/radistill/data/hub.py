@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from radistill.distillation.data.examples import Example, example_from_row
-from radistill.distillation.data.rows import Rows
-from radistill.distillation.data.settings import HubData
+from radistill.data.examples import Example, example_from_row
+from radistill.data.rows import Rows
+from radistill.data.settings import HubData
 from radistill.errors import RadistillError
 
 

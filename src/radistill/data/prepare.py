@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from radistill.console import note
-from radistill.distillation.data.documents import prompt_tokens, response_tokens, text_tokens
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.records import DataSplits, Record, example_of
-from radistill.distillation.data.responses import Response, teacher_writes, write_responses
-from radistill.distillation.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
-from radistill.distillation.data.sources import SOURCES, Draw, draw, take
+from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.examples import Example
+from radistill.data.records import DataSplits, Record, example_of
+from radistill.data.responses import Response, teacher_writes, write_responses
+from radistill.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
+from radistill.data.sources import SOURCES, Draw, draw, take
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model

@@ -1,6 +1,6 @@
 """Tables of every recipe field, made from the settings classes: the middle of docs/recipes.md.
 
-`python tests/pipeline/recipe_table.py` writes them there; a test fails if that was forgotten.
+`python tests/runs/recipe_table.py` writes them there; a test fails if that was forgotten.
 """
 
 import types
@@ -12,11 +12,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from radistill.pipeline.recipe import Recipe
-from radistill.pipeline.recipe_errors import sections
+from radistill.runs.recipe import Recipe
+from radistill.runs.recipe_errors import sections
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
-BEGIN = "<!-- fields: begin (made by tests/pipeline/recipe_table.py) -->"
+BEGIN = "<!-- fields: begin (made by tests/runs/recipe_table.py) -->"
 END = "<!-- fields: end -->"
 
 _NAMES: dict[Any, str] = {str: "text", Path: "path", bool: "true, false", int: "whole number", float: "number"}

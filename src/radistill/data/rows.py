@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 
 
 @dataclass(frozen=True)

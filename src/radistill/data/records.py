@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from radistill.distillation.data.examples import Example
+from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.files import write_text
 from radistill.models.sequences import Document

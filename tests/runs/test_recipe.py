@@ -10,7 +10,7 @@ import yaml
 
 from radistill.diagnosis.selectors import SELECTORS
 from radistill.errors import RadistillError
-from radistill.pipeline.recipe import Recipe, load_recipe
+from radistill.runs.recipe import Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -131,7 +131,7 @@ def test_every_field_is_described() -> None:
 def test_the_documentation_has_every_field() -> None:
     page = recipe_table.PAGE.read_text(encoding="utf-8")
     between = page.partition(recipe_table.BEGIN)[2].partition(recipe_table.END)[0]
-    assert between.strip() == recipe_table.tables().strip(), "run: python tests/pipeline/recipe_table.py"
+    assert between.strip() == recipe_table.tables().strip(), "run: python tests/runs/recipe_table.py"
     for path, _, name, _ in recipe_table.fields():
         assert f"| `{name}` |" in between, f"{path}.{name}"
 

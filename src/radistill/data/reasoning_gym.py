@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.rows import Rows
-from radistill.distillation.data.settings import ReasoningGymData
+from radistill.data.examples import Example
+from radistill.data.rows import Rows
+from radistill.data.settings import ReasoningGymData
 from radistill.errors import RadistillError
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from radistill.distillation.data import hub, jsonl, reasoning_gym
-from radistill.distillation.data.examples import Example
-from radistill.distillation.data.rows import Rows
-from radistill.distillation.data.settings import DataSettings
+from radistill.data import hub, jsonl, reasoning_gym
+from radistill.data.examples import Example
+from radistill.data.rows import Rows
+from radistill.data.settings import DataSettings
 from radistill.errors import RadistillError
 
 SOURCES: dict[str, Callable[[Any, int], Rows]] = {
