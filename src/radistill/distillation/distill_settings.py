@@ -14,6 +14,7 @@ from radistill.distillation.losses import (
 )
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
+from radistill.distillation.rates import RateSearch
 from radistill.distillation.stopping import Measure
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
@@ -149,6 +150,7 @@ class DistillSettings(TrainingSettings):
         default=None,
         description="batches of responses that the student writes itself, as it is then; null trains on documents only",
     )
+    rate_search: RateSearch | None = Field(default=None, description="search")
     teacher_store: TeacherStoreSettings | None = Field(
         default=None,
         description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "

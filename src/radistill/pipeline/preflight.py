@@ -52,17 +52,18 @@ def check(recipe: Recipe) -> Checked:
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     anatomy = anatomy_of(base)
-    check_budget(recipe.diagnose.budget, anatomy)
-    arms = [(recipe.convert.target, recipe.convert.init)]
-    arms += [(recipe.baseline.target, recipe.baseline.init)] if recipe.baseline else []
-    for target, init in arms:
-        check_conversion(recipe, base, anatomy, target, init)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = _config(recipe.teacher, recipe.trust_remote_code, warnings)
-        _check_teacher(recipe, base, teacher, warnings)
-        if recipe.distill is not None and recipe.distill.hidden is not None:
-            check_same_width(teacher.hidden_size, base.hidden_size)
+    configs: dict[str | None, PreTrainedConfig] = {}
+    for arm in recipe.hybrids:
+        if arm.budget is not None:
+            check_budget(arm.budget, anatomy)
+        check_conversion(recipe, base, anatomy, arm.target, arm.init)
+        if arm.teacher is None:
+            continue
+        if arm.teacher not in configs:
+            configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings)
+            _check_teacher(recipe.model, arm.teacher, base, configs[arm.teacher], warnings)
+        if arm.distill is not None and arm.distill.hidden is not None:
+            check_same_width(configs[arm.teacher].hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
     for training in (recipe.distill, recipe.finetune):
@@ -71,7 +72,7 @@ def check(recipe: Recipe) -> Checked:
     _check_data("data", recipe.data, recipe.seed, warnings)
     for stage, settings in recipe.own_data.items():
         _check_data(f"{stage}.data", settings, recipe.seed, warnings)
-    return Checked(base, teacher, warnings)
+    return Checked(base, configs.get(recipe.teacher), warnings)
 
 
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
@@ -130,19 +131,20 @@ def _has_qkv_bias(config: PreTrainedConfig, anatomy: Anatomy, trust_remote_code:
     return attention.get_submodule("q_proj").bias is not None
 
 
-def _check_teacher(recipe: Recipe, base: PreTrainedConfig, teacher: PreTrainedConfig, warnings: list[str]) -> None:
+def _check_teacher(
+    model: str, source: str, base: PreTrainedConfig, teacher: PreTrainedConfig, warnings: list[str]
+) -> None:
     """Compare the tokenizers where both are at hand; where they are not, the sizes of the vocabularies."""
-    assert recipe.teacher is not None
-    of_base, of_teacher = _vocabulary(recipe.model), _vocabulary(recipe.teacher)
+    of_base, of_teacher = _vocabulary(model), _vocabulary(source)
     if of_base is not None and of_teacher is not None:
         if of_base != of_teacher:
             raise RadistillError(
-                f"teacher {recipe.teacher} has another tokenizer than {recipe.model} ({len(of_teacher):,} tokens and "
+                f"teacher {source} has another tokenizer than {model} ({len(of_teacher):,} tokens and "
                 f"{len(of_base):,}); choose a teacher of the student's family"
             )
     elif base.vocab_size != teacher.vocab_size:
         warnings.append(
-            f"teacher {recipe.teacher} has a vocabulary of {teacher.vocab_size:,} and {recipe.model} one of "
+            f"teacher {source} has a vocabulary of {teacher.vocab_size:,} and {model} one of "
             f"{base.vocab_size:,}; a run stops unless the difference is only padding"
         )
 

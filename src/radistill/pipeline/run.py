@@ -32,15 +32,15 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     seed_everything(recipe.seed, recipe.threads)
     context = Context(recipe, Path(out))
     processes = context.processes
-    for arm in context.arms:
+    for arm in context.hybrids:
         for training in (arm.distill, arm.finetune):
             if training is not None and training.section in stages:
                 training.check_processes(processes.count, processes.sharded)
     with context.folder.locked() if processes.is_main else nullcontext():
         if processes.is_main:
-            recipe.save(context.path / "recipe.yaml")
+            recipe.save(context.folder.recipe)
         for stage in stages:
             if processes.is_main or stage in SHARED:
                 STAGES[stage](context)
             processes.wait()
-    return context.path
+    return context.folder.path

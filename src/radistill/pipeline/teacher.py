@@ -8,39 +8,40 @@ from typing import Any
 from radistill.console import note
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.distillation.teacher_store.layout import HEADER, store_folder
-from radistill.files import hash_file, read_json, write_json
+from radistill.files import hash_file, hash_json, read_json, write_json
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load_config
-from radistill.pipeline.context import Arm, Context, source_signature
-
-_STEP = "teacher-store"
+from radistill.pipeline.context import Context, source_signature
+from radistill.runs.arms import Arm
 
 
 def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     """The teacher of a hybrid, None if it has none; all processes must ask for it together.
 
-    Where the recipe wants it stored, it is loaded only if something is missing of its store. It is given back then, and
-    also where an earlier stage had loaded it.
+    Where the recipe wants it stored, it is loaded only if something is missing of its store, which serves every hybrid
+    that asks for the same. It is given back then, and also where an earlier stage had loaded it.
     """
     if arm.distill is None:
         return None
     settings = arm.distill.teacher_store
     if settings is None:
-        return context.teacher
+        return context.teacher(arm.teacher)
     splits = context.splits_of("distill")
     documents = [*splits.documents("train"), *splits.documents("heldout")]
-    inputs = _inputs(context, arm, settings)
-    place = context.path / "teacher_store.json"
-    folder = Path(settings.folder) if settings.folder else context.path / "teacher_store"
-    if context.processes.decide(partial(_current, context, inputs, place, folder)):
-        context.release_teacher()
+    vocabulary = anatomy_of(load_config(context.files(arm).start, context.recipe.trust_remote_code)).vocab_size
+    inputs = _inputs(context, arm, settings, vocabulary)
+    step = f"teacher-store:{hash_json(inputs)[:8]}"
+    folder = Path(settings.folder) if settings.folder else context.folder.teacher_store
+    place = context.folder.teacher_store_record(hash_json(inputs)[:8])
+    if context.processes.decide(partial(_current, context, step, inputs, place, folder)):
+        context.release_teachers()
         return StoredTeacher(_own(folder, place), documents)
-    with context.folder.step(_STEP, inputs, context.recipe.seed) if context.processes.is_main else nullcontext():
+    with context.folder.step(step, inputs, context.recipe.seed) if context.processes.is_main else nullcontext():
         store = store_teacher(
-            context.teacher,
+            context.teacher(arm.teacher),
             documents,
             settings,
-            vocabulary=_vocabulary(context, arm),
+            vocabulary=vocabulary,
             folder=folder,
             precision=arm.distill.precision,
             device=arm.distill.teacher_device,
@@ -48,14 +49,14 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
         )
         if context.processes.is_main:
             write_json(place, {"key": store.key})
-    context.release_teacher()
+    context.release_teachers()
     return store
 
 
-def _current(context: Context, inputs: dict[str, Any], place: Path, folder: Path) -> bool:
+def _current(context: Context, step: str, inputs: dict[str, Any], place: Path, folder: Path) -> bool:
     outputs = [place, _own(folder, place) / HEADER] if place.exists() else [place]
-    current = context.folder.is_current(_STEP, inputs, outputs)
-    note(f"[{_STEP}] " + ("done before, inputs unchanged" if current else "…"))
+    current = context.folder.is_current(step, inputs, outputs)
+    note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
     return current
 
 
@@ -64,19 +65,14 @@ def _own(folder: Path, place: Path) -> Path:
     return store_folder(folder, read_json(place)["key"])
 
 
-def _vocabulary(context: Context, arm: Arm) -> int:
-    """The student's."""
-    return anatomy_of(load_config(arm.start, context.recipe.trust_remote_code)).vocab_size
-
-
-def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings) -> dict[str, Any]:
+def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings, vocabulary: int) -> dict[str, Any]:
     assert arm.distill is not None
     return {
-        "teacher": source_signature(context.recipe.teacher or context.recipe.model),
+        "teacher": source_signature(arm.teacher or context.recipe.model),
         "train": hash_file(context.data_of("distill") / "train.jsonl"),
         "heldout": hash_file(context.data_of("distill") / "heldout.jsonl"),
         "settings": settings.model_dump(mode="json"),
         "precision": arm.distill.precision,
-        "vocabulary": _vocabulary(context, arm),
+        "vocabulary": vocabulary,
         **context.settings_of("dtype"),
     }

@@ -1,160 +1,33 @@
-"""The recipe: the only input of a run. Every field has a type, a default where one makes sense, and a sentence."""
+"""The recipe: the only input of a run."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
-from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
-from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
-from radistill.distillation.align import AlignSettings
+from radistill.conversion.initialisation import find_initialisation
 from radistill.data.settings import DataSettings
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.diagnosis.selectors import Bayes, KLGuided
 from radistill.errors import RadistillError
-from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.files import write_text
+from radistill.runs.arms import Arm, ArmSettings, arm_of
+from radistill.runs.evaluate_settings import EvaluateSettings
+from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.recipe_yaml import read_mapping
+from radistill.runs.sections import AlignStage, ConvertSettings, DiagnoseSettings, DistillStage, FinetuneStage, kind_of
 
 
-def _kind(value: Any) -> Any:
-    """`selector: bayes` is short for `selector: {kind: bayes}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def _one_of(known: Sequence[str]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(sorted(known))}")
-        return value
-
-    return BeforeValidator(check)
-
-
-Selector = Annotated[SelectorSettings, BeforeValidator(_kind)]
-Target = Annotated[TargetSettings, BeforeValidator(_kind)]
-Initialisation = Annotated[str, _one_of(list(INITIALISATIONS))]
-
-
-_OWN_DATA = (
-    "what it reads instead of the recipe's `data`, with held-out examples of its own to measure on (calibration "
-    "examples are not used); null is the recipe's"
-)
-
-
-_RATES = {"random": 1e-3, "transfer": 1e-2}
-"""Of starts so far from the teacher that the rate of a hybrid's fitted blocks would leave them there, and the hybrid
-would be compared with a baseline that nobody tuned."""
-
-
-class DiagnoseSettings(BaseModel):
-    """Which attention layers go."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    budget: int = Field(ge=1, description="attention layers to replace; with a `penalty`, at most")
-    penalty: float | None = Field(
-        default=None,
-        ge=0,
-        allow_inf_nan=False,
-        description="what an attention layer that stays costs, in the objective's unit; null fixes their number",
-    )
-    by: Literal["redundancy", "replaceability"] = Field(
-        default="replaceability",
-        description="`replaceability` judges drafts with a fitted block in place of attention, which `align` fits for "
-        "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
-    )
-    selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
-    objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(default="kl", description="what the search maximises")
-    passes: float | None = Field(
-        default=None,
-        gt=0,
-        description="what a search may spend, in passes of the whole model over the calibration data; "
-        f"null lets it end by itself, and gives each selector of `all` {EQUAL_PASSES}",
-    )
-    context_length: int = Field(
-        default=1024, ge=1, description="tokens in the cache where `throughput-modelled` times the components"
-    )
-    draft_length: int = Field(
-        default=4, ge=1, description="tokens drafted in a round where `throughput-measured` decodes"
-    )
-    tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
-
-    @property
-    def sizes(self) -> range:
-        """How many layers may be chosen."""
-        return range(self.budget if self.penalty is None else 1, self.budget + 1)
-
-
-class ConvertSettings(BaseModel):
-    """What the replaced layers become."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    target: Target = Field(default_factory=GraniteHybridSettings, description="the student's architecture")
-    init: Initialisation = Field(default="fitted", description="how the new blocks start")
-
-
-class AlignStage(AlignSettings):
-    """How the new blocks are fitted before any end-to-end training."""
-
-    data: DataSettings | None = Field(
-        default=None,
-        description="what it reads instead of the recipe's `data`; only the training examples are used, a part of them "
-        "to measure the fit; null is the recipe's",
-    )
-
-
-class DistillStage(DistillSettings):
-    """How the student is trained on the teacher's distributions."""
-
-    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
-
-
-class FinetuneStage(FinetuneSettings):
-    """How the whole student is trained on response tokens, without a teacher."""
-
-    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
-
-
-class BaselineSettings(BaseModel):
-    """A second hybrid, for comparison: the same budget, data and end-to-end tokens, other choices."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    selector: Selector = Field(default_factory=Uniform, description="how its layers are chosen")
-    target: Target = Field(
-        default_factory=lambda: GraniteHybridSettings(groups="heads"),
-        description="its architecture; a per-head transfer needs one B/C group a head",
-    )
-    init: Initialisation = Field(default="transfer", description="how its new blocks start")
-    align: bool = Field(default=False, description="whether its blocks are fitted layer by layer too")
-    steps: int | None = Field(default=None, ge=0, description="end-to-end steps; the hybrid's own number if null")
-    new_block_learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="its own rate; null is the hybrid's, but 1e-2 for blocks that start by `transfer` and 1e-3 for "
-        "`random` ones, where they are not fitted",
-    )
-
-    def align_settings(self, recipe: "Recipe") -> AlignStage | None:
-        """How its blocks are fitted; None is not at all."""
-        return recipe.align if self.align else None
-
-    def distill_settings(self, recipe: "Recipe") -> DistillStage | None:
-        """How it is trained, where the hybrid is trained as `recipe` says; None is not at all."""
-        if recipe.distill is None or self.steps == 0:
-            return None
-        fitted = self.align_settings(recipe) is not None
-        rate = self.new_block_learning_rate or (None if fitted else _RATES.get(self.init))
-        own = {"steps": self.steps, "new_block_learning_rate": rate}
-        return recipe.distill.model_copy(update={field: value for field, value in own.items() if value is not None})
+def _arm_name(name: str) -> str:
+    """Names of arms are keys of evaluation.json and folders."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,39}", name) or name.endswith("_start"):
+        raise ValueError("must be up to 40 of a-z, 0-9, _, - and ., and not end in _start")
+    if name in ("base", "draft", MAIN, "samples"):
+        raise ValueError("must be a name that not every run has already")
+    return name
 
 
 class Recipe(BaseModel):
@@ -183,8 +56,8 @@ class Recipe(BaseModel):
     finetune: FinetuneStage | None = Field(
         default=None, description="next-token training after distillation; null leaves it out"
     )
-    baseline: BaselineSettings | None = Field(
-        default=None, description="a second hybrid to compare with; null trains none"
+    arms: dict[Annotated[str, AfterValidator(_arm_name)], ArmSettings] = Field(
+        default={}, description="hybrids to compare with, by names of your choice"
     )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="what is measured in the end")
 
@@ -193,6 +66,24 @@ class Recipe(BaseModel):
         """The data of the stages that do not read the recipe's, by the name of their section."""
         sections = {"align": self.align, "distill": self.distill, "finetune": self.finetune}
         return {name: section.data for name, section in sections.items() if section is not None and section.data}
+
+    @property
+    def hybrids(self) -> list[Arm]:
+        """The main hybrid, and each arm."""
+        main = Arm(
+            name=MAIN,
+            by=self.diagnose.by,
+            selector=self.diagnose.selector,
+            budget=self.diagnose.budget,
+            penalty=self.diagnose.penalty,
+            target=self.convert.target,
+            init=self.convert.init,
+            teacher=self.teacher,
+            align=self.align,
+            distill=self.distill,
+            finetune=self.finetune,
+        )
+        return [main, *(arm_of(main, name, settings, self.model) for name, settings in self.arms.items())]
 
     def save(self, path: Path | str) -> None:
         """Write the whole recipe, defaults included, as YAML."""
@@ -213,57 +104,49 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RadistillError(f"{path}: {explain(error, Recipe)}") from None
-    if contradiction := _contradiction(recipe):
-        raise RadistillError(f"{path}: {contradiction}")
+    try:
+        wrong = next(filter(None, (_contradiction(recipe, arm) for arm in recipe.hybrids)), None)
+    except RadistillError as error:
+        raise RadistillError(f"{path}: {error}") from None
+    if wrong:
+        raise RadistillError(f"{path}: {wrong}")
     return recipe
 
 
-def _contradiction(recipe: Recipe) -> str | None:
-    """What two fields that are each right say against one another, if they do."""
-    diagnose, baseline = recipe.diagnose, recipe.baseline
-    if recipe.distill is not None and recipe.distill.contradiction:
-        return recipe.distill.contradiction
-    read, section = (
-        (recipe.own_data["distill"], "distill.data") if "distill" in recipe.own_data else (recipe.data, "data")
-    )
-    if read.loss_on == "all" and recipe.distill is not None and recipe.distill.on_policy is not None:
+def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
+    """What two fields of a hybrid that are each right say against one another, if they do."""
+    by, selector = arm.field("diagnose", "by"), arm.field("diagnose", "selector")
+    if arm.distill is not None and (wrong := arm.distill.contradiction):
+        return wrong if arm.is_main else f"arms.{arm.name}: {wrong}"
+    own = recipe.own_data.get("distill")
+    if (own or recipe.data).loss_on == "all" and arm.distill is not None and arm.distill.on_policy is not None:
         return (
-            f"{section}.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
-            "on_policy to null"
+            f"{'distill.data' if own else 'data'}.loss_on is all, which leaves no prompt for "
+            f"{arm.field('distill', 'on_policy')} to answer; set it to response, or on_policy to null"
         )
-    if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
-        return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability"
-    if baseline is not None and isinstance(baseline.selector, KLGuided):
-        return "baseline.selector is kl-guided, but only the hybrid has fitted blocks to choose by; name another"
-    if diagnose.by == "replaceability" and recipe.align is None:
+    if isinstance(arm.selector, KLGuided) and arm.by == "redundancy":
+        return f"{selector} is kl-guided, which compares fitted blocks; set {by}: replaceability"
+    if arm.by == "replaceability" and arm.align is None:
         return (
-            f"diagnose.by is {diagnose.by}, which needs fitted blocks, but align is null; give align a section, or set "
-            "diagnose.by: redundancy"
+            f"{by} is {arm.by}, which needs fitted blocks, but {arm.field('align')} is null; give it a section, or set "
+            f"{by}: redundancy"
         )
-    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
+    if arm.align is None and find_initialisation(arm.init).needs_fit:
         return (
-            f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give align a section "
-            "or set convert.init to zero"
+            f"{arm.field('convert', 'init')} is {arm.init}, which needs a fit, but {arm.field('align')} is null; give "
+            "it a section, or set init: zero"
         )
-    if (
-        baseline is not None
-        and baseline.align_settings(recipe) is None
-        and find_initialisation(baseline.init).needs_fit
-    ):
-        return (
-            f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
-        )
-    if diagnose.by == "redundancy":
+    if arm.by == "redundancy":
         return None
-    if diagnose.objective.startswith("throughput"):
+    if recipe.diagnose.objective.startswith("throughput"):
         return (
-            f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention, but diagnose.by "
-            f"is {diagnose.by}; set diagnose.by: redundancy, or choose acceptance, accepted-length or kl"
+            f"diagnose.objective is {recipe.diagnose.objective}, which is about drafts that skip attention, but {by} "
+            f"is {arm.by}; set {by}: redundancy, or choose acceptance, accepted-length or kl"
         )
-    if isinstance(diagnose.selector, Bayes) and diagnose.selector.workers > 1:
+    if isinstance(arm.selector, Bayes) and arm.selector.workers > 1:
         return (
-            f"diagnose.selector.workers is {diagnose.selector.workers}, but diagnose.by is {diagnose.by}, whose fitted "
-            "blocks stay in the process that fitted them; set diagnose.by: redundancy, or search with one worker"
+            f"{selector}.workers is {arm.selector.workers}, but {by} is {arm.by}, whose fitted "
+            f"blocks stay in the process that fitted them; set {by}: redundancy, or search with one worker"
         )
     return None
 
@@ -277,7 +160,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     for depth, parent in enumerate(parents, start=1):
         child = node.get(parent)
         if isinstance(child, str) and has_fields(parents[:depth], Recipe):
-            child = _kind(child)  # `selector: bayes` takes settings like its long form
+            child = kind_of(child)  # `selector: bayes` takes settings like its long form
         elif child is None:
             child = {}
         if not isinstance(child, dict):

@@ -49,9 +49,14 @@ def sections(annotation: Any) -> dict[str, type[BaseModel]]:
 def has_fields(path: Sequence[str], recipe: type[BaseModel]) -> bool:
     """Whether the field at `path` is a section, such as `diagnose.selector`, in one of its kinds at least."""
     candidates = [recipe]
+    of_a_mapping = False
     for field in path:
+        if of_a_mapping:
+            of_a_mapping = False
+            continue
         annotations = [model.model_fields[field].annotation for model in candidates if field in model.model_fields]
         candidates = [model for annotation in annotations for model in sections(annotation).values()]
+        of_a_mapping = any(map(_is_mapping, annotations))
     return bool(candidates)
 
 
@@ -60,7 +65,12 @@ def _fields(location: Sequence[int | str], recipe: type[BaseModel]) -> list[str]
     fields: list[str] = []
     choices = sections(recipe)
     section: type[BaseModel] | None = recipe
+    is_key = False
     for part in map(str, location):
+        if is_key:  # of a mapping of sections
+            fields.append(part)
+            is_key = False
+            continue
         if section is None and choices:  # one of several kinds
             section = choices[part]
             continue
@@ -70,6 +80,7 @@ def _fields(location: Sequence[int | str], recipe: type[BaseModel]) -> list[str]
             continue
         choices = sections(info.annotation)
         section = next(iter(choices.values())) if len(choices) == 1 else None
+        is_key = bool(choices) and _is_mapping(info.annotation)
         if not choices and not _is_mapping(info.annotation):
             break  # what follows are types
     return [field for field in fields if field != "[key]"]
@@ -79,11 +90,16 @@ def _section(location: Sequence[int | str], recipe: type[BaseModel]) -> type[Bas
     """The settings class at a location of pydantic's."""
     section = recipe
     choices: dict[str, type[BaseModel]] = {}
+    is_key = False
     for part in map(str, location):
+        if is_key:
+            is_key = False
+            continue
         if part in choices:
             section, choices = choices[part], {}
             continue
-        choices = sections(section.model_fields[part].annotation)
+        annotation = section.model_fields[part].annotation
+        choices, is_key = sections(annotation), _is_mapping(annotation)
         if len(choices) == 1:
             section, choices = next(iter(choices.values())), {}
     return section
@@ -98,6 +114,8 @@ def _wrong(problem: Any) -> str:
     match problem["type"]:
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must be a mapping of fields"
+        case "list_type":
+            return "must be a list"
         case "string_too_short":
             return "must not be empty"
         case "too_short":

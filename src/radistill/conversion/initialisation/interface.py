@@ -71,3 +71,4 @@ class Initialisation:
     silent: bool
     summary: str
     needs_fit: bool = False
+    rate: float | None = None

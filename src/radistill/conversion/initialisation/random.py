@@ -24,5 +24,6 @@ INITIALISATION = Initialisation(
     fill=fill,
     obstacles=obstacles,
     silent=True,
+    rate=1e-3,
     summary="Mamba-2's own initialisation with out_proj zero; starts as the skip draft",
 )

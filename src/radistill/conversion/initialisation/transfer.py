@@ -77,5 +77,6 @@ INITIALISATION = Initialisation(
     fill=fill,
     obstacles=obstacles,
     silent=False,
+    rate=1e-2,
     summary="Mamba-in-the-Llama: Q, K, V, O become C, B, x, out_proj (needs groups: heads)",
 )

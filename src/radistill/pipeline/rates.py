@@ -1,0 +1,82 @@
+"""The learning rate of a hybrid's new blocks, found by short trainings."""
+
+from collections.abc import Callable, Sequence
+
+from radistill.conversion import new_parameters
+from radistill.diagnosis.plan import Plan
+from radistill.distillation.checkpoints import remove_checkpoints
+from radistill.distillation.distill import distill
+from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.rates import best_rate
+from radistill.distillation.teacher_store import StoredTeacher
+from radistill.console import note
+from radistill.files import hash_json, read_json, write_json
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.pipeline.context import Context
+from radistill.runs.arms import Arm
+
+
+def with_best_rate(
+    context: Context,
+    arm: Arm,
+    start: Callable[[], Model],
+    teacher: Model | StoredTeacher,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    inputs: object,
+) -> DistillSettings:
+    """The settings of `distill` with the rate after whose first steps the held-out KL is lowest.
+
+    What a rate gave is kept, so that a killed search goes on. All processes must call it together.
+
+    Args:
+        context: the run.
+        arm: whose blocks are trained; its `distill` has a `rate_search`.
+        start: gives the student before training, anew each time.
+        teacher, train, heldout: as in `distill`.
+        inputs: what the whole training depends on.
+
+    Raises:
+        RadistillError: if no rate can be trained with.
+    """
+    settings, files = arm.distill, context.files(arm)
+    assert settings is not None
+    assert settings.rate_search is not None
+    search = settings.rate_search
+    steps = max(1, round(search.share * settings.steps))
+    # Weights other than the new blocks' keep their share of the rate.
+    others = settings.other_learning_rate / settings.new_block_learning_rate
+
+    def at(rate: float) -> dict[str, float]:
+        return {"new_block_learning_rate": rate, "other_learning_rate": rate * others}
+
+    def attempt(rate: float) -> float:
+        folder, key = files.rates / f"{rate:g}", hash_json([inputs, rate, steps])
+        record = folder / "kl.json"
+        known = context.processes.decide(lambda: read_json(record) if record.exists() else {})
+        if known.get("key") == key:
+            return float(known["kl"])
+        student = start()
+        few = {"steps": steps, "eval_steps": steps, "keep": "last", "patience": None, "rate_search": None}
+        result = distill(
+            student,
+            teacher,
+            train,
+            heldout,
+            settings.model_copy(update={**few, **at(rate)}),
+            new_parameters=new_parameters(student, Plan.load(files.plan).replace),
+            folder=folder,
+            seed=context.recipe.seed,
+        )
+        kl = result.evaluations[-1]["kl"]
+        if context.processes.is_main:
+            write_json(record, {"key": key, "kl": kl})
+            remove_checkpoints(folder)
+        return kl
+
+    best, found = best_rate(search.rates, attempt, search.further)
+    if context.processes.is_main:
+        write_json(files.rates / "rates.json", {"best": best, "kl": {f"{rate:g}": kl for rate, kl in found.items()}})
+    note(f"{arm.name}: of {len(found)} rates, {best:g} has the lowest held-out KL after {steps} steps")
+    return settings.model_copy(update={"rate_search": None, **at(best)})

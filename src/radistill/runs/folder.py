@@ -1,0 +1,138 @@
+"""A run folder: the name of every file in it, the record of finished steps, and the lock that keeps others out."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from radistill.errors import RadistillError
+from radistill.files import hash_json, read_json, write_json
+from radistill.provenance import machine, versions
+
+MAIN = "hybrid"
+"""Name of the hybrid that a run is about; the others are the recipe's arms."""
+
+SPLITS = ("train", "calibration", "heldout")
+
+
+class HybridFiles:
+    """Where the files of one hybrid lie."""
+
+    def __init__(self, folder: Path) -> None:
+        """The files of the hybrid in `folder`, whether they are there or not."""
+        self.folder = folder
+        self.plan = folder / "plan.json"
+        self.search = folder / "search"
+        self.start = folder / "start"  # converted, before any training
+        self.align = folder / "align.json"
+        self.rates = folder / "rates"  # trainings that compare learning rates
+        self.distill = folder / "distill.json"
+        self.distilled = folder / "distilled"  # only where fine-tuning follows
+        self.finetuning = folder / "finetune"
+        self.finetune = folder / "finetune.json"
+        self.student = folder / "student"
+
+
+class RunFolder:
+    """Where the files of a run lie, and what the run has done, so that nothing is done twice.
+
+    A step is current when it was finished with the same inputs and its outputs are still there.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open `path`, which need not exist yet."""
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.record = self.path / "run.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.savings = self.path / "savings.json"
+        self.report = self.path / "report.html"
+        self.tasks = self.path / "tasks"
+        self.aligned = self.path / "aligned"  # fitted blocks of all hybrids
+        self.teacher_store = self.path / "teacher_store"
+        self.arms = self.path / "arms"
+
+    def hybrid(self, name: str = MAIN) -> HybridFiles:
+        """The files of the main hybrid, or of the arm `name`."""
+        return HybridFiles(self.path if name == MAIN else self.arms / name)
+
+    def data(self, stage: str | None = None) -> Path:
+        """The folder of the recipe's documents, or of those that a stage has for itself."""
+        return self.path / "data" / stage if stage else self.path / "data"
+
+    def teacher_store_record(self, name: str) -> Path:
+        """Which store has what some hybrids ask of their teacher."""
+        return self.path / f"teacher_store-{name}.json"
+
+    def answers(self, name: str) -> Path:
+        """Answers to the held-out prompts that a model has given so far."""
+        return self.path / "answers" / f"{name}.jsonl"
+
+    @cached_property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """The record of finished steps, by their names.
+
+        Raises:
+            RadistillError: if it is damaged.
+        """
+        if not self.record.exists():
+            return {}
+        record = read_json(self.record)
+        steps = record.get("stages") if isinstance(record, dict) else None
+        if isinstance(steps, dict) and all(isinstance(step, dict) and "fingerprint" in step for step in steps.values()):
+            return steps
+        raise RadistillError(f"{self.record}: not a record of a run; remove it to start anew")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process. The lock goes with the process, however that ends.
+
+        Raises:
+            RadistillError: if another process holds it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RadistillError(f"{self.path}: is a file; choose a folder with --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise RadistillError(
+                    f"{self.path}: another run (process {handle.read().strip() or 'unknown'}) is using this folder; "
+                    "wait for it to end or choose another --out"
+                ) from None
+            handle.seek(0)
+            handle.truncate()
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def is_current(self, step: str, inputs: Any, outputs: list[Path]) -> bool:
+        """Whether `step` was finished with these inputs and has all its outputs."""
+        done = self.steps.get(step)
+        return done is not None and done["fingerprint"] == hash_json(inputs) and all(p.exists() for p in outputs)
+
+    @contextmanager
+    def step(self, step: str, inputs: Any, seed: int) -> Iterator[None]:
+        """Record `step` as finished if the block ends well. Until then it counts as not done."""
+        if self.steps.pop(step, None) is not None:
+            self._write(seed)
+        started = time.perf_counter()
+        yield
+        self.steps[step] = {
+            "fingerprint": hash_json(inputs),
+            "seconds": round(time.perf_counter() - started, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._write(seed)
+
+    def _write(self, seed: int) -> None:
+        write_json(
+            self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps}
+        )
