@@ -56,7 +56,7 @@ from radistill.evaluation.tasks.gsm8k import judge as judge_number
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.files import read_json, write_json, write_text
 from radistill.models.loading import Model
-from radistill.models.processor import times_as_slow
+from radistill.models.number_formats import times_as_slow
 from radistill.models.sequences import Document, batches
 from radistill.provenance import machine, seed_everything, versions
 

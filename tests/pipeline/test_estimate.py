@@ -16,7 +16,8 @@ from radistill.conversion import convert, new_parameters
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.known_configs import KNOWN_CONFIGS, known_config
-from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate, page
+from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate
+from radistill.pipeline.estimate_page import page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
 from radistill.runs.recipe import Recipe, load_recipe

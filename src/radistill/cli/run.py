@@ -27,7 +27,8 @@ def run(
 
     settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *by_override(by)])
     if dry_run:
-        from radistill.pipeline.estimate import estimate, print_estimate
+        from radistill.pipeline.estimate import estimate
+        from radistill.pipeline.estimate_page import print_estimate
 
         print_estimate(estimate(settings))
         return

@@ -31,7 +31,7 @@ from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.loading import DTYPES, Model, check_device
-from radistill.models.processor import warn_if_slow
+from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document
 from radistill.models.ssd.install import use_fast_ssd
 from radistill.processes import join

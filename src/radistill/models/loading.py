@@ -24,7 +24,7 @@ from radistill.errors import RadistillError
 from radistill.files import atomic_folder
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
-from radistill.models.processor import warn_if_slow
+from radistill.models.number_formats import warn_if_slow
 from radistill.models.sources import locate
 from radistill.models.ssd.install import use_fast_ssd
 
