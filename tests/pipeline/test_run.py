@@ -23,6 +23,13 @@ from radistill.pipeline.stages import STAGES
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
+UNIFORM = {
+    "selector": "uniform",
+    "by": "redundancy",
+    "target": {"kind": "granite-hybrid", "groups": "heads"},
+    "init": "transfer",
+    "align": None,
+}
 DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses": {"source": "data"}}
 
 
@@ -32,7 +39,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "align": {"steps": 12},
         "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
         "finetune": {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "save_seconds": 0},
-        "baseline": {},
+        "arms": {"uniform": UNIFORM},
         "evaluate": {"max_new_tokens": 12},
     }
     return small_recipe(folder, {"source": "teacher", "max_new_tokens": 12}, **{**sections, **changes})
@@ -52,9 +59,9 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     plan = read_json(out / "plan.json")
     assert len(plan["replace"]) == 2
     assert plan["replace"] == sorted(plan["replace"])
-    assert read_json(out / "baseline" / "plan.json")["replace"] == [0, 2]
+    assert read_json(out / "arms" / "uniform" / "plan.json")["replace"] == [0, 2]
     evaluation = read_json(out / "evaluation.json")
-    for arm in ("base", "draft", "rad", "uniform", "rad_aligned", "uniform_start"):
+    for arm in ("base", "draft", "hybrid", "uniform", "hybrid_start", "uniform_start"):
         figures = evaluation[arm]
         assert {"kl", "agreement", "perplexity", "exact_match", "kv_bytes_per_token"} <= set(figures)
         assert figures["kl"] >= 0
@@ -63,7 +70,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert evaluation["base"]["agreement"] == 1
     # Two of four layers keep a KV cache of 2 heads x 8 numbers, for keys and values, of 2 bytes.
     assert evaluation["base"]["kv_bytes_per_token"] == 4 * 2 * 2 * 8 * 2
-    assert evaluation["rad"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 2
+    assert evaluation["hybrid"]["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 2
     page = (out / "report.html").read_text()
     assert "<html" in page
     assert read_json(out / "run.json")["versions"]["torch"] == torch.__version__
@@ -71,20 +78,20 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
 
 def test_both_hybrids_are_trained_on_the_same_tokens(finished: Path) -> None:
     rad = read_json(finished / "out" / "distill.json")
-    uniform = read_json(finished / "out" / "baseline" / "distill.json")
+    uniform = read_json(finished / "out" / "arms" / "uniform" / "distill.json")
     assert [point["tokens"] for point in rad["curve"]] == [point["tokens"] for point in uniform["curve"]]
 
 
 def test_fine_tuning_goes_on_from_the_distilled_student_and_is_the_same_for_both(finished: Path) -> None:
     out = finished / "out"
-    for folder in (out, out / "baseline"):
+    for folder in (out, out / "arms" / "uniform"):
         distilled, tuned = (read_json(folder / name)["evaluations"] for name in ("distill.json", "finetune.json"))
         assert tuned[0]["kl"] == pytest.approx(distilled[-1]["kl"], rel=1e-4)
         assert [row["step"] for row in tuned] == [0, 2, 4]
         before, after = (load_file(folder / name / "model.safetensors") for name in ("distilled", "student"))
         assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
         assert not (folder / "finetune" / "checkpoints").exists()
-    rad, uniform = (read_json(out / name / "finetune.json")["curve"] for name in (".", "baseline"))
+    rad, uniform = (read_json(out / name / "finetune.json")["curve"] for name in (".", "arms/uniform"))
     assert [row["tokens"] for row in rad] == [row["tokens"] for row in uniform]
     assert "while fine-tuning" in (out / "report.html").read_text()
 
@@ -102,7 +109,7 @@ def test_fine_tuning_taken_out_and_in_again_costs_no_distillation(finished: Path
     assert "while fine-tuning" not in (out / "report.html").read_text()
     run(load_recipe(recipe), out, ["distill", "finetune"])
     after = read_json(out / "run.json")["stages"]
-    assert {step for step in after if after[step] != before[step]} == {"finetune:rad", "finetune:uniform"}
+    assert {step for step in after if after[step] != before[step]} == {"finetune:hybrid", "finetune:uniform"}
     student = load_file(out / "student" / "model.safetensors")
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in student.items())
 
@@ -120,7 +127,7 @@ def test_fine_tuning_on_documents_of_its_own(finished: Path) -> None:
     )
     run(recipe, out, ["data", "distill", "finetune"])
     after = read_json(out / "run.json")["stages"]
-    changed = {"data:finetune", "finetune:rad", "finetune:uniform"}
+    changed = {"data:finetune", "finetune:hybrid", "finetune:uniform"}
     assert {step for step in after if after[step] != before.get(step)} == changed
     own = DataSplits.load(out / "data" / "finetune")
     assert (len(own.train), len(own.heldout)) == (8, 3)
@@ -153,7 +160,7 @@ def test_fit_and_distillation_on_documents_of_their_own(finished: Path) -> None:
     recipe = load_recipe(write_recipe(finished, **sections))
     run(recipe, out, ["data", "diagnose", "convert", "distill", "evaluate"])
     after = read_json(out / "run.json")["stages"]
-    changed = {"data:align", "data:distill", "distill:rad", "distill:uniform", "evaluate"}
+    changed = {"data:align", "data:distill", "distill:hybrid", "distill:uniform", "evaluate"}
     assert {step for step in after if after[step] != before.get(step)} == changed
     fitted, taught = (DataSplits.load(out / "data" / name) for name in own)
     assert all("make" in (record.example.response or "") for record in fitted.train)
@@ -171,7 +178,7 @@ def test_fit_and_distillation_on_documents_of_their_own(finished: Path) -> None:
     again = read_json(out / "run.json")["stages"]
     assert {step for step in again if again[step] != after[step]} == {
         "data:align",
-        "distill:rad",
+        "distill:hybrid",
     }  # the baseline is not fitted
 
 
@@ -210,9 +217,9 @@ def test_nothing_is_done_twice(finished: Path, capsys: pytest.CaptureFixture[str
     ("override", "touched"),
     [
         ("evaluate.samples=1", {"evaluate"}),
-        ("distill.steps=11", {"distill:rad", "distill:uniform", "finetune:rad", "finetune:uniform", "evaluate"}),
-        ("finetune.steps=3", {"finetune:rad", "finetune:uniform", "evaluate"}),
-        ("baseline.steps=3", {"distill:uniform", "finetune:uniform", "evaluate"}),
+        ("distill.steps=11", {"distill:hybrid", "distill:uniform", "finetune:hybrid", "finetune:uniform", "evaluate"}),
+        ("finetune.steps=3", {"finetune:hybrid", "finetune:uniform", "evaluate"}),
+        ("arms.uniform.distill={steps: 3}", {"distill:uniform", "finetune:uniform", "evaluate"}),
     ],
 )
 def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: str, touched: set[str]) -> None:
@@ -225,13 +232,13 @@ def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: st
 
 def test_without_baseline_alignment_or_training(tmp_path: Path) -> None:
     tiny.save("qwen2", tmp_path / "model")
-    without = ["align=null", "distill=null", "finetune=null", "baseline=null"]
+    without = ["align=null", "distill=null", "finetune=null", "arms={}"]
     recipe = load_recipe(write_recipe(tmp_path), ["convert.init=zero", *without])
     out = run(recipe, tmp_path / "out")
     evaluation = read_json(out / "evaluation.json")
-    assert set(evaluation) == {"base", "draft", "rad", "samples"}
+    assert set(evaluation) == {"base", "draft", "hybrid", "samples"}
     # Nothing was trained, so the hybrid is the skip draft that the search judged.
-    assert evaluation["rad"]["kl"] == evaluation["draft"]["kl"]
+    assert evaluation["hybrid"]["kl"] == evaluation["draft"]["kl"]
 
 
 def test_stages_one_by_one_are_the_run(finished: Path, tmp_path: Path) -> None:
@@ -252,7 +259,7 @@ def test_killed_again_and_again_it_ends_the_same(finished: Path, tmp_path: Path)
     out = tmp_path / "out"
     recipe = write_recipe(finished)
     moments = ["data/responses.jsonl", "search/study.db", "aligned", "checkpoints"]
-    moments += ["baseline/checkpoints", "finetune/checkpoints"]
+    moments += ["arms/uniform/checkpoints", "finetune/checkpoints"]
     program = (
         "import sys\nfrom radistill.cli import main\n"
         f"sys.argv = ['radistill', 'run', {str(recipe)!r}, '--out', {str(out)!r}]\nmain()\n"
@@ -279,7 +286,7 @@ def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
     for plan in (ours, theirs):
         plan.pop("seconds")
     assert ours == theirs
-    for name in ("distill.json", "baseline/distill.json", "finetune.json", "baseline/finetune.json"):
+    for name in ("distill.json", "arms/uniform/distill.json", "finetune.json", "arms/uniform/finetune.json"):
         ours, theirs = read_json(out / name), read_json(reference / name)
         assert ours["curve"] == theirs["curve"]
         assert ours["evaluations"] == theirs["evaluations"]
@@ -305,15 +312,17 @@ def test_a_run_that_does_not_say_by_what_searches_by_replaceability_and_fits_its
     assert all(block.stat().st_mtime_ns < plan_written for block in blocks)
     fitted = [fit["layer"] for fit in read_json(finished / "swaps" / "align.json")["layers"]]
     assert fitted == plan["replace"]
-    assert read_json(finished / "swaps" / "baseline" / "plan.json")["by"] == "redundancy"
+    assert read_json(finished / "swaps" / "arms" / "uniform" / "plan.json")["by"] == "redundancy"
 
 
 def test_with_a_penalty_the_baseline_replaces_as_many_layers(finished: Path) -> None:
     path = write_recipe(
-        finished, diagnose={"budget": 3, "by": "redundancy", "penalty": 0.0}, baseline={"selector": "leave-one-out"}
+        finished,
+        diagnose={"budget": 3, "by": "redundancy", "penalty": 0.0},
+        arms={"single": {"selector": "leave-one-out"}},
     )
     run(load_recipe(path), finished / "free", ["data", "diagnose"])
-    plan, baseline = (read_json(finished / "free" / name / "plan.json") for name in (".", "baseline"))
+    plan, baseline = (read_json(finished / "free" / name / "plan.json") for name in (".", "arms/single"))
     assert len(plan["replace"]) == len(baseline["replace"]) == 1
     assert plan["objective"]["penalty"] == 0.0
     assert "penalty" not in baseline["objective"]

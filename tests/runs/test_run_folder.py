@@ -11,12 +11,12 @@ import pytest
 
 from radistill.errors import RadistillError
 from radistill.files import read_json
-from radistill.pipeline.run_folder import RunFolder
+from radistill.runs.folder import RunFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from radistill.pipeline.run_folder import RunFolder
+from radistill.runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     time.sleep(60)
@@ -127,4 +127,4 @@ def test_other_steps_survive_one_that_fails(tmp_path: Path) -> None:
 def test_a_broken_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RadistillError, match=r"run\.json: not (valid JSON|a record of a run)"):
-        RunFolder(tmp_path)
+        RunFolder(tmp_path).is_current("data", [], [])

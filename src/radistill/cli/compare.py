@@ -12,7 +12,7 @@ def compare(
         typer.Argument(
             metavar="RUN_OR_MODEL...",
             help="Run folders, models, or folders of results that `radistill evaluate --tasks` has written; "
-            "the others are compared to the first. One run alone: its base and its hybrid.",
+            "the others are compared to the first. One run alone: its base, its hybrid, and arms.",
             show_default=False,
         ),
     ],
@@ -28,16 +28,21 @@ def compare(
     from radistill.errors import RadistillError
     from radistill.evaluation.comparison import compare as compare_results
     from radistill.evaluation.comparison import read_results
-    from radistill.evaluation.places import folders_of, results_folder, results_of_run
+    from radistill.evaluation.places import results_of
     from radistill.files import write_json
     from radistill.report.task_table import comparison_table
+    from radistill.runs.folder import MAIN
 
-    if len(models) == 1 and len(folders_of(models[0])) == 2:
-        results = [read_results(name, folder) for name, folder in results_of_run(models[0]).items()]
-    elif len(set(models)) < max(2, len(models)):
-        raise RadistillError("compare: name at least two models, each of them once, or one run folder")
-    else:
-        results = [read_results(name, results_folder(name)) for name in models]
+    if len(set(models)) < len(models):
+        raise RadistillError("compare: name each model once")
+    found = {name: results_of(name, alone=len(models) == 1) for name in models}
+    if len(models) == 1:
+        places = found[models[0]]
+        if len(places) < 2:
+            raise RadistillError("compare: name at least two models, or one run folder")
+    else:  # a run among others stands for its hybrid
+        places = {name: of[MAIN if len(of) > 1 else name] for name, of in found.items()}
+    results = [read_results(name, place) for name, place in places.items()]
     names = [one.name for one in results]
     lines = compare_results(results)
     if json_file is not None:

@@ -50,6 +50,7 @@ def evaluate(
             rich_help_panel=_TASKS,
         ),
     ] = None,
+    arms: Annotated[bool, typer.Option("--arms", help="Of a run folder its arms too.", rich_help_panel=_TASKS)] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Examples of each task.", rich_help_panel=_TASKS)
     ] = None,
@@ -100,7 +101,7 @@ def evaluate(
     loading = {field: value for field, value in {"dtype": dtype, "device": device}.items() if value is not None}
     if tasks is None:
         if odd := [f"--{field.replace('_', '-')}" for field in [*chosen, *loading]] + (
-            ["--trust-remote-code"] if trust_remote_code else []
+            (["--trust-remote-code"] if trust_remote_code else []) + (["--arms"] if arms else [])
         ):
             raise RadistillError(f"evaluate: {', '.join(odd)} need --tasks; a run is evaluated as its recipe says")
         _run_stage(subject, out or LATEST, set_ or [])
@@ -109,7 +110,7 @@ def evaluate(
         raise RadistillError("evaluate: --set changes a recipe, and with --tasks there is none")
     if subject is None:
         raise RadistillError("evaluate: name the model, for example: radistill evaluate smollm2-135m --tasks recall")
-    _run_tasks(subject, out, tasks, chosen, loading | {"trust_remote_code": trust_remote_code})
+    _run_tasks(subject, out, arms, tasks, chosen, loading | {"trust_remote_code": trust_remote_code})
 
 
 def _run_stage(recipe: str | None, out: Path, overrides: list[str]) -> None:
@@ -119,7 +120,9 @@ def _run_stage(recipe: str | None, out: Path, overrides: list[str]) -> None:
     run_pipeline(load_recipe(recipe_of(None if recipe is None else Path(recipe), out), overrides), out, ["evaluate"])
 
 
-def _run_tasks(subject: str, out: Path | None, names: str, chosen: dict[str, Any], loading: dict[str, Any]) -> None:
+def _run_tasks(
+    subject: str, out: Path | None, arms: bool, names: str, chosen: dict[str, Any], loading: dict[str, Any]
+) -> None:
     from rich.console import Console
 
     from radistill.console import note
@@ -132,7 +135,7 @@ def _run_tasks(subject: str, out: Path | None, names: str, chosen: dict[str, Any
 
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
-    subjects = subjects_of(subject, out)
+    subjects = subjects_of(subject, out, arms=arms)
     console = Console(highlight=False)
     for one in subjects:
         # Loaded one after the other: two models need not fit into memory at once.

@@ -12,7 +12,7 @@ def export(
     ],
     to: Annotated[str, typer.Option("--to", help="hf: a folder with a model card. gguf: a file for llama.cpp.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder or file to write.", show_default=False)],
-    arm: Annotated[str, typer.Option("--arm", help="Which hybrid of the run: rad or baseline.")] = "rad",
+    arm: Annotated[str, typer.Option("--arm", help="Which hybrid of the run: the main one or an arm.")] = "hybrid",
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32, float16, bfloat16, for gguf q8_0 too; left out, the model's own."),

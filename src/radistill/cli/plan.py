@@ -28,8 +28,9 @@ def _print(paths: list[Path]) -> None:
 
     from radistill.diagnosis.plan import Plan
     from radistill.report.plan_table import plan_table
+    from radistill.runs.folder import RunFolder
 
-    files = [path / "plan.json" if path.is_dir() else path for path in paths]
+    files = [RunFolder(path).hybrid().plan if path.is_dir() else path for path in paths]
     # A plan may be compared with itself: the names are columns, so they must be apart.
     names = [str(file) if files.index(file) == at else f"{file} " for at, file in enumerate(files)]
     plans = {name: Plan.load(file) for name, file in zip(names, files, strict=True)}

@@ -42,10 +42,11 @@ def by_override(by: str | None) -> list[str]:
 def recipe_of(recipe: Path | None, out: Path) -> Path:
     """The recipe that was named, or else the run folder's own; RadistillError if there is none."""
     from radistill.errors import RadistillError
+    from radistill.runs.folder import RunFolder
 
     if recipe is not None:
         return recipe
-    own = out / "recipe.yaml"
+    own = RunFolder(out).recipe
     if not own.exists():
         raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
     return own

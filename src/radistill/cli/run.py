@@ -36,10 +36,11 @@ def run(
     from radistill.pipeline.run import run as run_pipeline
     from radistill.processes import is_main
     from radistill.report.terminal import print_evaluation
+    from radistill.runs.folder import RunFolder
 
     folder = run_pipeline(settings, out)
     if is_main():
-        print_evaluation(read_json(folder / "evaluation.json"))
+        print_evaluation(read_json(RunFolder(folder).evaluation))
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:

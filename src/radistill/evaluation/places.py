@@ -6,6 +6,8 @@ from pathlib import Path
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.evaluation.run_tasks import SUMMARY, file_name
+from radistill.runs.folder import MAIN, RunFolder
+from radistill.runs.read import student_of
 
 
 @dataclass(frozen=True)
@@ -23,55 +25,50 @@ class Subject:
     folder: Path
 
 
-def subjects_of(name: str, out: Path | None = None) -> list[Subject]:
+def subjects_of(name: str, out: Path | None = None, *, arms: bool = False) -> list[Subject]:
     """Of a run folder its base and its hybrid, side by side; else the one model that was named.
 
     Args:
         name: a run folder, or what `load` takes.
         out: where results go instead of `RUN/tasks` or `evaluations/MODEL`.
+        arms: of a run folder all arms too.
 
     Raises:
         RadistillError: if the run has no plan or no student yet.
     """
-    folders = folders_of(name, out)
-    if len(folders) == 1:
-        return [Subject(name, name, folders[name])]
-    student = Path(name) / "student"
-    if not (student / "config.json").is_file():
-        raise RadistillError(f"{student}: this run has no student there yet; run `radistill run --out {name}` first")
-    models = {"base": Plan.load(Path(name) / "plan.json").model, "hybrid": str(student)}
-    return [Subject(key, models[key], folder) for key, folder in folders.items()]
+    folder = RunFolder(name)
+    if not folder.record.is_file():
+        return [Subject(name, name, out or _folder_of(name))]
+    tasks = out or folder.tasks
+    hybrids = [MAIN, *(sorted(path.name for path in folder.arms.glob("*")) if arms else [])]
+    students = {hybrid: str(student_of(folder.path, hybrid).student) for hybrid in hybrids}
+    models = {"base": Plan.load(folder.hybrid().plan).model, **students}
+    return [Subject(key, model, tasks / key) for key, model in models.items()]
 
 
-def folders_of(name: str, out: Path | None = None) -> dict[str, Path]:
-    """Where results go: of a run folder those of `base` and of `hybrid`, else those of the model, by its name."""
-    if (Path(name) / "run.json").is_file():
-        return folders_in(out or Path(name) / "tasks")
-    return {name: out or Path("evaluations") / file_name(name.strip("/"))}
+def results_in(tasks: Path) -> dict[str, Path]:
+    """The folders with results below a run's folder of tasks: base and hybrid first."""
+    found = sorted(path.name for path in tasks.glob("*") if (path / SUMMARY).is_file())
+    return {name: tasks / name for name in sorted(found, key=lambda name: (name != "base", name != MAIN))}
 
 
-def folders_in(tasks: Path) -> dict[str, Path]:
-    """The folders of both models of a run, below the one of its tasks."""
-    return {"base": tasks / "base", "hybrid": tasks / "hybrid"}
-
-
-def results_folder(name: str) -> Path:
-    """Where the results are of a model, of a run's hybrid, or a folder of results itself.
+def results_of(name: str, *, alone: bool = False) -> dict[str, Path]:
+    """Where the results are: of a run's models those of each, else of a model, or a folder of results itself.
 
     Raises:
-        RadistillError: if there are none.
+        RadistillError: if there are none; of a run, if its hybrid has none, or, if it stands `alone`, its base.
     """
-    usual = list(folders_of(name).values())[-1]
-    return Path(name) if (Path(name) / SUMMARY).is_file() else _checked(usual, name)
+    folder = RunFolder(name)
+    if (folder.path / SUMMARY).is_file():
+        return {name: folder.path}
+    if not folder.record.is_file():
+        return {name: _checked(_folder_of(name), name)}
+    found = results_in(folder.tasks)
+    return {key: _checked(folder.tasks / key, name) for key in ("base", MAIN)[not alone :]} | found
 
 
-def results_of_run(name: str) -> dict[str, Path]:
-    """Where the results of both models of a run are.
-
-    Raises:
-        RadistillError: if one of them has none.
-    """
-    return {key: _checked(folder, name) for key, folder in folders_of(name).items()}
+def _folder_of(model: str) -> Path:
+    return Path("evaluations") / file_name(model.strip("/"))
 
 
 def _checked(folder: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from radistill.export.gguf import write_gguf
 from radistill.export.hf import write_folder
 from radistill.export.lineage import UNKNOWN
 from radistill.export.source import Source, find_source
+from radistill.runs.folder import MAIN
 
 
 def _to_gguf(source: Source, out: Path, dtype: str | None) -> None:
@@ -24,7 +25,7 @@ def export(
     to: str,
     out: Path | str,
     *,
-    arm: str = "rad",
+    arm: str = MAIN,
     dtype: str | None = None,
     force: bool = False,
 ) -> Path:
@@ -34,7 +35,7 @@ def export(
         run: a run folder, or a folder with a model (of which less is known, so its card says less).
         to: "hf", a Hugging Face folder with a model card, or "gguf", a file for llama.cpp.
         out: the folder or file to write.
-        arm: "rad", or "baseline" for the run's other hybrid.
+        arm: "hybrid", or the name of an arm of the run.
         dtype: of the weights: "float32", "float16" or "bfloat16", for a GGUF "q8_0" too; None keeps the model's own.
         force: replace an earlier export.
 
@@ -84,7 +85,7 @@ def _about(source: Source) -> dict[str, str | list[int]]:
     if source.replaced:
         about["radistill.replaced_layers"] = source.replaced
     if source.run is not None:
-        about["radistill.plan.model_fingerprint"] = str(source.run.plan.get("model_fingerprint", ""))
+        about["radistill.plan.model_fingerprint"] = source.run.plan.model_fingerprint
     return about
 
 

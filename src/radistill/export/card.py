@@ -6,18 +6,21 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from radistill.diagnosis.plan import Plan
 from radistill.export.source import Source
 from radistill.models.anatomy import anatomy_of
 from radistill.provenance import versions
-from radistill.report.numbers import layer_list, number, percent, significant, whole
+from radistill.report.numbers import layer_list, percent, significant, whole
 from radistill.report.page import outdated
 from radistill.report.results import footnotes, rows_of
-from radistill.report.run_folder import mapping
+from radistill.runs.folder import MAIN
+from radistill.runs.read import mapping
 
 
 def model_card(source: Source) -> str:
     """The card in Markdown, with the front matter that the Hugging Face hub reads."""
     run, anatomy = source.run, anatomy_of(source.config)
+    arm = source.hybrid.arm if source.hybrid is not None else None
     return (
         _template()
         .render(
@@ -25,7 +28,7 @@ def model_card(source: Source) -> str:
             name=source.name,
             base=source.base,
             teacher=source.teacher,
-            arm=source.arm,
+            arm=source.arm if source.arm != MAIN else "",
             run=run,
             plan=_plan_facts(source.plan),
             layers=anatomy.num_layers,
@@ -33,11 +36,11 @@ def model_card(source: Source) -> str:
             attention_layers=layer_list(list(anatomy.attention_layers)),
             rows=[] if run is None else rows_of(run),
             footnotes=[] if run is None or not run.evaluation else footnotes(run),
-            trained=run is None or any(run.recipe.get(stage) is not None for stage in ("align", "distill", "finetune")),
+            trained=arm is None or arm.align is not None or arm.is_trained,
             outdated=run is not None and outdated(run),
-            recipe="" if run is None else _public_recipe(run.recipe),
-            versions=versions() if run is None else mapping(run["run.json"].get("versions")),
-            seed=None if run is None else run["run.json"].get("seed"),
+            recipe="" if run is None or run.recipe is None else _public_recipe(run.recipe.model_dump(mode="json")),
+            versions=versions() if run is None else mapping(run.record.get("versions")),
+            seed=None if run is None else run.record.get("seed"),
             groups=source.config.mamba_n_groups,
         )
         .rstrip()
@@ -58,23 +61,19 @@ def _front_matter(source: Source) -> dict[str, Any]:
     return front
 
 
-def _plan_facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the plan says about itself, in words; only what it says."""
-    if not plan:
+def _plan_facts(plan: Plan | None) -> list[tuple[str, str]]:
+    """What the plan says about itself, in words."""
+    if plan is None:
         return []
-    facts = [("attention replaced by Mamba-2 in layers", layer_list(plan["replace"]))]
-    if kind := mapping(plan.get("selector")).get("kind"):
-        facts.append(("chosen by", f"{kind}, {plan['by']}" if plan.get("by") else str(kind)))
-    if (objective := mapping(plan.get("objective"))) and number(objective.get("value")) is not None:
-        facts.append((f"objective ({objective.get('name')})", significant(objective["value"])))
-    draft = "draft with fitted blocks" if plan.get("by") == "replaceability" else "skip draft"
-    if number(plan.get("acceptance_rate")) is not None:
-        facts.append((f"tokens of the {draft} that the base accepts", percent(plan["acceptance_rate"])))
-    if number(plan.get("kl")) is not None:
-        facts.append((f"KL of the {draft}, nats a token", significant(plan["kl"])))
-    if number(plan.get("forward_tokens")) is not None:
-        facts.append(("calibration tokens that the search read", whole(plan["forward_tokens"])))
-    return facts
+    draft = "draft with fitted blocks" if plan.by == "replaceability" else "skip draft"
+    return [
+        ("attention replaced by Mamba-2 in layers", layer_list(plan.replace)),
+        ("chosen by", f"{plan.selector.get('kind')}, {plan.by}"),
+        (f"objective ({plan.objective['name']})", significant(plan.objective["value"])),
+        (f"tokens of the {draft} that the base accepts", percent(plan.acceptance_rate)),
+        (f"KL of the {draft}, nats a token", significant(plan.kl)),
+        ("calibration tokens that the search read", whole(plan.forward_tokens)),
+    ]
 
 
 def _public_recipe(recipe: dict[str, Any]) -> str:
@@ -91,7 +90,7 @@ def _public_recipe(recipe: dict[str, Any]) -> str:
             return value.rstrip("/").rpartition("/")[2]
         return value
 
-    return yaml.safe_dump(shorten(recipe), sort_keys=False, allow_unicode=True).rstrip() if recipe else ""
+    return yaml.safe_dump(shorten(recipe), sort_keys=False, allow_unicode=True).rstrip()
 
 
 @cache

@@ -10,7 +10,7 @@ from radistill.errors import RadistillError
 from radistill.export.card import model_card
 from radistill.export.source import Source
 from radistill.export.weights import find_weights, read_weight
-from radistill.files import atomic_folder, write_json, write_text
+from radistill.files import atomic_folder, write_text
 from radistill.models.checkpoint import check_tokenizer
 from radistill.models.loading import DTYPES, load
 
@@ -38,11 +38,10 @@ def write_folder(source: Source, out: Path, dtype: str | None = None) -> None:
         else:
             load(source.folder, dtype=dtype).save(temporary)
         write_text(temporary / "README.md", model_card(source))
-        plan = source.plan
-        if plan:
+        if source.plan is not None:
             # The plan may name its model by a path of this machine.
-            named = plan if source.base is None else {**plan, "model": source.base.name}
-            write_json(temporary / "radistill_plan.json", named)
+            name = source.plan.model if source.base is None else source.base.name
+            source.plan.model_copy(update={"model": name}).save(temporary / "radistill_plan.json")
         for lineage, name in ((source.base, "LICENSE.base"), (source.teacher, "LICENSE.teacher")):
             if lineage is not None and lineage.terms:
                 write_text(temporary / name, lineage.terms)

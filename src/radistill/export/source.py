@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig
 
+from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.export.lineage import Lineage, lineage_of
 from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import check_weights, read_config
-from radistill.report.run_folder import RunFolder, read_run_folder
-
-ARMS = ("rad", "baseline")
-_RUN_FILES = ("recipe.yaml", "plan.json", "run.json")
+from radistill.runs.folder import MAIN
+from radistill.runs.read import HybridResults, Run, is_run, read_run, student_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Source:
 
     folder: Path
     arm: str
-    run: RunFolder | None
+    run: Run | None
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -39,55 +37,57 @@ class Source:
     @cached_property
     def base(self) -> Lineage | None:
         """The model that was converted; None where nothing says which."""
-        return lineage_of(str(self.run.plan["model"])) if self.run is not None and self.run.plan.get("model") else None
+        return lineage_of(self.run.plan.model) if self.run is not None and self.run.plan.model else None
 
     @cached_property
     def teacher(self) -> Lineage | None:
         """The teacher, where the recipe names another model than the base."""
-        named = self.run.recipe.get("teacher") if self.run is not None else None
-        return lineage_of(str(named)) if named else None
+        named = self.hybrid.arm.teacher if self.hybrid is not None and self.hybrid.arm is not None else None
+        return lineage_of(named) if named else None
 
     @property
-    def plan(self) -> dict[str, Any]:
-        """The plan that this model follows; empty where there is none."""
-        if self.run is None:
-            return {}
-        return self.run.plan if self.arm == "rad" else self.run["baseline/plan.json"]
+    def hybrid(self) -> HybridResults | None:
+        """What the run knows of this model; None without a run."""
+        hybrids = self.run.hybrids if self.run is not None else ()
+        return next((hybrid for hybrid in hybrids if hybrid.name == self.arm), None)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that this model follows; None where there is none."""
+        return self.hybrid.plan if self.hybrid is not None else None
 
     @property
     def replaced(self) -> list[int]:
         """Layers whose attention was replaced, as far as a plan says so."""
-        return sorted(self.plan.get("replace", []))
+        return self.plan.replace if self.plan is not None else []
 
     @property
     def name(self) -> str:
         """Name of the exported model, from its base or its folder."""
         if self.base is None:
             return self.folder.resolve().name
-        return f"{self.base.name.rpartition('/')[2]}-{'hybrid' if self.arm == 'rad' else 'baseline-hybrid'}"
+        return f"{self.base.name.rpartition('/')[2]}-hybrid{'' if self.arm == MAIN else f'-{self.arm}'}"
 
 
-def find_source(path: Path, arm: str = "rad") -> Source:
+def find_source(path: Path, arm: str = MAIN) -> Source:
     """The model to export: the student of a run folder, or a model folder itself.
 
     Raises:
         RadistillError: if there is no such folder, the run has no student yet, or the weights are missing or damaged.
     """
-    if arm not in ARMS:
-        raise RadistillError(f"arm is {arm!r}; it can be {', '.join(ARMS)}")
     if not path.is_dir():
         raise RadistillError(f"{path}: no such run or model folder")
     if (path / "config.json").is_file():
-        if arm != "rad":
+        if arm != MAIN:
             raise RadistillError(f"{path}: a model, not a run folder, so it has no arms; leave --arm out")
         source = Source(path, arm, None)
-    elif any((path / name).is_file() for name in _RUN_FILES):
-        folder = path / "student" if arm == "rad" else path / "baseline" / "student"
-        if not (folder / "config.json").is_file():
-            raise RadistillError(f"{folder}: this run has no student there yet; run `radistill run --out {path}` first")
-        source = Source(folder, arm, read_run_folder(path))
+    elif is_run(path):
+        run = read_run(path)
+        if arm not in (names := [hybrid.name for hybrid in run.hybrids]):
+            raise RadistillError(f"{path}: this run has no arm {arm!r}; it can be {', '.join(names)}")
+        source = Source(student_of(path, arm).student, arm, run)
     else:
-        raise RadistillError(f"{path}: neither a run folder ({', '.join(_RUN_FILES)}) nor a model (config.json)")
+        raise RadistillError(f"{path}: neither a run folder (recipe.yaml, run.json) nor a model (config.json)")
     check_weights(source.folder)
     _check_plan(source)
     return source

@@ -26,7 +26,9 @@ from radistill.pipeline.memory import (
 )
 from radistill.pipeline.preflight import check
 from radistill.pipeline.shapes import HybridShape, count_parameters, hybrid_shape
-from radistill.runs.recipe import DiagnoseSettings, Recipe
+from radistill.runs.arms import Arm
+from radistill.runs.recipe import Recipe
+from radistill.runs.sections import DiagnoseSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ModelEstimate:
     """One model of a run.
 
     Attributes:
-        role: base, teacher, hybrid or baseline.
+        role: base, teacher, hybrid, or the name of an arm.
         source: what the recipe calls it, or the target.
         parameters: by component.
         layers: decoder layers.
@@ -109,9 +111,9 @@ class Estimate:
     """Everything that a dry run tells.
 
     Attributes:
-        models: base, teacher (if it is another model), hybrid, baseline (if there is one).
+        models: base, teacher (if it is another model), hybrid, and each arm.
         memory: of the hybrid's stages: bytes by stage and term, see `memory.TERMS`.
-        disk: bytes in the run folder, baseline included.
+        disk: bytes in the run folder, arms included.
         work: tokens and passes.
         warnings: what a run on this machine would refuse, and what is likely to fail.
     """
@@ -166,18 +168,14 @@ def estimate(recipe: Recipe) -> Estimate:
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
-    if recipe.baseline is not None:
-        arm = _baseline_recipe(recipe)
+    for arm in recipe.hybrids[1:]:
+        own = _recipe_of(recipe, arm)
         shape = hybrid_shape(
-            checked.base,
-            recipe.baseline.target,
-            recipe.diagnose.budget,
-            dtype=DTYPES[recipe.dtype],
-            trust_remote_code=trust,
+            checked.base, arm.target, own.diagnose.budget, dtype=DTYPES[recipe.dtype], trust_remote_code=trust
         )
-        disk += disk_bytes(arm, base, shape)
-        baseline = _model("baseline", recipe.baseline.target.kind, shape.anatomy, shape.parameters)
-        models.append(replace(baseline, new_parameters=shape.new, trained_parameters=_most_trained(arm, shape)))
+        disk += disk_bytes(own, base, shape)
+        model = _model(arm.name, arm.target.kind, shape.anatomy, shape.parameters)
+        models.append(replace(model, new_parameters=shape.new, trained_parameters=_most_trained(own, shape)))
     warnings = [*checked.warnings, *_memory_warnings(read["align"], base, bounds["align"])]
     if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
@@ -209,15 +207,11 @@ def _model(role: str, source: str, anatomy: Anatomy, parameters: dict[str, int])
     )
 
 
-def _baseline_recipe(recipe: Recipe) -> Recipe:
-    """What the baseline's stages see of the recipe."""
-    assert recipe.baseline is not None
-    update = {
-        "diagnose": recipe.diagnose.model_copy(update={"by": "redundancy"}),
-        "align": recipe.baseline.align_settings(recipe),
-        "distill": recipe.baseline.distill_settings(recipe),
-    }
-    return recipe.model_copy(update=update)
+def _recipe_of(recipe: Recipe, arm: Arm) -> Recipe:
+    """What an arm's stages see of the recipe."""
+    update = {"by": arm.by, "budget": arm.budget or recipe.diagnose.budget}
+    diagnose = recipe.diagnose.model_copy(update=update)
+    return recipe.model_copy(update={"diagnose": diagnose, "align": arm.align, "distill": arm.distill})
 
 
 def _work(recipe: Recipe, base: Anatomy, bounds: dict[str, Lengths]) -> Work:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from radistill.console import note
 from radistill.conversion import new_parameters
 from radistill.diagnosis.plan import Plan
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -9,7 +10,6 @@ from radistill.distillation.distill import distill
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.rates import best_rate
 from radistill.distillation.teacher_store import StoredTeacher
-from radistill.console import note
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document

@@ -17,6 +17,7 @@ from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.distill import distill
+from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune import finetune
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
@@ -159,7 +160,7 @@ def run_distill(context: Context) -> None:
             def start(arm: Arm = arm) -> tuple[Model, Alignment | None]:
                 return _start(context, arm)
 
-            settings = arm.distill
+            settings: DistillSettings | None = arm.distill
             if settings is not None and teacher is not None and settings.rate_search is not None:
                 settings = with_best_rate(context, arm, lambda: start()[0], teacher, train, heldout, inputs)
             student, alignment = start()
@@ -318,7 +319,9 @@ def _check(context: Context) -> None:
             check_budget(arm.budget, base.anatomy)
         check_conversion(recipe, base.network.config, base.anatomy, arm.target, arm.init)
     # The one that writes the responses comes last, and so stays loaded.
-    for source in sorted({arm.teacher for arm in context.hybrids if arm.teacher}, key=lambda one: one == recipe.teacher):
+    for source in sorted(
+        {arm.teacher for arm in context.hybrids if arm.teacher}, key=lambda one: one == recipe.teacher
+    ):
         check_same_tokenizer(context.teacher(source), base)
 
 

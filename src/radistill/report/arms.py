@@ -4,14 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.numbers import EN_DASH, integer, number
-from radistill.report.run_folder import mapping
+from radistill.runs.folder import MAIN
+from radistill.runs.read import mapping
 
-_NAMES = {
-    "base": "base",
-    "draft": "draft at start",
-    "rad_aligned": "RAD hybrid, aligned only",
-    "rad": "RAD hybrid",
-}
+START = f"{MAIN}_start"
+_NAMES = {"base": "base", "draft": "draft at start", START: "hybrid at start", MAIN: "hybrid"}
 
 
 @dataclass(frozen=True)
@@ -51,19 +48,13 @@ class Arm:
         return [text for text in (", ".join(sample), f"{unfinished:,} unfinished" if unfinished else "") if text]
 
 
-def arm_name(key: str, baseline_init: str = "") -> str:
-    """What people call the model under `key`; other keys than RAD's own are a baseline's: 'uniform_start'."""
-    if key in _NAMES:
-        return _NAMES[key]
+def arm_name(key: str) -> str:
+    """What people call the model under `key`: an arm by its name, 'uniform at start' before its training."""
     start = " at start" if key.endswith("_start") else ""
-    return key.removesuffix("_start") + (f" + {baseline_init}" if baseline_init else "") + start
+    return _NAMES.get(key) or key.removesuffix("_start") + start
 
 
-def arms_of(evaluation: dict[str, Any], baseline_init: str = "") -> list[Arm]:
-    """The arms in `evaluation`: base, draft and RAD first, then the others in their own order."""
+def arms_of(evaluation: dict[str, Any]) -> dict[str, Arm]:
+    """The models in `evaluation` by their keys: base, draft and hybrid first, then the others in their own order."""
     others = [key for key, value in evaluation.items() if key not in _NAMES and "kl" in mapping(value)]
-    return [
-        Arm(key, arm_name(key, baseline_init), evaluation[key])
-        for key in (*_NAMES, *others)
-        if mapping(evaluation.get(key))
-    ]
+    return {key: Arm(key, arm_name(key), evaluation[key]) for key in (*_NAMES, *others) if mapping(evaluation.get(key))}

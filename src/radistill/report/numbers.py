@@ -15,6 +15,9 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 # Keeps a figure and its unit on one line.
 _SPACE = "\N{NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Control characters are illegal in HTML, and lone surrogates cannot be encoded; both appear in broken generations.
+_UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
+_READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE, "\N{REPLACEMENT CHARACTER}") | {ord("\r"): ""}
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -128,3 +131,19 @@ def layer_list(layers: list[int]) -> str:
             runs.append([layer])
     texts = (", ".join(map(str, run)) if len(run) < 3 else f"{run[0]}{EN_DASH}{run[-1]}" for run in runs)
     return ", ".join(texts) or "none"
+
+
+def words(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(words, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{words(key)} {words(item)}" for key, item in value.items()) or "none"
+    return readable("none" if value is None else value)
+
+
+def readable(value: Any) -> str:
+    """`value` as text that HTML can hold."""
+    return str(value).translate(_READABLE)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from radistill.report.arms import Arm, arms_of
+from radistill.report.arms import START, Arm, arms_of
 from radistill.report.numbers import (
     CONTEXT_TOKENS,
     absent,
@@ -12,9 +12,11 @@ from radistill.report.numbers import (
     percent,
     significant,
     whole,
+    words,
 )
-from radistill.report.run_folder import RunFolder
 from radistill.report.verdict import cache_saving
+from radistill.runs.folder import MAIN
+from radistill.runs.read import HybridResults, Run
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class Tile:
     beside: str
 
 
-def rows_of(folder: RunFolder) -> list[Row]:
+def rows_of(run: Run) -> list[Row]:
     """The rows of the table."""
     return [
         Row(
             key=arm.key,
             name=arm.name,
-            remark=_remark(arm.key, folder),
+            remark=_remark(arm.key, run),
             kl=significant(arm.metrics.get("kl")),
             agreement=_bare_percent(arm, "agreement"),
             perplexity=significant(arm.metrics.get("perplexity")),
@@ -58,18 +60,18 @@ def rows_of(folder: RunFolder) -> list[Row]:
             kv_bytes=whole(arm.metrics.get("kv_bytes_per_token")),
             kv_mib=cache_mib(arm.metrics.get("kv_bytes_per_token")),
         )
-        for arm in arms_of(folder.evaluation, folder.baseline_init)
+        for arm in arms_of(run.evaluation).values()
     ]
 
 
-def tiles_of(folder: RunFolder) -> list[Tile]:
+def tiles_of(run: Run) -> list[Tile]:
     """The figures that a reader wants first; those that were not measured are left out."""
-    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
-    hybrid = arms.get("rad")
+    arms = arms_of(run.evaluation)
+    hybrid = arms.get(MAIN)
     if hybrid is None:
         return []
     tiles = []
-    start = (folder.judged_arm, "blocks fitted" if folder.judged_arm == "rad_aligned" else "at start")
+    start = (run.judged, "blocks fitted" if run.judged == START else "at start")
     if (cache := hybrid.value("kv_bytes_per_token")) is not None:
         value, unit = bytes_(cache).split()
         saving = cache_saving(arms)
@@ -85,12 +87,12 @@ def tiles_of(folder: RunFolder) -> list[Tile]:
     return tiles
 
 
-def footnotes(folder: RunFolder) -> list[tuple[str, str]]:
+def footnotes(run: Run) -> list[tuple[str, str]]:
     """Term and definition for each column, with its denominator, then what limits the comparison."""
-    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
+    arms = arms_of(run.evaluation)
     if not arms:
         return []
-    some = arms.get("rad") or next(iter(arms.values()))
+    some = arms.get(MAIN) or next(iter(arms.values()))
     tokens, documents = some.value("n_tokens"), some.value("n_documents")
     over = f"{whole(tokens)} response tokens" if tokens is not None else "the response tokens"
     over += f" of {whole(documents)} held-out documents" if documents is not None else " of the held-out documents"
@@ -105,8 +107,9 @@ def footnotes(folder: RunFolder) -> list[tuple[str, str]]:
             f"sequence of {CONTEXT_TOKENS:,} tokens. {_state_note(some)}".strip(),
         ),
     ]
-    if folder.baseline_key in arms:
-        notes.append(("Training tokens", _budget_note(folder)))
+    for other in run.arms:
+        if other.name in arms:
+            notes.append((other.name, _arm_note(run, other)))
     return notes
 
 
@@ -126,34 +129,38 @@ def _state_note(hybrid: Arm) -> str:
     )
 
 
-def _remark(key: str, folder: RunFolder) -> str:
-    return {
-        "draft": f"{len(folder.replaced)} attention layers skipped",
-        "rad_aligned": "before distillation",
-        f"{folder.baseline_key}_start": "before distillation",
-        folder.baseline_key: "same tokens" if _same_budget(folder) else "",
-    }.get(key, "")
+def _remark(key: str, run: Run) -> str:
+    if key == "draft":
+        return f"{len(run.main.replaced)} attention layers skipped"
+    if key.endswith("_start"):
+        return "before training"
+    return next(("same tokens" for arm in run.arms if arm.name == key and _same_budget(run, arm)), "")
 
 
-def _budget(folder: RunFolder) -> tuple[float | None, float | None]:
-    return number(folder["distill.json"].get("tokens")), number(folder["baseline/distill.json"].get("tokens"))
+def _budget(run: Run, arm: HybridResults) -> tuple[float | None, float | None]:
+    return number(run.main["distill"].get("tokens")), number(arm["distill"].get("tokens"))
 
 
-def _same_budget(folder: RunFolder) -> bool:
-    hybrid, baseline = _budget(folder)
-    return hybrid is not None and baseline is not None and abs(baseline - hybrid) <= 0.02 * hybrid
+def _same_budget(run: Run, arm: HybridResults) -> bool:
+    ours, theirs = _budget(run, arm)
+    return ours is not None and theirs is not None and abs(theirs - ours) <= 0.02 * ours
 
 
-def _budget_note(folder: RunFolder) -> str:
-    hybrid, baseline = _budget(folder)
-    if hybrid is None or baseline is None:
-        return "not known for both hybrids, so this page does not show that the baseline had the same budget."
-    text = f"both were trained end to end, the RAD hybrid on {whole(hybrid)} tokens, the baseline on {whole(baseline)}."
-    if not _same_budget(folder):
+def _arm_note(run: Run, arm: HybridResults) -> str:
+    """How an arm differs from the hybrid, and whether it had as much training."""
+    text = ""
+    if run.recipe is not None and arm.name in run.recipe.arms:
+        given = run.recipe.arms[arm.name].differences()
+        text = f"as the hybrid, but {'; '.join(f'{field} {words(value)}' for field, value in given.items())}. "
+    ours, theirs = _budget(run, arm)
+    if ours is None or theirs is None:
+        return f"{text}How much it was trained is not known, so this page does not show that it had the same budget."
+    text += f"It was trained end to end on {whole(theirs)} tokens, the hybrid on {whole(ours)}."
+    if not _same_budget(run, arm):
         text += " The budgets differ, so the two rows are not a fair comparison."
-    fitted, baseline_fitted = (number(folder[f"{where}align.json"].get("tokens")) for where in ("", "baseline/"))
-    if fitted and not baseline_fitted:
-        text += f" Only the RAD hybrid had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
+    fitted, theirs_fitted = (number(one["align"].get("tokens")) for one in (run.main, arm))
+    if fitted and not theirs_fitted:
+        text += f" Only the hybrid had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
     return text
 
 

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.arms import arm_name
-from radistill.report.run_folder import records
+from radistill.report.numbers import readable
+from radistill.runs.read import records
 
 MOST_SAMPLES = 20
 MOST_CHARACTERS = 8_000
-
-# Control characters are illegal in HTML, and lone surrogates cannot be encoded; both appear in broken generations.
-_UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
-_READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE, "\N{REPLACEMENT CHARACTER}") | {ord("\r"): ""}
 
 # A model that has nothing left to say writes pages of nothing; what it did is easier seen in words.
 _NOTHING = re.compile(r"\n{5,}|[ \t]{20,}|(?:[ \t]*\n){9,}")
@@ -37,18 +34,13 @@ class Sample:
     answers: tuple[Answer, ...]
 
 
-def samples_of(evaluation: dict[str, Any], baseline_init: str = "") -> tuple[list[Sample], int]:
+def samples_of(evaluation: dict[str, Any]) -> tuple[list[Sample], int]:
     """At most `MOST_SAMPLES` samples, and how many there are in all."""
     rows = records(evaluation.get("samples"))
-    return [sample_of(row, baseline_init) for row in rows[:MOST_SAMPLES]], len(rows)
+    return [sample_of(row) for row in rows[:MOST_SAMPLES]], len(rows)
 
 
-def readable(value: Any) -> str:
-    """`value` as text that HTML can hold."""
-    return str(value).translate(_READABLE)
-
-
-def sample_of(row: dict[str, Any], baseline_init: str = "") -> Sample:
+def sample_of(row: dict[str, Any]) -> Sample:
     """A row of `prompt` and, by the key of its model, each answer."""
     prompt = readable(row.get("prompt", ""))
     texts = {key: readable(text) for key, text in row.items() if key != "prompt" and isinstance(text, str)}
@@ -58,8 +50,7 @@ def sample_of(row: dict[str, Any], baseline_init: str = "") -> Sample:
         prompt=_cut(prompt)[0],
         first_line=_ellipsis(next((line for line in reversed(lines) if line not in _ROLES), "(empty prompt)")),
         answers=tuple(
-            _answer(key, arm_name(key, baseline_init), text, base if key != "base" else None)
-            for key, text in texts.items()
+            _answer(key, arm_name(key), text, base if key != "base" else None) for key, text in texts.items()
         ),
     )
 

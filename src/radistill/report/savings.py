@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.numbers import EN_DASH, bytes_, integer, percent, significant
-from radistill.report.run_folder import RunFolder, mapping, records
 from radistill.report.savings_table import ratio
+from radistill.runs.read import mapping, records
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class SavingsRow:
     ratio: str
 
 
-def cache_rows(folder: RunFolder) -> list[SavingsRow]:
+def cache_rows(savings: dict[str, Any]) -> list[SavingsRow]:
     """Weights, and cache by length."""
-    base, hybrid = (mapping(mapping(folder["savings.json"].get("models")).get(name)) for name in ("base", "hybrid"))
+    base, hybrid = (mapping(mapping(savings.get("models")).get(name)) for name in ("base", "hybrid"))
     if not base or not hybrid:
         return []
     pairs = [("weights", base.get("weight_bytes"), hybrid.get("weight_bytes"))]
@@ -31,10 +31,10 @@ def cache_rows(folder: RunFolder) -> list[SavingsRow]:
     return [SavingsRow(name, bytes_(one), bytes_(other), ratio(one, other)) for name, one, other in pairs]
 
 
-def speed_rows(folder: RunFolder) -> list[dict[str, Any]]:
+def speed_rows(savings: dict[str, Any]) -> list[dict[str, Any]]:
     """For each context its rows: prefill, decoding, with a draft, peak memory."""
     found = []
-    for row in records(folder["savings.json"].get("contexts")):
+    for row in records(savings.get("contexts")):
         models = [mapping(row.get(name)) for name in ("base", "hybrid")]
         rows = []
         for name, key, form in (
@@ -52,9 +52,8 @@ def speed_rows(folder: RunFolder) -> list[dict[str, Any]]:
     return found
 
 
-def savings_note(folder: RunFolder) -> str:
+def savings_note(savings: dict[str, Any]) -> str:
     """How it was measured."""
-    savings = folder["savings.json"]
     settings, machine = mapping(savings.get("settings")), mapping(savings.get("machine"))
     where = savings.get("device", "?")
     processor = f"{machine.get('processor', 'unknown processor')}, {machine.get('threads', '?')} threads"

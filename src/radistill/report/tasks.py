@@ -42,8 +42,8 @@ def task_sentence(rows: Sequence[TaskRow]) -> str:
     parts = [
         f"{row.name} {hybrid[0]} (base {base[0]}, {row.verdict})"
         for row in rows
-        if not row.is_group and row.verdict and len(row.cells) == 2
-        for base, hybrid in [row.cells]
+        if not row.is_group and row.verdict and len(row.cells) >= 2
+        for base, hybrid in [row.cells[:2]]
         if base is not None and hybrid is not None
     ]
     return f"On tasks: {'; '.join(parts)}." if parts else ""
@@ -128,8 +128,7 @@ def _settings_words(settings: Mapping[str, Any]) -> str:
 
 
 def _sample(results: Sequence[Results], rows: Sequence[Row], task: str) -> Sample:
-    keys = ["base" if model.name == "base" else "rad" for model in results]
-    answers = {key: str(row["response"]) for key, row in zip(keys, rows, strict=True)}
+    answers = {model.name: str(row["response"]) for model, row in zip(results, rows, strict=True)}
     sample = sample_of({"prompt": _prompt(rows[0]), **answers})
     marked = [
         replace(answer, remark=f"{_verdict(row)}; {answer.remark}")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from radistill.report.arms import Arm, arms_of
 from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
+from radistill.runs.folder import MAIN
 
 # Heading and widest content of each column; with the model's and the space between them, 80 columns.
 _MODEL_WIDTH = 24
@@ -30,13 +31,13 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
     """The content of `evaluation.json` as a table of at most 80 columns; a dash is a figure that was not measured."""
-    arms = arms_of(evaluation)
+    arms = list(arms_of(evaluation).values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(arms), caption_justify="left")
     table.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
     for heading, width in _HEADINGS.items():
         table.add_column(heading, justify="right", no_wrap=True, max_width=width, overflow="ellipsis")
     for arm in arms:
-        table.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == "rad" else None)
+        table.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
     return table
 
 
@@ -54,7 +55,7 @@ def _figures(arm: Arm) -> list[str]:
 def _caption(arms: list[Arm]) -> Text:
     if not arms:
         return Text("nothing has been evaluated yet")
-    arm = next((arm for arm in arms if arm.key == "rad"), arms[0])
+    arm = next((arm for arm in arms if arm.key == MAIN), arms[0])
     parts = ["KL(base ‖ model), agreement, perplexity: per held-out response token"]
     if arm.value("n_tokens") is not None and arm.value("n_documents") is not None:
         parts.append(f"{whole(arm.value('n_tokens'))} tokens, {whole(arm.value('n_documents'))} documents")

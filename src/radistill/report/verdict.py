@@ -1,12 +1,13 @@
 """The answer in a few sentences, computed from the figures: never kinder than they are."""
 
-from radistill.report.arms import Arm, arm_name, arms_of
+from radistill.conversion.initialisation import find_initialisation
+from radistill.report.arms import START, Arm, arms_of
 from radistill.report.numbers import absent, percent, significant, whole
-from radistill.report.run_folder import RunFolder, mapping
+from radistill.runs.folder import MAIN
+from radistill.runs.read import Run
 
 # A ratio this close to one is called neither better nor worse.
 _TOLERANCE = 0.05
-_BEATEN = "The baseline is the better model here."
 _FRACTIONS = {
     1 / 4: "a quarter less KV cache",
     1 / 3: "a third less KV cache",
@@ -16,23 +17,23 @@ _FRACTIONS = {
 }
 
 
-def verdict(folder: RunFolder) -> list[str]:
+def verdict(run: Run) -> list[str]:
     """What the run achieved, with the figures that say so, and what they leave open: one or two paragraphs."""
-    arms = {arm.key: arm for arm in arms_of(folder.evaluation, folder.baseline_init)}
-    if "rad" not in arms:
-        return [_layers(folder, arms), "The hybrid has not been evaluated yet, so how good it is cannot be said."]
-    return [f"{_layers(folder, arms)} {_distance(folder, arms)}", _tasks(arms)]
+    arms = arms_of(run.evaluation)
+    if MAIN not in arms:
+        return [_layers(run, arms), "The hybrid has not been evaluated yet, so how good it is cannot be said."]
+    return [f"{_layers(run, arms)} {_distance(run, arms)}", _tasks(arms)]
 
 
 def cache_saving(arms: dict[str, Arm]) -> float | None:
     """Share of the base's KV cache that the hybrid does without."""
-    base, hybrid = (arms[key].value("kv_bytes_per_token") if key in arms else None for key in ("base", "rad"))
+    base, hybrid = (arms[key].value("kv_bytes_per_token") if key in arms else None for key in ("base", MAIN))
     return None if not base or hybrid is None else 1 - hybrid / base
 
 
-def _layers(folder: RunFolder, arms: dict[str, Arm]) -> str:
-    total = folder.num_attention_layers
-    kept = total - len(folder.replaced)
+def _layers(run: Run, arms: dict[str, Arm]) -> str:
+    total = run.num_attention_layers
+    kept = total - len(run.main.replaced)
     if kept == total:
         return "The plan replaces no layer, so the hybrid keeps all attention."
     text = f"The hybrid keeps {kept} of {total} attention layers"
@@ -45,20 +46,18 @@ def _layers(folder: RunFolder, arms: dict[str, Arm]) -> str:
     return f"{text} and needs {percent(abs(saving), 0)} {'less' if saving >= 0 else 'more'} KV cache."
 
 
-def _distance(folder: RunFolder, arms: dict[str, Arm]) -> str:
-    hybrid = arms["rad"].value("kl")
+def _distance(run: Run, arms: dict[str, Arm]) -> str:
+    hybrid = arms[MAIN].value("kl")
     if hybrid is None:
         return (
-            f"Its KL to the base is {absent(arms['rad'].metrics.get('kl'))}, so nothing can be said about its quality."
+            f"Its KL to the base is {absent(arms[MAIN].metrics.get('kl'))}, so nothing can be said about its quality."
         )
-    documents = arms["rad"].value("n_documents")
+    documents = arms[MAIN].value("n_documents")
     where = f"On {whole(documents)} held-out documents" if documents is not None else "On the held-out documents"
     text = f"{where} its KL to the base is {significant(hybrid)} nats per response token"
     comparisons, warnings = [], []
-    for key, name, warning in (
-        (folder.judged_arm, _start(folder), "Training has made the hybrid worse."),
-        (folder.baseline_key, f"the {arm_name(folder.baseline_key, folder.baseline_init)} baseline", _BEATEN),
-    ):
+    others = [(arm.name, f"the arm {arm.name}", f"The arm {arm.name} is the better model here.") for arm in run.arms]
+    for key, name, warning in ((run.judged, _start(run), "Training has made the hybrid worse."), *others):
         reference = arms[key].value("kl") if key in arms else None
         if reference is None or reference <= 0:
             continue
@@ -69,12 +68,12 @@ def _distance(folder: RunFolder, arms: dict[str, Arm]) -> str:
     return " ".join([", ".join([text, " and ".join(comparisons)] if comparisons else [text]) + ".", *warnings])
 
 
-def _start(folder: RunFolder) -> str:
+def _start(run: Run) -> str:
     """What the draft that the search judged is to the hybrid: its start, if the new blocks put out zero at first."""
-    if folder.judged_arm == "rad_aligned":
+    if run.judged == START:
         return "where its fitted blocks started"
-    init = mapping(folder.recipe.get("convert")).get("init", "zero")
-    started = init == "zero" and folder.by == "redundancy"
+    arm = run.main.arm
+    started = arm is not None and arm.align is None and find_initialisation(arm.init).silent
     return "where it started" if started else "the draft that only skips these layers"
 
 
@@ -85,7 +84,7 @@ def _ratio(ratio: float) -> str:
 
 
 def _tasks(arms: dict[str, Arm]) -> str:
-    hybrid, base = arms["rad"], arms.get("base")
+    hybrid, base = arms[MAIN], arms.get("base")
     solved = hybrid.value("exact_match")
     reference = base.value("exact_match") if base is not None else None
     if base is None or solved is None or reference is None:

@@ -111,8 +111,8 @@ def arm_of(main: Arm, name: str, settings: ArmSettings, model: str) -> Arm:
         rate = find_initialisation(init).rate
     if distill is not None and isinstance(rate, list):
         search = distill.rate_search.model_dump() if distill.rate_search else {}
-        search = RateSearch.model_validate(search | {"rates": rate})
-        distill = distill.model_copy(update={"rate_search": search})
+        rates = RateSearch.model_validate(search | {"rates": rate})
+        distill = distill.model_copy(update={"rate_search": rates})
     elif distill is not None and rate is not None:
         distill = distill.model_copy(update={"new_block_learning_rate": rate, "rate_search": None})
     return replace(

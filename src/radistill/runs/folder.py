@@ -133,6 +133,4 @@ class RunFolder:
         self._write(seed)
 
     def _write(self, seed: int) -> None:
-        write_json(
-            self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps}
-        )
+        write_json(self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps})

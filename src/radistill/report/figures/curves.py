@@ -1,4 +1,4 @@
-"""Held-out KL and training loss against training tokens, RAD hybrid and baseline on one axis."""
+"""Held-out KL and training loss against training tokens, all hybrids on one axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from radistill.report.arms import arm_name
 from radistill.report.figures import Figure
 from radistill.report.numbers import number, significant, whole
-from radistill.report.run_folder import RunFolder, records
 from radistill.report.svg import Axes, Scale, Size, figure, key, label_heights, marker, path, text, value_scale
+from radistill.runs.folder import MAIN
+from radistill.runs.read import Run, records
 
 _LOG_ABOVE = 8
 _MOST_POINTS = 120
+_SHAPES = ("circle", "square", "diamond", "triangle")
 _KL = "KL, nats per response token"
 _OF_A_STORE = "A lower bound: over the tokens that the stored teacher kept, and the rest as one."
 
@@ -27,31 +28,31 @@ class _Series:
     points: list[tuple[float, float]]
 
 
-def heldout_figure(folder: RunFolder) -> Figure | None:
+def heldout_figure(run: Run) -> Figure | None:
     """Held-out KL in nats per response token, or None where it was never measured."""
-    series, dropped = _series(folder, "distill.json", "evaluations", "kl")
-    title = f"Held-out KL to the {_teacher(folder)}"
-    stored = folder["distill.json"].get("heldout_kl") == "top-k"
+    series, dropped = _series(run, "distill", "evaluations", "kl")
+    title = f"Held-out KL to the {_teacher(run)}"
+    stored = run.main["distill"].get("heldout_kl") == "top-k"
     notes = (_OF_A_STORE,) if stored else ()
-    return _curves(folder, "heldout", title, _KL, series, dropped, marks=True, notes=notes)
+    return _curves(run, "heldout", title, _KL, series, dropped, marks=True, notes=notes)
 
 
-def finetune_figure(folder: RunFolder) -> Figure | None:
+def finetune_figure(run: Run) -> Figure | None:
     """Held-out KL while fine-tuning, in nats per response token: how far from the teacher it leads; None without."""
-    series, dropped = _series(folder, "finetune.json", "evaluations", "kl")
-    title = f"Held-out KL to the {_teacher(folder)} while fine-tuning"
-    return _curves(folder, "finetune", title, _KL, series, dropped, marks=True, file="finetune.json")
+    series, dropped = _series(run, "finetune", "evaluations", "kl")
+    title = f"Held-out KL to the {_teacher(run)} while fine-tuning"
+    return _curves(run, "finetune", title, _KL, series, dropped, marks=True, training="finetune")
 
 
-def loss_figure(folder: RunFolder) -> Figure | None:
+def loss_figure(run: Run) -> Figure | None:
     """Training loss, or None where no step was recorded; long runs are averaged into at most `_MOST_POINTS` points."""
-    series, dropped = _series(folder, "distill.json", "curve", "loss")
+    series, dropped = _series(run, "distill", "curve", "loss")
     longest = max((len(one.points) for one in series), default=0)
     bucket = -(-longest // _MOST_POINTS)
     series = [_Series(one.name, one.style, one.shape, _averaged(one.points, bucket)) for one in series]
     notes = (f"Each point is the mean of about {bucket} recorded steps.",) if bucket > 1 else ()
     return _curves(
-        folder,
+        run,
         "loss",
         "Training loss",
         "loss, mean over response tokens",
@@ -62,21 +63,19 @@ def loss_figure(folder: RunFolder) -> Figure | None:
     )
 
 
-def _teacher(folder: RunFolder) -> str:
-    return "teacher" if folder.recipe.get("teacher") else "base"
+def _teacher(run: Run) -> str:
+    return "teacher" if run.main.arm is not None and run.main.arm.teacher else "base"
 
 
-def _series(folder: RunFolder, file: str, rows: str, metric: str) -> tuple[list[_Series], int]:
+def _series(run: Run, training: str, rows: str, metric: str) -> tuple[list[_Series], int]:
     """The series that have points, and how many points were no finite number."""
     found, dropped = [], 0
-    for name, style, shape, content in (
-        (arm_name("rad"), "rad", "circle", folder[file]),
-        (arm_name(folder.baseline_key, folder.baseline_init), "baseline", "square", folder[f"baseline/{file}"]),
-    ):
-        points, lost = _points(records(content.get(rows)), metric)
+    for number_, hybrid in enumerate(run.hybrids):
+        points, lost = _points(records(hybrid[training].get(rows)), metric)
         dropped += lost
         if points:
-            found.append(_Series(name, style, shape, points))
+            style = f"arm-{(number_ - 1) % 4}" if number_ else MAIN
+            found.append(_Series(hybrid.name, style, _SHAPES[number_ % len(_SHAPES)], points))
     return found, dropped
 
 
@@ -96,7 +95,7 @@ def _averaged(points: list[tuple[float, float]], bucket: int) -> list[tuple[floa
 
 
 def _curves(
-    folder: RunFolder,
+    run: Run,
     identity: str,
     title: str,
     y_title: str,
@@ -104,14 +103,14 @@ def _curves(
     dropped: int,
     *,
     marks: bool,
-    file: str = "distill.json",
+    training: str = "distill",
     notes: tuple[str, ...] = (),
 ) -> Figure | None:
     if not series:
         return None
     values = [value for one in series for _, value in one.points]
     seen = [tokens for one in series for tokens, _ in one.points]
-    planned = [number(content.get("tokens")) or 0.0 for content in (folder[file], folder[f"baseline/{file}"])]
+    planned = [number(hybrid[training].get("tokens")) or 0.0 for hybrid in run.hybrids]
     most = max(*seen, *planned)  # both figures and a first point alone then share one axis
 
     def draw(size: Size) -> tuple[float, list[Markup]]:

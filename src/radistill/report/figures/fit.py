@@ -6,8 +6,8 @@ from markupsafe import Markup
 
 from radistill.report.figures import Figure
 from radistill.report.numbers import integer, number, percent, significant
-from radistill.report.run_folder import RunFolder, records
 from radistill.report.svg import Axes, Scale, Size, figure, key, line, marker, tag, text, value_scale
+from radistill.runs.read import Run, records
 
 _LOG_ABOVE = 30
 
@@ -21,19 +21,19 @@ class Fit:
     after: float | None
 
 
-def fits_of(folder: RunFolder) -> list[Fit]:
+def fits_of(run: Run) -> list[Fit]:
     """The fitted layers, in order."""
     fits = [
         Fit(layer, number(row.get("unexplained_before")), number(row.get("unexplained_after")))
-        for row in records(folder["align.json"].get("layers"))
+        for row in records(run.main["align"].get("layers"))
         if (layer := integer(row.get("layer"))) is not None
     ]
     return sorted(fits, key=lambda fit: fit.layer)
 
 
-def fit_figure(folder: RunFolder) -> Figure | None:
+def fit_figure(run: Run) -> Figure | None:
     """A dumbbell a layer, or None where nothing was fitted."""
-    fits = fits_of(folder)
+    fits = fits_of(run)
     values = [value for fit in fits for value in (fit.before, fit.after) if value is not None]
     if not values:
         return None

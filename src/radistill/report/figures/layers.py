@@ -1,39 +1,37 @@
 """The picture of the layers: what each plan keeps and replaces, under the scores that the search gave them."""
 
 import math
-from typing import Any
 
 from markupsafe import Markup
 
+from radistill.diagnosis.plan import Plan
 from radistill.report.figures import Figure
-from radistill.report.numbers import layer_list, number, significant
-from radistill.report.run_folder import RunFolder, mapping
+from radistill.report.numbers import layer_list, significant
 from radistill.report.svg import Scale, Size, figure, line, marker, tag, text
+from radistill.runs.read import Run
 
 _GAP = 3.0
 _TILE_HEIGHT = 28.0
 _SCORES_HEIGHT = 96.0
 
 
-def layers_figure(folder: RunFolder) -> Figure:
-    """One tile a layer for the RAD plan and, below it, for the baseline's; scores above where the plan has them."""
-    plans = [("RAD", folder.replaced)]
-    if folder["baseline/plan.json"]:
-        plans.append((folder.baseline_key, folder.baseline_replaced))
-    scores = _scores(folder.plan)
+def layers_figure(run: Run) -> Figure:
+    """One tile a layer for the hybrid's plan and, below it, for each arm's; scores above where the plan has them."""
+    plans = [(hybrid.name, hybrid.replaced) for hybrid in run.hybrids if hybrid.plan is not None]
+    scores = run.plan.scores or {}
     floor = _floor(list(scores.values()))
 
     def draw(size: Size) -> tuple[float, list[Markup]]:
-        return _draw(size, folder, plans, scores, floor)
+        return _draw(size, run, plans, scores, floor)
 
     described = "; ".join(f"{name} replaces {layer_list(layers)}" for name, layers in plans)
     notes = []
     if scores:
-        measured = f"({folder.plan.get('score_kind') or 'kind not stated'})"
+        measured = f"({run.plan.score_kind or 'kind not stated'})"
         notes.append(
             f"Above the tiles: redundancy of each layer {measured}; the higher, the less the model misses the layer's "
             "attention."
-            if folder.by == "redundancy"
+            if run.plan.by == "redundancy"
             else f"Above the tiles: score of each layer {measured}; the higher, the sooner the search replaces the "
             "layer's attention."
         )
@@ -47,27 +45,27 @@ def layers_figure(folder: RunFolder) -> Figure:
     else:
         notes.append("This plan has no score per layer.")
     return Figure(
-        figure("layers", "Layers kept and replaced", f"{folder.num_layers} layers. {described}.", draw),
+        figure("layers", "Layers kept and replaced", f"{run.plan.num_layers} layers. {described}.", draw),
         (
             (_sample("attention"), "attention kept"),
-            (_sample("replaced"), f"attention replaced by {folder.ssm_name}"),
-            *(((_sample("ssm"), "SSM in the base model already"),) if folder.ssm_layers else ()),
+            (_sample("replaced"), f"attention replaced by {run.block}"),
+            *(((_sample("ssm"), "SSM in the base model already"),) if run.plan.ssm_layers else ()),
         ),
         tuple(notes),
     )
 
 
 def _draw(
-    size: Size, folder: RunFolder, plans: list[tuple[str, list[int]]], scores: dict[int, float], floor: float
+    size: Size, run: Run, plans: list[tuple[str, list[int]]], scores: dict[int, float], floor: float
 ) -> tuple[float, list[Markup]]:
-    left = 46.0 if size.is_narrow else 64.0
-    rows = math.ceil(folder.num_layers / (12 if size.is_narrow else 40))
-    columns = math.ceil(folder.num_layers / rows)
+    left = 60.0 if size.is_narrow else 96.0
+    rows = math.ceil(run.plan.num_layers / (12 if size.is_narrow else 40))
+    columns = math.ceil(run.plan.num_layers / rows)
     pitch = min((size.width - left) / columns, 64.0)
-    elements = [text(left, 10, _score_name(folder), "axis-title")] if scores else []
+    elements = [text(left, 10, _score_name(run.plan), "axis-title")] if scores else []
     top = 32.0 if scores else 6.0
     for row in range(rows):
-        layers = range(row * columns, min((row + 1) * columns, folder.num_layers))
+        layers = range(row * columns, min((row + 1) * columns, run.plan.num_layers))
         if scores:
             elements += _score_row(layers, scores, floor, left, pitch, top)
             top += _SCORES_HEIGHT + 10
@@ -81,8 +79,8 @@ def _draw(
                         pitch - _GAP,
                         layer,
                         name,
-                        _state(layer, replaced, folder),
-                        folder,
+                        _state(layer, replaced, run.plan),
+                        run.block,
                         scores,
                     )
                 )
@@ -121,11 +119,11 @@ def _score_row(
 
 
 def _tile(
-    x: float, y: float, width: float, layer: int, plan: str, state: str, folder: RunFolder, scores: dict[int, float]
+    x: float, y: float, width: float, layer: int, plan: str, state: str, block: str, scores: dict[int, float]
 ) -> Markup:
     meaning = {
         "attention": "attention kept",
-        "replaced": f"attention replaced by {folder.ssm_name}",
+        "replaced": f"attention replaced by {block}",
         "ssm": "already SSM",
     }[state]
     score = f", score {significant(scores[layer])}" if layer in scores else ""
@@ -155,24 +153,14 @@ def _sample(state: str) -> Markup:
     )
 
 
-def _state(layer: int, replaced: list[int], folder: RunFolder) -> str:
+def _state(layer: int, replaced: list[int], plan: Plan) -> str:
     if layer in replaced:
         return "replaced"
-    return "ssm" if layer in folder.ssm_layers else "attention"
+    return "ssm" if layer in plan.ssm_layers else "attention"
 
 
-def _score_name(folder: RunFolder) -> str:
-    return "redundancy score" if folder.by == "redundancy" else "score of the search"
-
-
-def _scores(plan: dict[str, Any]) -> dict[int, float]:
-    """Finite scores by layer; JSON has made the layers texts."""
-    scores = {}
-    for layer, value in mapping(plan.get("scores")).items():
-        score = number(value)
-        if str(layer).isdecimal() and int(layer) < plan["num_layers"] and score is not None:
-            scores[int(layer)] = score
-    return scores
+def _score_name(plan: Plan) -> str:
+    return "redundancy score" if plan.by == "redundancy" else "score of the search"
 
 
 def _floor(values: list[float]) -> float:

@@ -1,26 +1,28 @@
 """Speed and memory over context length, base and hybrid on one axis."""
 
+from typing import Any
+
 from radistill.report.figures import Figure
 from radistill.report.figures.lines import context_figure, points_of
 from radistill.report.numbers import integer, number
-from radistill.report.run_folder import RunFolder, mapping, records
+from radistill.runs.read import mapping, records
 
 _MIB = 2**20
 
 
-def savings_figures(folder: RunFolder) -> list[tuple[str, Figure]]:
+def savings_figures(savings: dict[str, Any]) -> list[tuple[str, Figure]]:
     """Title and figure of each measure that savings.json has."""
     wanted = (
         ("prefill", "Reading the context", "tokens a second", "prefill_tokens_per_second", 1),
         ("decode", "Decoding after it", "tokens a second", "decode_tokens_per_second", 1),
         ("peak", "Peak memory beyond the weights", "MiB", "peak_bytes", _MIB),
     )
-    drawn = [(title, _drawn(folder, name, title, unit, key, by)) for name, title, unit, key, by in wanted]
+    drawn = [(title, _drawn(savings, name, title, unit, key, by)) for name, title, unit, key, by in wanted]
     return [(title, figure) for title, figure in drawn if figure is not None]
 
 
-def _drawn(folder: RunFolder, name: str, title: str, unit: str, key: str, divisor: int) -> Figure | None:
-    rows = records(folder["savings.json"].get("contexts"))
+def _drawn(savings: dict[str, Any], name: str, title: str, unit: str, key: str, divisor: int) -> Figure | None:
+    rows = records(savings.get("contexts"))
     series = {}
     for model in ("base", "hybrid"):
         pairs = [(integer(row.get("context")), number(mapping(row.get(model)).get(key))) for row in rows]

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from radistill.diagnosis.plan import SearchStep
 from radistill.report.figures import Figure
-from radistill.report.numbers import layer_list, number, significant
-from radistill.report.run_folder import RunFolder, mapping, records
+from radistill.report.numbers import layer_list, significant
 from radistill.report.svg import Axes, Scale, Size, figure, key, marker, path, value_scale
+from radistill.runs.read import Run
 
 # What a search records for a draft whose logits overflow: as bad as can be, and off every scale.
 _FAILED = -1e6
@@ -22,17 +23,17 @@ class _Trial:
     kind: str
 
 
-def search_figure(folder: RunFolder) -> Figure | None:
+def search_figure(run: Run) -> Figure | None:
     """Objective against trial, or None where fewer than two sets were judged."""
-    rows = records(folder.plan.get("search"))
-    trials = [trial for position, row in enumerate(rows) if (trial := _trial(position, row, folder)) is not None]
+    rows, replaced = run.plan.search, run.plan.replace
+    trials = [trial for position, row in enumerate(rows) if (trial := _trial(position, row, len(replaced))) is not None]
     if len(trials) < 2:
         return None
-    objective = str(mapping(folder.plan.get("objective")).get("name") or "objective")
+    objective = str(run.plan.objective["name"])
     kinds = list(dict.fromkeys(trial.kind for trial in trials))
-    complete = [trial for trial in trials if len(trial.layers) == len(folder.replaced)]
+    complete = [trial for trial in trials if len(trial.layers) == len(replaced)]
     best = _best_so_far(complete)
-    chosen = next((trial for trial in complete if trial.layers == folder.replaced), None)
+    chosen = next((trial for trial in complete if trial.layers == replaced), None)
 
     def draw(size: Size) -> tuple[float, list[Markup]]:
         height = 240.0 if size.is_narrow else 320.0
@@ -68,19 +69,12 @@ def search_figure(folder: RunFolder) -> Figure | None:
     return Figure(figure("search", f"Search: {objective} per trial", described, draw), tuple(legend), notes)
 
 
-def _trial(position: int, row: dict[str, object], folder: RunFolder) -> _Trial | None:
-    value, layers = number(row.get("value")), row.get("layers")
-    if value is None or value <= _FAILED or not isinstance(layers, list):
+def _trial(position: int, row: SearchStep, budget: int) -> _Trial | None:
+    if row.value <= _FAILED:
         return None
-    budget = len(folder.replaced)
-    size = (
-        "sets of the budget's size"
-        if len(layers) == budget
-        else "single layers"
-        if len(layers) == 1
-        else "sets of other sizes"
-    )
-    return _Trial(position, sorted(layers), value, str(row.get("kind") or size))
+    size = "single layers" if len(row.layers) == 1 else "sets of other sizes"
+    kind = "sets of the budget's size" if len(row.layers) == budget else size
+    return _Trial(position, sorted(row.layers), row.value, kind)
 
 
 def _best_so_far(trials: list[_Trial]) -> list[tuple[float, float]]:

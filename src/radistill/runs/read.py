@@ -1,0 +1,209 @@
+"""What a run has left: its small files, read once and checked, for whoever tells of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from radistill.diagnosis.plan import Plan
+from radistill.errors import RadistillError
+from radistill.files import read_json
+from radistill.runs.arms import Arm
+from radistill.runs.folder import MAIN, HybridFiles, RunFolder
+from radistill.runs.recipe import Recipe, load_recipe
+
+_TRAININGS = ("align", "distill", "finetune")
+_WORDS = {
+    "plan": "the layers of {}",
+    "align": "the layer-wise fit of {}",
+    "distill": "the loss curves of {}",
+    "finetune": "the fine-tuning of {}",
+}
+
+
+@dataclass(frozen=True)
+class HybridResults:
+    """One hybrid of a run.
+
+    Attributes:
+        name: its key in evaluation.json.
+        arm: what the recipe says of it; None without a recipe.
+        plan: its layers; None where they are not chosen yet.
+        files: the content of `align`, `distill` and `finetune`.json; a file that is not there is an empty mapping.
+    """
+
+    name: str
+    arm: Arm | None
+    plan: Plan | None
+    files: dict[str, dict[str, Any]]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self.files.get(name, {})
+
+    @property
+    def replaced(self) -> list[int]:
+        """Layers whose attention is replaced, sorted."""
+        return self.plan.replace if self.plan is not None else []
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parsed files of one run.
+
+    Attributes:
+        path: the folder.
+        recipe: the recipe; None where the folder has none.
+        recipe_text: recipe.yaml as it is written.
+        main: the hybrid that the run is about; its plan is there.
+        arms: the hybrids that it is compared with.
+        evaluation, record, savings: content of the files of these names; one that is not there is an empty mapping.
+        missing: files that the recipe asks for and that are not there, and what a reader misses.
+        turned_off: files that the recipe does not ask for; they are not read, even if an earlier recipe left them.
+    """
+
+    path: Path
+    recipe: Recipe | None
+    recipe_text: str
+    main: HybridResults
+    arms: tuple[HybridResults, ...]
+    evaluation: dict[str, Any]
+    record: dict[str, Any]
+    savings: dict[str, Any]
+    missing: dict[str, str] = field(default_factory=dict)
+    turned_off: frozenset[str] = frozenset()
+
+    @property
+    def hybrids(self) -> tuple[HybridResults, ...]:
+        """The main hybrid and the arms."""
+        return (self.main, *self.arms)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The main hybrid's layers."""
+        assert self.main.plan is not None  # without one, nothing is read
+        return self.main.plan
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Attention layers of the base model."""
+        return self.plan.num_layers - len(self.plan.ssm_layers)
+
+    @property
+    def block(self) -> str:
+        """What stands in place of attention, as precisely as the folder says."""
+        return "an SSM (Mamba-2)" if self.recipe is not None else "an SSM"
+
+    @property
+    def judged(self) -> str:
+        """The key in evaluation.json of the draft that the search judged: what training started from, or nearly so.
+
+        That is the hybrid of fitted blocks where layers were chosen by these, and the base that only skips the layers
+        where they were not, or where a hybrid of fitted blocks alone was not evaluated.
+        """
+        start = self.evaluation.get(f"{MAIN}_start")
+        swapped = self.plan.by == "replaceability" and isinstance(start, dict) and "kl" in start
+        return f"{MAIN}_start" if swapped else "draft"
+
+
+def read_run(path: Path | str) -> Run:
+    """Read the small files of a run folder.
+
+    Raises:
+        RadistillError: if the folder or its `plan.json` is missing, a file is damaged, the recipe is none of ours, or a
+            plan is for another model.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RadistillError(f"{path}: no such run folder; `radistill run RECIPE --out {path}` makes one")
+    folder = RunFolder(path)
+    recipe, text = None, ""
+    missing: dict[str, str] = {}
+    off: set[str] = set()
+    if folder.recipe.is_file():
+        recipe = load_recipe(folder.recipe)
+        text = folder.recipe.read_text(encoding="utf-8")
+    else:
+        missing[folder.recipe.name] = "the recipe"
+
+    def content(file: Path, words: str) -> dict[str, Any]:
+        if file.is_file():
+            return _mapping(file)
+        missing[str(file.relative_to(path))] = words
+        return {}
+
+    record = content(folder.record, "seeds, versions, machine and seconds per stage")
+    if recipe is not None:
+        known: list[tuple[str, Arm | None]] = [(arm.name, arm) for arm in recipe.hybrids]
+    else:  # an earlier recipe may have left more than its last run had
+        known = [(name, None) for name in (MAIN, *sorted(plan.parent.name for plan in folder.arms.glob("*/plan.json")))]
+    hybrids = [_hybrid(folder, name, arm, content, off) for name, arm in known]
+    evaluation = content(folder.evaluation, "the results and the samples")
+    savings = _mapping(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
+    main, *arms = hybrids
+    assert main.plan is not None
+    for arm in arms:
+        if arm.plan is not None and arm.plan.num_layers != main.plan.num_layers:
+            raise RadistillError(
+                f"{folder.hybrid(arm.name).plan}: num_layers is {arm.plan.num_layers}, but plan.json has "
+                f"{main.plan.num_layers}: the two plans are for different models"
+            )
+    return Run(path, recipe, text, main, tuple(arms), evaluation, record, savings, missing, frozenset(off))
+
+
+def _hybrid(
+    folder: RunFolder, name: str, arm: Arm | None, content: Callable[[Path, str], dict[str, Any]], off: set[str]
+) -> HybridResults:
+    files = folder.hybrid(name)
+    plan = None
+    if name == MAIN or files.plan.is_file():
+        plan = Plan.load(files.plan)
+    else:
+        content(files.plan, _WORDS["plan"].format(name))
+    found = {}
+    for training in _TRAININGS:
+        file: Path = getattr(files, training)
+        # Without a recipe, only what is usual is expected.
+        wanted = file.is_file() or training == "distill" if arm is None else getattr(arm, training) is not None
+        if wanted:
+            found[training] = content(file, _WORDS[training].format("the hybrid" if name == MAIN else name))
+        else:
+            off.add(str(file.relative_to(folder.path)))
+    return HybridResults(name, arm, plan, found)
+
+
+def student_of(path: Path, name: str = MAIN) -> HybridFiles:
+    """The files of a hybrid that has been trained.
+
+    Raises:
+        RadistillError: if it has not.
+    """
+    files = RunFolder(path).hybrid(name)
+    if not (files.student / "config.json").is_file():
+        raise RadistillError(
+            f"{files.student}: this run has no student there yet; run `radistill run --out {path}` first"
+        )
+    return files
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    folder = RunFolder(path)
+    return any(file.is_file() for file in (folder.recipe, folder.record, folder.hybrid().plan))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise RadistillError(f"{path}: holds a {type(content).__name__}, but a JSON object is expected")
+    return content
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The mappings in the list `value`; anything else is left out."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
