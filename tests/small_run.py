@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tiny
 from radistill.conversion import convert
@@ -11,9 +12,9 @@ from radistill.models.loading import load
 REPLACED = [1, 2]
 
 
-def write_plan(path: Path, model: str) -> None:
-    """A plan that replaces `REPLACED` of four layers."""
-    Plan(
+def write_plan(path: Path, model: str, **changes: Any) -> None:
+    """A plan that replaces `REPLACED` of four layers, unless `changes` say otherwise."""
+    plan = Plan(
         model=model,
         model_fingerprint="f" * 64,
         num_layers=4,
@@ -31,7 +32,8 @@ def write_plan(path: Path, model: str) -> None:
         calibration_hash="c" * 64,
         seed=0,
         versions={},
-    ).save(path)
+    )
+    Plan.model_validate(plan.model_dump() | changes).save(path)
 
 
 def small_run(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from radistill.errors import RadistillError
 from radistill.evaluation.comparison import Results, compare, read_results
-from radistill.evaluation.places import Subject, results_folder, results_of_run, subjects_of
+from radistill.evaluation.places import Subject, results_of, subjects_of
 from radistill.report.task_table import comparison_table, task_table
 from small_run import write_plan
 
@@ -145,12 +145,18 @@ def test_where_results_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         Subject("hybrid", "run/student", Path("run/tasks/hybrid")),
     ]
     with pytest.raises(RadistillError, match=r"run: has no results of tasks .*first: radistill evaluate run --tasks"):
-        results_folder("run")
+        results_of("run")
     written(run / "tasks" / "hybrid", [])
     with pytest.raises(RadistillError, match=r"run: .*base/tasks\.json is not there.* radistill evaluate run --tasks"):
-        results_of_run("run")
-    assert results_folder("run") == Path("run/tasks/hybrid")
-    assert results_folder("run/tasks/hybrid") == Path("run/tasks/hybrid")
+        results_of("run", alone=True)
+    assert results_of("run") == {"hybrid": Path("run/tasks/hybrid")}
+    assert results_of("run/tasks/hybrid") == {"run/tasks/hybrid": Path("run/tasks/hybrid")}
+    for name in ("base", "other"):
+        written(run / "tasks" / name, [])
+    assert list(results_of("run", alone=True)) == ["base", "hybrid", "other"]
+    (run / "arms" / "other" / "student").mkdir(parents=True)
+    (run / "arms" / "other" / "student" / "config.json").write_text("{}")
+    assert [subject.name for subject in subjects_of("run", arms=True)] == ["base", "hybrid", "other"]
 
 
 def shown(table: Any) -> str:

@@ -17,6 +17,7 @@ from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.export.lineage import lineage_of
 from radistill.files import read_json, write_json
+from small_run import write_plan
 
 SOURCE_CARD = "---\nlicense: cc-by-4.0\nlanguage: en\n---\n\n# A source\n"
 
@@ -34,30 +35,20 @@ def run(tmp_path: Path, source: Path) -> Path:
     """A run folder with two students, whose figures are invented."""
     folder = tmp_path / "run"
     small.save(folder / "student")
-    small.save(folder / "baseline" / "student", mamba_n_groups=4)
-    plan = {
-        "version": 1,
-        "model": str(source),
-        "model_fingerprint": "c0ffee",
-        "num_layers": 4,
-        "replace": [0, 2],
-        "objective": {"name": "acceptance", "value": 0.74},
-        "acceptance_rate": 0.74,
-        "kl": 0.71,
-        "selector": {"kind": "bayes"},
-    }
-    write_json(folder / "plan.json", plan)
-    write_json(folder / "baseline" / "plan.json", {**plan, "replace": [0], "selector": {"kind": "uniform"}})
+    small.save(folder / "arms" / "uniform" / "student", mamba_n_groups=4)
+    write_plan(folder / "plan.json", str(source), replace=[0, 2], kl=0.71, selector={"kind": "bayes"})
+    write_plan(folder / "arms" / "uniform" / "plan.json", str(source), replace=[0])
     base = {"kl": 0.0, "agreement": 1.0, "perplexity": 1.4, "n_tokens": 900, "n_documents": 12}
-    evaluation = {"base": base, "rad": {**base, "kl": 0.137, "agreement": 0.851}, "uniform": {**base, "kl": 2.31}}
+    evaluation = {"base": base, "hybrid": {**base, "kl": 0.137, "agreement": 0.851}, "uniform": {**base, "kl": 2.31}}
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "run.json", {"versions": {"radistill": "0.1.0", "torch": "2.13.0"}, "seed": 7, "stages": {}})
     recipe = {
         "model": str(source),
         "teacher": None,
-        "diagnose": {"budget": 2},
+        "data": {"kind": "jsonl", "path": "/home/me/data.jsonl"},
+        "diagnose": {"budget": 2, "by": "redundancy"},
         "align": {"steps": 3},
-        "baseline": {"selector": {"kind": "uniform"}, "init": "transfer"},
+        "arms": {"uniform": {"selector": "uniform", "init": "transfer"}},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -90,7 +81,7 @@ def test_a_folder_that_transformers_loads_with_a_card(run: Path, tmp_path: Path)
         "| Mamba-2 in layers | 0, 2 |",
         "| attention in layers | 1, 3 |",
         "| KL of the skip draft, nats a token | 0.710 |",
-        "| **RAD hybrid** | 0.137 | 85.1 |",
+        "| **hybrid** | 0.137 | 85.1 |",
         "the mean over 900 response tokens of 12 held-out documents",
         "budget: 2",
         "radistill 0.1.0, torch 2.13.0, seed 7",
@@ -112,20 +103,21 @@ def test_a_card_says_what_draft_its_figures_are_of(run: Path, tmp_path: Path) ->
 
 def test_a_card_keeps_passwords_and_paths_to_itself_and_says_what_was_not_done(run: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe |= {"align": None, "distill": None, "storage": "mysql://me:secret@host/db", "data": ["/home/me/data.jsonl"]}
+    recipe |= {"align": None, "distill": None, "convert": {"init": "zero"}, "arms": {}}
+    recipe["diagnose"]["selector"] = {"kind": "bayes", "storage": "mysql://me:secret@host/db"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
     assert "secret" not in card
     assert "/home" not in card
     assert "storage: mysql://…" in card
-    assert "- data.jsonl" in card
+    assert "path: data.jsonl" in card
     assert "**not trained**" in card
 
 
-def test_the_baseline_says_what_it_is(run: Path, tmp_path: Path) -> None:
-    card = (export(run, "hf", tmp_path / "out", arm="baseline") / "README.md").read_text()
-    assert "the baseline of its run" in card
-    assert "This folder holds the baseline, not the RAD hybrid." in card
+def test_an_arm_says_what_it_is(run: Path, tmp_path: Path) -> None:
+    card = (export(run, "hf", tmp_path / "out", arm="uniform") / "README.md").read_text()
+    assert "the arm `uniform` of its run" in card
+    assert "This folder holds the arm `uniform`, not the run's main hybrid." in card
     assert "| attention replaced by Mamba-2 in layers | 0 |" in card
     assert "only from 5.23 on" in card
 
@@ -140,7 +132,7 @@ def test_a_plain_model_folder_has_a_card_that_says_less(run: Path, tmp_path: Pat
 
 
 def test_figures_older_than_the_student_are_marked(run: Path, tmp_path: Path) -> None:
-    names = ("diagnose:rad", "convert:rad", "distill:rad", "evaluate")
+    names = ("diagnose:hybrid", "convert:hybrid", "distill:hybrid", "evaluate")
     stages = {name: {"fingerprint": "", "finished": f"2026-01-0{9 - at}"} for at, name in enumerate(names)}
     write_json(run / "run.json", {"versions": {}, "seed": 7, "stages": stages})
     assert "may be those of an earlier student" in (export(run, "hf", tmp_path / "out") / "README.md").read_text()
@@ -153,7 +145,7 @@ def test_the_gguf_of_a_run_names_its_lineage(run: Path, tmp_path: Path) -> None:
         "general.license": "cc-by-4.0",
         "general.base_model.0.name": "my-base",
         "radistill.replaced_layers": [0, 2],
-        "radistill.plan.model_fingerprint": "c0ffee",
+        "radistill.plan.model_fingerprint": "f" * 64,
     }
     assert {key: reader.get_field(key).contents() for key in expected} == expected
 
@@ -191,8 +183,8 @@ def test_bad_input_is_one_line(run: Path, tmp_path: Path) -> None:
         ({"run": tmp_path / "none"}, "none: no such run or model folder"),
         ({"run": tmp_path / "empty"}, "neither a run folder"),
         ({"to": "onnx"}, "target 'onnx' is unknown; choose from hf, gguf"),
-        ({"arm": "uniform"}, "arm is 'uniform'; it can be rad, baseline"),
-        ({"run": run / "student", "arm": "baseline"}, "a model, not a run folder"),
+        ({"arm": "other"}, "this run has no arm 'other'; it can be hybrid, uniform"),
+        ({"run": run / "student", "arm": "uniform"}, "a model, not a run folder"),
         ({"dtype": "q8_0"}, "dtype is 'q8_0'; for a Hugging Face folder it can be float32"),
         ({"to": "gguf", "dtype": "q4"}, "dtype is 'q4'; for a GGUF it can be float32"),
         ({"to": "gguf", "out": tmp_path}, "is a folder; name a file"),

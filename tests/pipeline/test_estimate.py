@@ -288,9 +288,10 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
 
 
 def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dict[str, Any]) -> None:
-    by_skips = estimate(Recipe.model_validate({**recipe, "baseline": {"align": True}}))
+    recipe["arms"] = {"skips": {"by": "redundancy"}}
+    by_skips = estimate(Recipe.model_validate(recipe))
     del recipe["diagnose"]["by"]
-    found = estimate(Recipe.model_validate({**recipe, "baseline": {"align": True}}))
+    found = estimate(Recipe.model_validate(recipe))
     block = found.models[1].new_parameters // 2
     # One attention must stay in a student, so the last of the four blocks is fitted in another one, and has a pass.
     assert (found.work.align_blocks, found.work.align_tokens, found.work.align_passes) == (4, 5 * 128, 2)
@@ -298,7 +299,7 @@ def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dic
         assert terms.get("fitted blocks") == (4 * 4 * block if stage in ("diagnose", "align") else None)
     three_layers = 3 * 2 * 6 * 64 * 32 * 4
     assert found.memory["align"]["cached activations"] == three_layers
-    assert found.disk - by_skips.disk == 4 * 2 * block  # the baseline is chosen by skips, and keeps its two
+    assert found.disk - by_skips.disk == 4 * 2 * block  # the arm is chosen by skips, and keeps its two
     printed = " ".join(text(found).split())
     assert "to judge layers with fitted blocks in their place" in printed
     assert "4 blocks, 640 tokens through each, 2 passes of the base over the training documents; all before" in printed
@@ -404,14 +405,16 @@ def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     assert "align" not in printed.replace("for align", "")
 
 
-def test_a_baseline_is_a_model_of_its_own(recipe: dict[str, Any]) -> None:
-    found = estimate(Recipe.model_validate({**recipe, "baseline": {"steps": 0}}))
-    base, hybrid, baseline = found.models
-    assert [model.role for model in found.models] == ["base", "hybrid", "baseline"]
-    assert baseline.new_parameters > hybrid.new_parameters
-    assert baseline.trained_parameters == 0
+def test_an_arm_is_a_model_of_its_own(recipe: dict[str, Any]) -> None:
+    target = {"kind": "granite-hybrid", "groups": "heads"}
+    untrained = {"init": "zero", "target": target, "align": None, "distill": None}
+    found = estimate(Recipe.model_validate({**recipe, "arms": {"untrained": untrained}}))
+    base, hybrid, arm = found.models
+    assert [model.role for model in found.models] == ["base", "hybrid", "untrained"]
+    assert arm.new_parameters > hybrid.new_parameters
+    assert arm.trained_parameters == 0
     alone = estimate(Recipe.model_validate(recipe))
-    assert found.disk == alone.disk + 4 * 2 * baseline.total
+    assert found.disk == alone.disk + 4 * 2 * arm.total
     assert base == alone.models[0]
 
 
@@ -502,7 +505,7 @@ def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: P
 
 def test_an_initialisation_that_does_not_fit(recipe: dict[str, Any]) -> None:
     assert "set groups: heads" in refusal({**recipe, "convert": {"init": "transfer"}})
-    assert "set groups: heads" in refusal({**recipe, "baseline": {"target": {"groups": 1}}})
+    assert "set groups: heads" in refusal({**recipe, "arms": {"one": {"init": "transfer"}}})
     target = {"kind": "granite-hybrid", "groups": 3}
     assert refusal({**recipe, "convert": {"target": target}}).startswith("target.groups is 3, which does not divide")
     recipe["convert"] = {"init": "transfer", "target": {"kind": "granite-hybrid", "groups": "heads"}}

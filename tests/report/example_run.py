@@ -16,18 +16,19 @@ diagnose:
   budget: 10
   selector: {kind: bayes, trials: 60, startup: 10, warm_start: true}
   objective: acceptance
+  by: redundancy
 convert:
   target: {kind: granite-hybrid, groups: 1}
   init: zero
 align: {steps: 77}
 distill: {steps: 120}
 finetune: {steps: 20}
-baseline:
-  selector: {kind: uniform}
-  target: {kind: granite-hybrid, groups: heads}
-  init: transfer
-  align: false
-  steps: null
+arms:
+  uniform:
+    selector: {kind: uniform}
+    target: {kind: granite-hybrid, groups: heads}
+    init: transfer
+    align: null
 """
 
 REPLACE = [3, 6, 7, 11, 14, 18, 22, 25, 28, 29]
@@ -36,17 +37,17 @@ REPLACE = [3, 6, 7, 11, 14, 18, 22, 25, 28, 29]
 def write_example_run(folder: Path) -> Path:
     """Write every file that a report reads into `folder`, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "baseline").mkdir(exist_ok=True)
+    (folder / "arms" / "uniform").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     for name, content in {
         "run.json": run(),
         "plan.json": plan(30, REPLACE),
-        "baseline/plan.json": uniform_plan(30, 10),
+        "arms/uniform/plan.json": uniform_plan(30, 10),
         "align.json": align(REPLACE),
         "distill.json": distill(0.21, 0.137),
-        "baseline/distill.json": distill(8.9, 2.31),
+        "arms/uniform/distill.json": distill(8.9, 2.31),
         "finetune.json": distill(0.137, 0.151, steps=20, evaluations=3),
-        "baseline/finetune.json": distill(2.31, 2.4, steps=20, evaluations=3),
+        "arms/uniform/finetune.json": distill(2.31, 2.4, steps=20, evaluations=3),
         "evaluation.json": evaluation(),
     }.items():
         write(folder / name, content)
@@ -176,28 +177,28 @@ def evaluation() -> dict[str, Any]:
         "prompt": "A baker has 24 rolls. She sells 9 and bakes 12 more at noon.\nHow many rolls does she have now?",
         "base": "She starts with 24 rolls and sells 9, so 24 - 9 = 15 are left. 15 + 12 = 27.\n\nThe answer is 27.",
         "draft": "She starts with 24 rolls and sells 9 9 9, so the the rolls are are 24 24 and and",
-        "rad": "She starts with 24 rolls and sells 9, so 24 - 9 = 15 rolls remain. 15 + 12 = 27.\n\nThe answer is 27.",
+        "hybrid": "She starts with 24 rolls and sells 9, so 24 - 9 = 15 rolls remain. 15 + 12 = 27.\n\nThe answer: 27.",
         "uniform": "The the of of 9 a a rolls rolls and and and and and",
     }
     code = {
         "prompt": "What does it return for n = 4?\n\ndef f(n):\n    return [i * i for i in range(n) if i < n > 2]",
         "base": "For n = 4 the function returns [0, 1, 4, 9].",
         "draft": "For n = 4 the function returns [0, 1, 1, 1, 1, 1",
-        "rad": "For n = 4 the function returns [0, 1, 4, 9].",
+        "hybrid": "For n = 4 the function returns [0, 1, 4, 9].",
         "uniform": "return return n n n < n",
     }
     hostile = {
         "prompt": "<script>alert('prompt')</script> & \"quotes\"",
         "base": "<script>alert(1)</script>",
         "draft": "</div></details><img src=x onerror=alert(1)>",
-        "rad": "{{ 7 * 7 }} {% raw %} &amp; \u202e reversed",
+        "hybrid": "{{ 7 * 7 }} {% raw %} &amp; \u202e reversed",
         "uniform": "",
     }
     return {
         "base": arm(0.0, 1.0, 1.42, 17, 23_040),
         "draft": arm(0.83, 0.655, 3.31, 2, 15_360),
-        "rad_aligned": arm(0.21, 0.806, 1.74, None, 15_360),
-        "rad": arm(0.137, 0.851, 1.61, 14, 15_360),
+        "hybrid_start": arm(0.21, 0.806, 1.74, None, 15_360),
+        "hybrid": arm(0.137, 0.851, 1.61, 14, 15_360),
         "uniform_start": arm(8.88, 0.021, 10_240.0, None, 15_360),
         "uniform": arm(2.31, 0.412, 14.2, 0, 15_360),
         "samples": [sample, code, hostile],
@@ -207,13 +208,13 @@ def evaluation() -> dict[str, Any]:
 def run() -> dict[str, Any]:
     stages = {
         "data": 92.4,
-        "diagnose:rad": 251.3,
+        "diagnose:hybrid": 251.3,
         "diagnose:uniform": 4.2,
-        "convert:rad": 5.1,
+        "convert:hybrid": 5.1,
         "convert:uniform": 4.9,
-        "distill:rad": 555.8,
+        "distill:hybrid": 555.8,
         "distill:uniform": 401.5,
-        "finetune:rad": 61.0,
+        "finetune:hybrid": 61.0,
         "finetune:uniform": 58.4,
         "evaluate": 64.0,
     }

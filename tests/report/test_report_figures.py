@@ -8,8 +8,8 @@ from example_run import REPLACE, distill, plan, write, write_example_run
 
 from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
 from radistill.report.figures.search import search_figure
-from radistill.report.run_folder import read_run_folder
 from radistill.report.svg import Scale, tag, value_scale
+from radistill.runs.read import read_run
 
 
 def test_attributes_and_content_are_escaped() -> None:
@@ -45,7 +45,7 @@ def test_every_value_is_on_the_scale(values: list[float]) -> None:
 
 def test_the_best_so_far_counts_only_whole_sets(tmp_path: Path) -> None:
     # Single layers score near 0.95, whole sets at most 0.74: the line must not start at the former.
-    folder = read_run_folder(write_example_run(tmp_path))
+    folder = read_run(write_example_run(tmp_path))
     figure = search_figure(folder)
     assert figure is not None
     line = next(part for part in str(figure.drawing).split("<path ")[1:] if 'class="best"' in part)
@@ -57,11 +57,12 @@ def test_the_best_so_far_counts_only_whole_sets(tmp_path: Path) -> None:
 
 def test_kinds_of_trials_are_told_apart_by_shape(tmp_path: Path) -> None:
     changed = plan(30, REPLACE)
-    changed["search"] = [row | {"kind": ["random", "model", "seed"][row["trial"] % 3]} for row in changed["search"]]
+    changed["search"].append({"trial": 90, "layers": [3, 6], "value": 0.5})
     write(write_example_run(tmp_path) / "plan.json", changed)
-    figure = search_figure(read_run_folder(tmp_path))
+    figure = search_figure(read_run(tmp_path))
     assert figure is not None
-    assert [meaning for _, meaning in figure.legend][:3] == ["random", "model", "seed"]
+    kinds = ["single layers", "sets of the budget's size", "sets of other sizes"]
+    assert [meaning for _, meaning in figure.legend][:3] == kinds
     samples = [str(sample) for sample, _ in figure.legend[:3]]
     assert "circle" in samples[0]
     assert len({sample.count(",") for sample in samples}) >= 2 or samples[1] != samples[2]
@@ -69,7 +70,7 @@ def test_kinds_of_trials_are_told_apart_by_shape(tmp_path: Path) -> None:
 
 def test_long_curves_are_averaged(tmp_path: Path) -> None:
     write(write_example_run(tmp_path) / "distill.json", distill(1.0, 0.5, steps=20_000))
-    figure = loss_figure(read_run_folder(tmp_path))
+    figure = loss_figure(read_run(tmp_path))
     assert figure is not None
     assert figure.notes == ("Each point is the mean of about 167 recorded steps.",)
     assert len(str(figure.drawing)) < 20_000
@@ -77,34 +78,34 @@ def test_long_curves_are_averaged(tmp_path: Path) -> None:
 
 def test_the_axis_names_the_teacher_if_it_is_another(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
-    figure = heldout_figure(read_run_folder(folder))
+    figure = heldout_figure(read_run(folder))
     assert figure is not None
     assert "Held-out KL to the base" in figure.drawing
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("teacher: null", "teacher: larger-model")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    figure = heldout_figure(read_run_folder(folder))
+    figure = heldout_figure(read_run(folder))
     assert figure is not None
     assert "Held-out KL to the teacher" in figure.drawing
 
 
 def test_fine_tuning_has_a_figure_of_its_own(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
-    figure = finetune_figure(read_run_folder(folder))
+    figure = finetune_figure(read_run(folder))
     assert figure is not None
     assert "Held-out KL to the base while fine-tuning" in figure.drawing
-    assert [name for _, name in figure.legend] == [name for _, name in heldout_figure(read_run_folder(folder)).legend]
+    assert [name for _, name in figure.legend] == [name for _, name in heldout_figure(read_run(folder)).legend]
     assert "0.151" in figure.drawing
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("finetune: {steps: 20}", "finetune: null")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    assert finetune_figure(read_run_folder(folder)) is None
+    assert finetune_figure(read_run(folder)) is None
 
 
 def test_the_held_out_kl_of_a_stored_teacher_says_what_it_is(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
-    figure = heldout_figure(read_run_folder(folder))
+    figure = heldout_figure(read_run(folder))
     assert figure is not None
     assert not figure.notes
     write(folder / "distill.json", {**distill(1.0, 0.5), "heldout_kl": "top-k"})
-    figure = heldout_figure(read_run_folder(folder))
+    figure = heldout_figure(read_run(folder))
     assert figure is not None
     assert figure.notes[0].startswith("A lower bound")

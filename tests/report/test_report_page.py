@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from example_run import REPLACE, align, distill, evaluation, plan, run, uniform_plan, write, write_example_run
+from example_run import RECIPE, REPLACE, align, distill, evaluation, plan, run, uniform_plan, write, write_example_run
 from html_checks import Page, read_page
 
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation
 from radistill.report import write_report
-from radistill.report.run_folder import CONTENTS
 from radistill.runs.recipe import Recipe
 
-# The example's recipe fits only the RAD hybrid layer by layer.
-EXPECTED = [name for name in CONTENTS if name != "baseline/align.json"]
+# All that is read but plan.json. The example's recipe fits only the main hybrid layer by layer.
+EXPECTED = ["recipe.yaml", "run.json", "align.json", "distill.json", "finetune.json", "evaluation.json"]
+EXPECTED += [f"arms/uniform/{name}.json" for name in ("plan", "distill", "finetune")]
 
 
 def report(folder: Path, changes: dict[str, Any] | None = None) -> Page:
@@ -63,7 +63,7 @@ def test_everything_is_there_in_order(tmp_path: Path) -> None:
     assert in_order(text, parts)
     assert in_order(main, ["Results", "Layers", "Search", "Layer-wise fit", "Held-out KL", "Training loss", "Samples"])
     assert in_order(
-        main, ["radistill run recipe.yaml --out", "model: smollm2-135m", "distill:rad", "9\N{NO-BREAK SPACE}min"]
+        main, ["radistill run recipe.yaml --out", "model: smollm2-135m", "distill:hybrid", "9\N{NO-BREAK SPACE}min"]
     )
     assert "This run is not finished" not in text
     assert "out of date" not in text
@@ -75,14 +75,14 @@ def test_the_table_has_the_figures(tmp_path: Path) -> None:
     assert table is not None
     rows = [re.sub(r"<[^>]+>|\s+", " ", row) for row in re.findall(r"<tr.*?</tr>", table[0], flags=re.DOTALL)[1:]]
     rows = [" ".join(row.split()) for row in rows]
-    names = ["base", "draft at start", "RAD hybrid, aligned only", "RAD hybrid", "uniform + transfer at start"]
-    assert [row.startswith(name) for row, name in zip(rows, [*names, "uniform + transfer"], strict=True)] == [True] * 6
+    names = ["base", "draft at start", "hybrid at start", "hybrid", "uniform at start"]
+    assert [row.startswith(name) for row, name in zip(rows, [*names, "uniform"], strict=True)] == [True] * 6
     assert rows[0].startswith("base 0 100.0 1.42 35.4 n = 48,")
     assert rows[0].endswith("23,040 720")
-    assert rows[2] == "RAD hybrid, aligned only before distillation 0.210 80.6 1.74 not measured 15,360 480"
+    assert rows[2] == "hybrid at start before training 0.210 80.6 1.74 not measured 15,360 480"
     assert "3 unfinished" in rows[3]
     assert "same tokens" in rows[5]
-    assert '<tr class="rad">' in table[0]
+    assert '<tr class="hybrid">' in table[0]
     assert "2,914 response tokens of 16 held-out documents" in html
 
 
@@ -104,7 +104,7 @@ def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
     assert "49" not in page.text.split("{% raw %}")[0][-40:]
 
 
-@pytest.mark.parametrize("place", ["model", "score_kind", "selector", "stage", "recipe", "kind", "arm"])
+@pytest.mark.parametrize("place", ["model", "score_kind", "selector", "stage", "recipe", "arm"])
 def test_names_stay_text_too(tmp_path: Path, place: str) -> None:
     evil = "<script>alert(9)</script>"
     folder = write_example_run(tmp_path)
@@ -113,16 +113,14 @@ def test_names_stay_text_too(tmp_path: Path, place: str) -> None:
         changed[place] = evil
     elif place == "selector":
         changed["selector"] = {"kind": evil, evil: evil}
-    elif place == "kind":
-        changed["search"][0]["kind"] = evil
     elif place == "stage":
         timed["stages"][evil] = {"seconds": evil, "finished": evil}
         timed["machine"][evil] = [evil]
     elif place == "arm":
-        results[evil] = results["rad"]
+        results[evil] = results["hybrid"]
         results["samples"][0][evil] = evil
     else:
-        (folder / "recipe.yaml").write_text(f"model: '{evil}'\nconvert: {{target: '{evil}'}}\n", encoding="utf-8")
+        (folder / "recipe.yaml").write_text(RECIPE.replace("smollm2-135m", f"'{evil}'"), encoding="utf-8")
     write(folder / "plan.json", changed)
     write(folder / "run.json", timed)
     write(folder / "evaluation.json", results)
@@ -156,11 +154,11 @@ def test_the_picture_of_the_layers(tmp_path: Path) -> None:
     # Two plans of ten layers, drawn for two widths, and one sample in the legend.
     assert page.count("g", "tile replaced") == 2 * 2 * 10 + 1
     assert page.count("g", "tile attention") == 2 * 2 * 20 + 1
-    assert "<title>RAD, layer 6: attention replaced by an SSM (Mamba-2), score 0.9" in html
+    assert "<title>hybrid, layer 6: attention replaced by an SSM (Mamba-2), score 0.9" in html
     assert (
         "<title>uniform, layer 1: attention kept</title>" in html or "uniform, layer 1: attention kept, score" in html
     )
-    assert "3 of its 10 are RAD" in page.text
+    assert "3 of its 10 are the hybrid's too" in page.text
     # Layers 0 and 1 are far below: they must be marked, not flatten the others.
     assert page.count("polygon", "score off") == 2 * 2
 
@@ -203,7 +201,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_what_the_recipe_turns_off_is_not_missing_and_not_read(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) | {"align": None, "baseline": None}
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) | {"align": None, "arms": {}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     page = checked(write_report(folder).read_text(encoding="utf-8"))
     assert "cannot show" not in page.text
@@ -217,9 +215,6 @@ def test_what_the_recipe_turns_off_is_not_missing_and_not_read(tmp_path: Path) -
 def test_a_corrupt_file_is_an_error_that_names_it(tmp_path: Path, name: str, content: str) -> None:
     folder = write_example_run(tmp_path)
     (folder / name).write_bytes(content.encode("latin-1"))
-    if name == "recipe.yaml" and content.startswith("["):
-        write_report(folder)  # valid YAML; the recipe is only shown
-        return
     with pytest.raises(RadistillError, match=re.escape(str(folder / name))) as error:
         write_report(folder)
     assert "\n" not in str(error.value)
@@ -228,12 +223,16 @@ def test_a_corrupt_file_is_an_error_that_names_it(tmp_path: Path, name: str, con
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": None}, "num_layers is None"),
-        ({"num_layers": 0}, "num_layers is 0"),
-        ({"replace": "3, 6"}, "replace is '3, 6'"),
+        ({"num_layers": None}, "num_layers: "),
+        ({"num_layers": 0}, "num_layers: "),
+        ({"replace": "3, 6"}, "replace: "),
         ({"replace": [3, 30]}, r"replace\[1\] is 30, but this model has layers 0 to 29"),
         ({"replace": [-1]}, r"replace\[0\] is -1"),
-        ({"replace": [1.5]}, "a list of layer indices is expected"),
+        ({"replace": [1.5]}, r"replace\.0: "),
+        ({"scores": "junk"}, "scores: "),
+        ({"search": [{"layers": 3}]}, r"search\.0\."),
+        ({"kl": math.nan}, "kl: "),
+        ({"model": None}, "model: "),
     ],
 )
 def test_a_plan_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -249,7 +248,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(RadistillError, match=r"plan\.json: no such file"):
         write_report(tmp_path)
     folder = write_example_run(tmp_path)
-    write(folder / "baseline/plan.json", uniform_plan(12, 4))
+    write(folder / "arms/uniform/plan.json", uniform_plan(12, 4))
     with pytest.raises(RadistillError, match="different models"):
         write_report(folder)
 
@@ -265,15 +264,12 @@ def test_any_metric_may_be_junk(tmp_path: Path, junk: Any) -> None:
     losses = distill(1, 0.5)
     for name in ("curve", "evaluations"):
         losses[name] = [dict.fromkeys(row, junk) for row in losses[name]]
-    changed = plan(30, REPLACE)
-    kept = {name: changed[name] for name in ("num_layers", "replace", "model")}
     page = report(
         tmp_path,
         {
             "evaluation.json": results,
             "align.json": fits,
             "distill.json": losses | dict.fromkeys(("tokens", "seconds"), junk),
-            "plan.json": dict.fromkeys(changed, junk) | kept,
             "run.json": dict.fromkeys(run(), junk),
         },
     )
@@ -283,27 +279,23 @@ def test_any_metric_may_be_junk(tmp_path: Path, junk: Any) -> None:
 @pytest.mark.parametrize("junk", [None, 3, "text", [None, 1, "x"], {"a": 1}])
 def test_any_list_may_be_junk(tmp_path: Path, junk: Any) -> None:
     changes = {
-        "plan.json": plan(30, REPLACE)
-        | dict.fromkeys(("search", "scores", "selector", "objective", "ssm_layers"), junk),
         "align.json": {"layers": junk},
         "distill.json": {"curve": junk, "evaluations": junk},
         "run.json": {"stages": junk, "machine": junk, "versions": junk},
-        "evaluation.json": {"rad": junk, "base": junk, "samples": junk},
+        "evaluation.json": {"hybrid": junk, "base": junk, "samples": junk},
     }
-    if junk == [None, 1, "x"]:
-        changes["plan.json"]["ssm_layers"] = []
     assert report(tmp_path, changes).count("section") == 9
 
 
 def test_one_evaluation_is_a_point_on_the_axis_of_the_whole_run(tmp_path: Path) -> None:
-    page = report(tmp_path, {"distill.json": distill(0.5, 0.2, evaluations=1), "baseline/distill.json": None})
+    page = report(tmp_path, {"distill.json": distill(0.5, 0.2, evaluations=1), "arms/uniform/distill.json": None})
     held_out = (
         (tmp_path / "report.html").read_text(encoding="utf-8").split('id="heldout-wide-title"')[1].split("</svg>")[0]
     )
-    assert held_out.count("mark rad") == 1
+    assert held_out.count("mark hybrid") == 1
     assert "curve" not in held_out
     assert "80k" in held_out
-    assert "baseline/distill.json" in page.text
+    assert "arms/uniform/distill.json" in page.text
 
 
 def test_values_that_are_not_finite_are_counted_out(tmp_path: Path) -> None:
@@ -317,14 +309,14 @@ def test_values_that_are_not_finite_are_counted_out(tmp_path: Path) -> None:
 def test_eighty_layers(tmp_path: Path, replace: list[int]) -> None:
     page = report(
         tmp_path,
-        {"plan.json": plan(80, replace), "baseline/plan.json": uniform_plan(80, 40), "align.json": align(replace)},
+        {"plan.json": plan(80, replace), "arms/uniform/plan.json": uniform_plan(80, 40), "align.json": align(replace)},
     )
     assert f"{len(replace)} of 80 attention layers replaced" in page.text
     assert page.count("g", "tile replaced") == 2 * (len(replace) + 40) + 1
 
 
 def test_one_layer(tmp_path: Path) -> None:
-    page = report(tmp_path, {"plan.json": plan(1, [0], trials=1), "baseline/plan.json": uniform_plan(1, 1)})
+    page = report(tmp_path, {"plan.json": plan(1, [0], trials=1), "arms/uniform/plan.json": uniform_plan(1, 1)})
     assert "1 of 1 attention layers replaced" in page.text
 
 
@@ -349,9 +341,9 @@ def test_a_draft_that_overflowed_is_not_on_the_scale(tmp_path: Path) -> None:
 def test_hostile_samples(tmp_path: Path) -> None:
     results = evaluation()
     results["samples"] = [
-        {"prompt": "long", "base": "a" * 1_000_000, "rad": "a" * 500_000 + "b"},
-        {"prompt": "", "base": "", "rad": "\x00\x1b[31m\ud800 ok\r\n"},
-        {"prompt": None, "base": None, "rad": 3},
+        {"prompt": "long", "base": "a" * 1_000_000, "hybrid": "a" * 500_000 + "b"},
+        {"prompt": "", "base": "", "hybrid": "\x00\x1b[31m\ud800 ok\r\n"},
+        {"prompt": None, "base": None, "hybrid": 3},
         {},
         *({"prompt": f"number {index}", "base": "x"} for index in range(100)),
     ]
@@ -377,7 +369,7 @@ def test_pages_of_nothing_are_told_and_code_is_shown(tmp_path: Path) -> None:
     results = evaluation()
     code = "def f(x):\n        return x\n\n\nf(1)"
     results["samples"] = [
-        {"prompt": "user\nWhy?\nassistant\n", "base": code, "rad": "\n" * 96, "uniform": "so" + " " * 50 + "what"}
+        {"prompt": "user\nWhy?\nassistant\n", "base": code, "hybrid": "\n" * 96, "uniform": "so" + " " * 50 + "what"}
     ]
     write(write_example_run(tmp_path) / "evaluation.json", results)
     html = write_report(tmp_path).read_text(encoding="utf-8")
@@ -389,7 +381,7 @@ def test_pages_of_nothing_are_told_and_code_is_shown(tmp_path: Path) -> None:
 
 
 def test_unequal_budgets_are_admitted(tmp_path: Path) -> None:
-    page = report(tmp_path, {"baseline/distill.json": distill(8.9, 2.3, steps=60)})
+    page = report(tmp_path, {"arms/uniform/distill.json": distill(8.9, 2.3, steps=60)})
     assert "The budgets differ" in page.text
     assert "same tokens" not in page.text
 
@@ -398,9 +390,9 @@ def test_unequal_budgets_are_admitted(tmp_path: Path) -> None:
 def test_results_of_an_earlier_state_are_marked(tmp_path: Path, change: str) -> None:
     record = run()
     if change == "retraining":
-        del record["stages"]["distill:rad"]
+        del record["stages"]["distill:hybrid"]
     elif change == "trained later":
-        record["stages"]["distill:rad"]["finished"] = "2026-01-06T00:00:00+00:00"
+        record["stages"]["distill:hybrid"]["finished"] = "2026-01-06T00:00:00+00:00"
     else:
         del record["stages"]["evaluate"]
     assert "These results are out of date." in report(tmp_path, {"run.json": record}).text
@@ -408,29 +400,33 @@ def test_results_of_an_earlier_state_are_marked(tmp_path: Path, change: str) -> 
 
 def test_a_baseline_that_is_fitted_too_is_expected_to_say_so(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
-    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("align: false", "align: true")
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("    align: null", "    align: {}")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    assert "baseline/align.json" in checked(write_report(folder).read_text(encoding="utf-8")).text
-    write(folder / "baseline/align.json", align(REPLACE))
+    assert "arms/uniform/align.json" in checked(write_report(folder).read_text(encoding="utf-8")).text
+    write(folder / "arms/uniform/align.json", align(REPLACE))
     page = checked(write_report(folder).read_text(encoding="utf-8"))
-    assert "baseline/align.json" not in page.text
-    assert "Only the RAD hybrid had the layer-wise fit" not in page.text
+    assert "arms/uniform/align.json" not in page.text
+    assert "Only the hybrid had the layer-wise fit" not in page.text
 
 
 def test_it_reads_what_the_pipeline_writes(tmp_path: Path) -> None:
     folder = write_example_run(tmp_path)
     results = evaluation()
-    figures = {name.name: results["rad"].get(name.name) for name in fields(Evaluation)} | {"answers": ["27"]}
-    results["rad"] = Evaluation(**figures).to_json()
+    figures = {name.name: results["hybrid"].get(name.name) for name in fields(Evaluation)} | {"answers": ["27"]}
+    results["hybrid"] = Evaluation(**figures).to_json()
     write(folder / "evaluation.json", results)
     Plan.model_validate(plan(30, REPLACE)).save(folder / "plan.json")
     settings = {"model": "m", "data": {"kind": "reasoning-gym"}, "diagnose": {"budget": 10}}
-    Recipe.model_validate(settings | {"baseline": {"init": "zero"}}).save(folder / "recipe.yaml")
+    Recipe.model_validate(settings | {"arms": {"uniform": {"by": "redundancy", "init": "zero", "align": None}}}).save(
+        folder / "recipe.yaml"
+    )
     page = checked(write_report(folder).read_text(encoding="utf-8"))
     assert "target granite-hybrid" in page.text
-    assert "of the uniform + zero baseline (2.31)" in page.text
+    assert "of the arm uniform (2.31)" in page.text
     assert "cannot show" not in page.text
-    Recipe.model_validate(settings | {"align": None}).save(folder / "recipe.yaml")
+    Recipe.model_validate(
+        settings | {"align": None, "convert": {"init": "zero"}, "diagnose": {"budget": 10, "by": "redundancy"}}
+    ).save(folder / "recipe.yaml")
     page = checked(write_report(folder).read_text(encoding="utf-8"))
     assert page.count("svg", "wide") == 4
     assert page.count("g", "tile replaced") == 2 * 10 + 1

@@ -22,17 +22,17 @@ def test_figures_and_order() -> None:
     lines = [line.split("  ") for line in printed(evaluation()).splitlines() if line.strip()]
     names = [line[0].strip() for line in lines]
     start = names.index("base")
-    order = ["base", "draft at start", "RAD hybrid, aligned only", "RAD hybrid", "uniform at start", "uniform"]
+    order = ["base", "draft at start", "hybrid at start", "hybrid", "uniform at start", "uniform"]
     assert names[start : start + 6] == order
     hybrid = [cell.strip() for cell in lines[start + 3] if cell.strip()]
-    assert hybrid == ["RAD hybrid", "0.137", "85.1 %", "1.61", "29.2 %", "15,360"]
+    assert hybrid == ["hybrid", "0.137", "85.1 %", "1.61", "29.2 %", "15,360"]
     assert "\N{EN DASH}" in "".join(lines[start + 2])  # exact match was not measured
 
 
 @pytest.mark.parametrize("value", [None, math.nan, 1.234e15, -1.234e-12])
 def test_it_fits_eighty_columns(value: float | None) -> None:
     results = evaluation()
-    for key in ("rad", "uniform"):
+    for key in ("hybrid", "uniform"):
         results[key] = dict.fromkeys(results[key], value)
     results["[red]a very long name of a further arm, more than fits[/red]"] = results["base"]
     text = printed(results, width=200)
@@ -47,5 +47,5 @@ def test_nothing_to_show() -> None:
 def test_it_is_printed_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     print_evaluation(evaluation())
     output = capsys.readouterr()
-    assert "RAD hybrid" in output.out
+    assert "hybrid" in output.out
     assert output.err == ""

@@ -27,8 +27,9 @@ def fields(section: type[BaseModel] = Recipe, path: str = "") -> Iterator[tuple[
     for name, info in section.model_fields.items():
         yield path, section, name, info
     for name, info in section.model_fields.items():
+        of_names = ".NAME" if get_origin(info.annotation) is dict else ""
         for below in sections(info.annotation).values():
-            yield from fields(below, f"{path}.{name}".lstrip("."))
+            yield from fields(below, f"{path}.{name}{of_names}".lstrip("."))
 
 
 def description(section: type[BaseModel], name: str, info: FieldInfo) -> str:
@@ -85,6 +86,8 @@ def _words(annotation: Any, limits: str = "") -> str:
     if annotation is types.NoneType:
         return "`null`"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict and sections(annotation):
+        return "section for each name"
     if kinds := sections(annotation):
         tagged = all("kind" in section.model_fields for section in kinds.values())
         text = "section, by `kind`: " + ", ".join(f"`{kind}`" for kind in kinds) if tagged else "section"
@@ -93,6 +96,8 @@ def _words(annotation: Any, limits: str = "") -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is dict:
         return "mapping"
+    if origin is list:
+        return f"list of {_words(arguments[0])}"
     if origin is Annotated:
         inner = [part for extra in arguments[1:] for part in getattr(extra, "metadata", [extra])]
         return _words(arguments[0], _limits(inner))

@@ -83,40 +83,11 @@ def test_layers_are_chosen_by_replaceability_unless_the_recipe_says_otherwise(tm
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, {"diagnose.selector": "uniform", "baseline": {}, "distill": None}))
+    recipe = load_recipe(
+        write(tmp_path, {"diagnose.selector": "uniform", "arms": {"other": {"init": "zero", "distill": None}}})
+    )
     recipe.save(tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml") == recipe
-
-
-@pytest.mark.parametrize(
-    ("baseline", "rate"),
-    [
-        ({}, 1e-2),
-        ({"init": "transfer", "new_block_learning_rate": 2e-3}, 2e-3),
-        ({"init": "random"}, 1e-3),
-        ({"init": "random", "align": True}, 7e-5),
-        ({"init": "zero"}, 7e-5),
-    ],
-)
-def test_a_baseline_is_trained_at_a_rate_for_its_start(tmp_path: Path, baseline: dict[str, Any], rate: float) -> None:
-    changes = {"diagnose.selector": "uniform", "distill.new_block_learning_rate": 7e-5, "baseline": baseline}
-    recipe = load_recipe(write(tmp_path, changes))
-    assert recipe.baseline is not None
-    settings = recipe.baseline.distill_settings(recipe)
-    assert settings is not None
-    assert settings.new_block_learning_rate == rate
-
-
-def test_a_baseline_that_nothing_fits_has_the_rate_of_its_start(tmp_path: Path) -> None:
-    changes = {
-        "diagnose.selector": "uniform", "diagnose.by": "redundancy", "convert.init": "zero", "align": None,
-        "baseline": {"init": "random", "align": True},
-    }  # fmt: skip
-    recipe = load_recipe(write(tmp_path, changes))
-    assert recipe.baseline is not None
-    settings = recipe.baseline.distill_settings(recipe)
-    assert settings is not None
-    assert settings.new_block_learning_rate == 1e-3
 
 
 def test_every_field_is_described() -> None:
@@ -136,7 +107,7 @@ def test_the_documentation_has_every_field() -> None:
         assert f"| `{name}` |" in between, f"{path}.{name}"
 
 
-TOP = "align, baseline, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
+TOP = "align, arms, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # Unknown fields, at each depth.
     "top": (
@@ -163,8 +134,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "allowed: batch_size, max_new_tokens, source, temperature, top_p",
     ),
     "in an optional section": (
-        {"baseline": {"target": {"gruops": 1}}},
-        "baseline.target.gruops: unknown field; did you mean 'groups'? "
+        {"arms": {"other": {"target": {"kind": "granite-hybrid", "gruops": 1}}}},
+        "arms.other.target.gruops: unknown field; did you mean 'groups'? "
         "allowed: chunk_size, conv_kernel, expand, groups, kind, state",
     ),
     "in a loss": (
@@ -334,7 +305,7 @@ SETS: dict[str, tuple[str, str, Any]] = {
     "truth": ("evaluate.exact_match=false", "evaluate.exact_match", False),
     "through the short form": ("diagnose.selector.trials=5", "diagnose.selector.trials", 5),
     "in a section that is left out": ("convert.target.groups=heads", "convert.target.groups", "heads"),
-    "in a section that is null": ("baseline.steps=3", "baseline.steps", 3),
+    "in a section that is null": ("finetune.steps=3", "finetune.steps", 3),
     "null": ("distill=null", "distill", None),
     "a whole section": ("diagnose.selector={kind: bayes, trials: 7}", "diagnose.selector.trials", 7),
     "the short form": ("diagnose.selector=uniform", "diagnose.selector.kind", "uniform"),
@@ -344,16 +315,16 @@ SETS: dict[str, tuple[str, str, Any]] = {
 @pytest.mark.parametrize("case", SETS)
 def test_set_overrides_a_field(case: str, tmp_path: Path) -> None:
     override, path, value = SETS[case]
-    node: Any = load_recipe(write(tmp_path, {"diagnose.selector": "bayes", "baseline": None}), [override])
+    node: Any = load_recipe(write(tmp_path, {"diagnose.selector": "bayes", "finetune": None}), [override])
     for field in path.split("."):
         node = getattr(node, field)
     assert node == value
 
 
 def test_set_null_takes_a_section_out(tmp_path: Path) -> None:
-    path = write(tmp_path, {"baseline": {"steps": 3}})
-    assert load_recipe(path).baseline is not None
-    assert load_recipe(path, ["baseline=null"]).baseline is None
+    path = write(tmp_path, {"finetune": {"steps": 3}})
+    assert load_recipe(path).finetune is not None
+    assert load_recipe(path, ["finetune=null"]).finetune is None
 
 
 def test_set_is_applied_in_order_and_leaves_other_fields(tmp_path: Path) -> None:
@@ -403,13 +374,14 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.loss",
         "distill.hidden",
         "distill.on_policy",
+        "distill.rate_search",
         "distill.teacher_store",
         "finetune",
         "finetune.data",
         "finetune.data.responses",
-        "baseline",
-        "baseline.selector",
-        "baseline.target",
+        "arms.NAME",
+        "arms.NAME.selector",
+        "arms.NAME.target",
         "evaluate",
     }
 
@@ -422,12 +394,12 @@ def test_pydantic_knows_no_other_depth() -> None:
             "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
         ),
         (
-            {"baseline": {"selector": "kl-guided", "init": "zero"}},
-            "baseline.selector is kl-guided, but only the hybrid has fitted blocks",
+            {"arms": {"other": {"selector": "kl-guided", "by": "redundancy"}}},
+            "arms.other.selector is kl-guided, which compares fitted blocks; set arms.other.by: replaceability",
         ),
         (
             {"align": None},
-            "diagnose.by is replaceability, which needs fitted blocks, but align is null; give align a section, or set "
+            "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section, or set "
             "diagnose.by: redundancy",
         ),
         (
@@ -457,13 +429,13 @@ def test_pydantic_knows_no_other_depth() -> None:
             "convert.init is fitted, which needs a fit",
         ),
         (
-            {"baseline": {"init": "fitted"}},
-            "baseline.init is fitted, which needs a fit; set baseline.align to true",
+            {"arms": {"other": {"by": "redundancy", "align": None}}},
+            "arms.other.init is fitted, which needs a fit, but arms.other.align is null; give it a section, or set",
         ),
     ],
     ids=[
         "kl-guided",
-        "baseline",
+        "arm",
         "align",
         "objective",
         "workers",
@@ -471,7 +443,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "no-share",
         "no-documents",
         "fitted",
-        "fitted-baseline",
+        "fitted-arm",
     ],
 )
 def test_fields_that_contradict_one_another_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

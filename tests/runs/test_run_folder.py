@@ -109,6 +109,7 @@ def test_a_step_that_was_done_counts_as_undone_while_it_runs_again(tmp_path: Pat
     with folder.step("data", ["new"], seed=0):
         # A kill at this point must not leave a record of the old step beside half of the new one's files.
         seen = RunFolder(tmp_path)
+        assert seen.steps == {}
     for inputs in (["old"], ["new"]):
         assert not seen.is_current("data", inputs, [])
     assert folder.is_current("data", ["new"], [])

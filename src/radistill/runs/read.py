@@ -136,7 +136,7 @@ def read_run(path: Path | str) -> Run:
     if recipe is not None:
         known: list[tuple[str, Arm | None]] = [(arm.name, arm) for arm in recipe.hybrids]
     else:  # an earlier recipe may have left more than its last run had
-        known = [(name, None) for name in (MAIN, *sorted(plan.parent.name for plan in folder.arms.glob("*/plan.json")))]
+        known = [(name, None) for name in (MAIN, *sorted(path.name for path in folder.arms.glob("*")))]
     hybrids = [_hybrid(folder, name, arm, content, off) for name, arm in known]
     evaluation = content(folder.evaluation, "the results and the samples")
     savings = _mapping(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
@@ -164,7 +164,8 @@ def _hybrid(
     for training in _TRAININGS:
         file: Path = getattr(files, training)
         # Without a recipe, only what is usual is expected.
-        wanted = file.is_file() or training == "distill" if arm is None else getattr(arm, training) is not None
+        usual = training == "distill" or (training == "align" and name == MAIN)
+        wanted = usual or file.is_file() if arm is None else getattr(arm, training) is not None
         if wanted:
             found[training] = content(file, _WORDS[training].format("the hybrid" if name == MAIN else name))
         else:
