@@ -17,22 +17,21 @@ def drawing(arms: dict[str, dict[str, Any]], title: str) -> Markup:
     axes = Axes(x, y, "end-to-end tokens", "held-out KL, nats a token", x.ticks(6), y.ticks(5))
     elements = [tag("style", Markup(_STYLE)), tag("title", title), text(8, 24, title, "head"), *axes.draw()]
     labels: list[float] = []
-    for name, curve in sorted(points.items(), key=lambda item: item[1][-1][1], reverse=True):
-        plan, _, init = name.partition("+")
-        elements.append(path([(x(tokens), y(kl)) for tokens, kl in curve], f"{plan} {init}"))
-        elements += [marker(_SHAPES[init], x(tokens), y(kl), 4, f"mark {plan}") for tokens, kl in curve]
+    for number, (name, curve) in enumerate(sorted(points.items(), key=lambda item: item[1][-1][1], reverse=True)):
+        style = f"arm-{number % 5}"
+        elements.append(path([(x(tokens), y(kl)) for tokens, kl in curve], style))
+        elements += [marker(_SHAPES[number % 4], x(tokens), y(kl), 4, f"mark {style}") for tokens, kl in curve]
         place = max(y(curve[-1][1]) + 4, labels[-1] + 16 if labels else 0)
         labels.append(place)
         elements.append(text(right + 12, place, f"{name}: {curve[-1][1]:.3f}", "label"))
     return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", role="img")
 
 
-_SHAPES = {"zero": "circle", "transfer": "square", "fitted": "diamond"}
+_SHAPES = ("circle", "square", "diamond", "triangle")
+_COLOURS = ("#b35900", "#1f5fa8", "#2d7d46", "#9b4f8e", "#565d67")
 _STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2328}.head{font-weight:600;font-size:15px}"
-    "path{fill:none;stroke-width:2}"
-    ".axis{stroke:#8c959f}.grid{stroke:#d0d7de}.rad{stroke:#1f5fa8}.uniform{stroke:#b35900}.replaceable{stroke:#2d7d46}"
-    ".mark{stroke:none}.mark.rad{fill:#1f5fa8}.mark.uniform{fill:#b35900}.mark.replaceable{fill:#2d7d46}"
-    ".transfer{stroke-dasharray:6 4}.zero{stroke-dasharray:2 3}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.grid{stroke:#30363d}}"
+    "path{fill:none;stroke-width:2}.axis{stroke:#8c959f}.grid{stroke:#d0d7de}"
+    + "".join(f".arm-{n}{{stroke:{c}}}.mark.arm-{n}{{stroke:none;fill:{c}}}" for n, c in enumerate(_COLOURS))
+    + "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.grid{stroke:#30363d}}"
 )

@@ -1,25 +1,21 @@
-"""The harness of the paper's claims: its parts, and a whole smoke run on the real SmolLM2."""
+"""The harness of the paper's claims: its parts, and a whole run of it on a tiny model."""
 
 import json
-import math
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 import tiny
-from radistill import convert
-from radistill.errors import RadistillError
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
-from radistill.models.loading import load
-from radistill.models.sequences import Document
+from radistill.files import read_json
+from radistill.runs.recipe import load_recipe
+from small_recipe import small_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -64,7 +60,7 @@ def test_pieces_make_the_same_file_or_none(module: Any, tmp_path: Path) -> None:
 
 
 def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
-    ratio = module("common.students").token_ratio
+    ratio = module("claims").token_ratio
 
     def arm(*kls: float) -> dict[str, Any]:
         points = [{"tokens": 10 * number, "kl": kl} for number, kl in enumerate(kls)]
@@ -77,178 +73,60 @@ def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
     assert ratio(arm(5.0, 4.0, 3.5), baseline) is None
 
 
-def test_the_first_documents_that_have_so_many_tokens(module: Any) -> None:
-    first = module("common.students").first_tokens
-    documents = [Document("x", tuple(range(length)), 1) for length in (4, 3, 5)]
-    assert [len(first(documents, tokens)) for tokens in (1, 4, 5, 7, 8, 12, 99)] == [1, 1, 2, 2, 3, 3, 3]
-    assert first([], 5) == []
-
-
-def test_a_rate_that_breaks_training_is_out_of_the_choice(module: Any) -> None:
-    students = module("common.students")
-
-    def probe(rate: float) -> float:
-        if rate > limit:
-            raise RadistillError("the gradient is not finite")
-        return 1 / rate
-
-    limit = 5e-4
-    assert students.best_rate("zero", probe) == (
-        3e-4,
-        {"0.0001": 1e4, "0.0003": pytest.approx(1 / 3e-4), "0.001": None},
-    )
-    limit = 0
-    with pytest.raises(RadistillError, match="not finite"):
-        students.best_rate("zero", probe)
-
-
-@pytest.mark.parametrize(
-    ("optimum", "further", "best", "tried"),
-    [
-        (3e-4, 4, 3e-4, [1e-4, 3e-4, 1e-3]),
-        (3e-3, 4, 3e-3, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
-        (1e-2, 1, 3e-3, [1e-4, 3e-4, 1e-3, 3e-3]),
-        (1e-2, 0, 1e-3, [1e-4, 3e-4, 1e-3]),
-        (3e-5, 4, 3e-5, [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]),
-        (1e-9, 9, 1e-7, [1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3]),
-    ],
-)
-def test_a_best_rate_has_a_worse_one_on_either_side(
-    module: Any, optimum: float, further: int, best: float, tried: list[float]
-) -> None:
-    found, rates = module("common.students").best_rate(
-        "zero", lambda rate: abs(math.log10(rate / optimum)), further=further
-    )
-    assert (found, list(rates)) == (best, [f"{rate:g}" for rate in tried])
-
-
-def test_a_rate_beyond_the_edge_that_breaks_training_ends_the_choice(module: Any) -> None:
-    def probe(rate: float) -> float:
-        if rate > 1e-3:
-            raise RadistillError("the gradient is not finite")
-        return 1 / rate
-
-    found, rates = module("common.students").best_rate("zero", probe, further=4)
-    assert (found, rates["0.003"], len(rates)) == (1e-3, None, 4)
-
-
-def test_a_kl_is_compared_with_that_of_the_same_teacher_and_budget_only(module: Any) -> None:
+def test_a_difference_of_kls_is_over_the_same_documents(module: Any) -> None:
     claims = module("claims")
-
-    def measured(arm: Any, *nats: float) -> tuple[str, dict[str, Any]]:
-        points = [{"tokens": 10 * number, "kl": kl} for number, kl in enumerate([9.0, *nats])]
-        curve = {"tokens": points[-1]["tokens"], "evaluations": points, "nats": [(kl * 4, 4) for kl in nats]}
-        return arm.name, {"teacher": arm.teacher, "budget": arm.budget} | curve
-
-    large, few = claims.CLAIM_C, claims.Arm("rad", "fitted", budget=6)
-    arms = dict(
-        [
-            measured(claims.BASELINE, 4.0, 3.0),
-            measured(claims.FITTED, 2.0, 1.0),
-            measured(large[0], 1.0, 0.5),
-            measured(large[1], 0.75, 0.25),
-            measured(few, 0.5, 0.5),
-        ]
-    )
-    found = claims.summary(arms)
-    assert found["uniform+transfer"]["kl"] == 3.5
-    assert found["rad+fitted"]["less_baseline"]["difference"] == -2
-    assert found["rad+fitted@large"]["less_baseline"]["difference"] == -0.25
-    assert found["rad+fitted@large"]["token_ratio"] == 1
-    assert found[few.name]["token_ratio"] is None
-    assert found[few.name]["less_baseline"] is None
-    assert claims.kl_differences(arms) == {}
-    worse = claims.kl_differences(arms | {"uniform+fitted": arms["uniform+transfer"]})
-    assert list(worse) == ["uniform+fitted, rad+fitted"]
-    assert worse["uniform+fitted, rad+fitted"]["difference"] == -2
-    seeds = claims.over_seeds(
-        [{"summary": found}, {"summary": found | {"rad+fitted": {"kl": 2.5, "token_ratio": 0.5}}}]
-    )
-    assert seeds["rad+fitted"] == {"kl": [1.5, 2.0, 2.5], "token_ratio": [0.5, 0.5, 0.5]}
-    assert seeds[few.name]["token_ratio"] is None
+    one, other = [(3.0, 2), (5.0, 2)], [(4.0, 2), (8.0, 2)]
+    assert claims.less(one, other)["difference"] == pytest.approx(8 / 4 - 12 / 4)
+    seeds = [{"arms": {"hybrid": {"kl": kl}}} for kl in (1.0, 2.0, 4.5)]
+    assert claims.over_seeds(seeds) == {"hybrid": [1.0, 2.5, 4.5]}
 
 
-def test_what_is_kept_of_a_teacher_can_teach(module: Any, tmp_path: Path) -> None:
-    claims, students = module("claims"), module("common.students")
-    teacher = load(tiny.save("llama", tmp_path / "model", layers=2))
-    documents = [Document(str(number), tuple(range(4, 24 + number)), 8) for number in range(3)]
-    splits = SimpleNamespace(documents=lambda name: documents)
-
-    def taught(top_k: int | None) -> Any:
-        study = claims.Study(teacher, None, None, replace(claims.CPU, top_k=top_k), tmp_path, math.inf)
-        study._splits[0] = splits, {}
-        return study.taught(teacher, 0)
-
-    assert taught(None) is teacher
-    kept = taught(5)
-    assert kept.top_k == 5
-    student = convert(teacher, [1], target=students.GEOMETRY, init="zero", seed=0)
-    curve = students.train_blocks(
-        student, kept, documents, documents,
-        replace=[1], steps=2, tokens_per_batch=64,
-        rate=1e-3, precision=None, measures=2, folder=tmp_path / "run", seed=0,
-    )  # fmt: skip
-    assert [point["kl"] > 0 for point in curve["evaluations"]] == [True] * 3
+@pytest.mark.parametrize("name", ["claims", "claims-cpu", "convergence"])
+def test_the_recipes_of_the_harness_are_valid(name: str) -> None:
+    recipe = load_recipe(BENCHMARKS / "recipes" / f"{name}.yaml")
+    assert "uniform-transfer" in recipe.arms
+    assert {arm.target.groups for arm in recipe.hybrids} == {"heads"}
 
 
-def test_the_figure_has_the_curves_of_claim_b_with_the_first_seed(module: Any) -> None:
-    def arms(last: float) -> dict[str, Any]:
-        points = [{"tokens": 0, "kl": 12.0}, {"tokens": 50, "kl": last}]
-        names = ("uniform+transfer", "rad+zero", "rad+fitted@large")
-        return {"arms": {name: {"evaluations": points} for name in names}}
-
-    seeds = {"7": arms(0.25), "8": arms(0.5)}
-    scale = {"budget": 12, "seeds": [7, 8]}
-    drawn = module("claims").figure({"scale": scale, "attention_layers": 24, "seeds": seeds})
-    assert ElementTree.fromstring(drawn).tag.endswith("svg")
-    assert "12 of 24 attention layers" in drawn
-    assert [drawn.count(label) for label in ("uniform+transfer: 0.250", "rad+zero: 0.250", "0.500", "large")] == [
-        1,
-        1,
-        0,
-        0,
-    ]
+def test_prompts_are_made_where_there_are_none(module: Any, tmp_path: Path) -> None:
+    data = tmp_path / "gsm8k"
+    data.mkdir()
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(8)]
+    (data / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for source, problems in ((None, 0), (tmp_path, 3)):
+        module("claims").write_prompts(tmp_path / "prompts.jsonl", 6, source, 0)
+        prompts = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+        assert len(prompts) == len(set(prompts)) == 6
+        assert sum(prompt.startswith("What is") for prompt in prompts) == problems
 
 
-@pytest.mark.real
-@pytest.mark.timeout(900)
-def test_the_smoke_run_goes_on_after_a_slice_and_measures_both_arms(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        BENCHMARKS / "claims.py",
-        "--smoke",
-        "--folder",
+def test_a_run_of_the_harness(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / "model")
+    training = {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "keep": "last", "save_seconds": 0}
+    recipe = small_recipe(
         tmp_path,
-        "--out",
-        tmp_path / "out.json",
-    ]
-    slice_ = subprocess.run([*command, "--minutes", "0.4"], capture_output=True, text=True)
-    assert slice_.returncode == 75, slice_.stderr
-    assert not (tmp_path / "out.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out.json").read_text())
-    found = result["seeds"]["0"]
-    assert set(found["arms"]) == {"uniform+transfer", "rad+fitted"}
-    for arm in found["arms"].values():
-        assert len(arm["replace"]) == 10
-        assert arm["evaluations"][-1]["kl"] > 0
-        assert str(arm["rate"]) in {str(float(rate)) for rate in arm["rates"]}
-        assert arm["tasks"]["cruxeval-o"]["n"] == 2
-    assert (
-        found["arms"]["rad+fitted"]["evaluations"][0]["kl"] < found["arms"]["uniform+transfer"]["evaluations"][0]["kl"]
+        {"source": "data"},
+        diagnose={"budget": 2, "by": "redundancy", "selector": "uniform"},
+        convert={"target": {"kind": "granite-hybrid", "groups": "heads"}},
+        align={"steps": 4},
+        distill={**training, "rate_search": {"rates": [1e-3, 1e-2], "share": 0.5, "further": 0}},
+        arms={"uniform-transfer": {"init": "transfer", "align": None, "rate": [1e-3, 1e-2]}},
+        evaluate={"exact_match": False},
     )
-    baseline, fitted = found["summary"]["uniform+transfer"], found["summary"]["rad+fitted"]
-    assert baseline["token_ratio"] == 1
-    assert baseline["less_baseline"]["difference"] == 0
-    assert fitted["kl"] == pytest.approx(found["arms"]["rad+fitted"]["evaluations"][-1]["kl"], rel=1e-3)
-    assert fitted["interval"][0] <= fitted["kl"] <= fitted["interval"][1]
-    assert fitted["less_baseline"]["difference"] == pytest.approx(fitted["kl"] - baseline["kl"])
-    assert set(found["on_tasks"]) == {
-        "base, uniform+transfer",
-        "base, rad+fitted",
-        "uniform+transfer, rad+fitted",
-    }
-    for lines in found["on_tasks"].values():
-        assert [line["task"] for line in lines if not line["group"]] == ["cruxeval-o", "recall"]
-    assert result["base"]["recall"]["n"] == 4
+    command = [sys.executable, BENCHMARKS / "claims.py", recipe, "--folder", tmp_path, "--out", tmp_path / "out.json"]
+    for name in ("gsm8k/dev.jsonl", "gsm8k/train.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"question": "1 and 1?", "answer": "#### 2"}\n')
+    asked = ["--tasks", "gsm8k", "--data", tmp_path, "--max-new-tokens", "4"]
+    done = subprocess.run([*command, *asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = read_json(tmp_path / "out.json")["seeds"]["0"]
+    for arm in found["arms"].values():
+        assert arm["interval"][0] <= arm["kl"] <= arm["interval"][1]
+        assert arm["kl"] == pytest.approx(arm["evaluations"][-1]["kl"], rel=1e-3)
+        assert str(arm["rates"]["best"]) in {str(float(rate)) for rate in arm["rates"]["kl"]}
+    assert found["arms"]["uniform-transfer"]["token_ratio"] == 1
+    assert found["arms"]["hybrid"]["unexplained"].keys() == {"0", "2"}
+    assert list(found["tasks"]["figures"]) == ["base", "hybrid", "uniform-transfer"]
+    drawing = ElementTree.fromstring((tmp_path / "out.svg").read_text())
+    assert sum(element.tag.endswith("path") for element in drawing) == 2
