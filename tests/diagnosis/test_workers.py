@@ -17,9 +17,10 @@ import tiny
 from radistill.diagnosis import workers as workers_module
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import objective_from
+from radistill.diagnosis.objectives import Penalised, objective_from
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes, Problem
+from radistill.diagnosis.selectors.bayes import join
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
@@ -313,3 +314,15 @@ def test_a_worker_that_cannot_load_the_model_is_named_and_missed(
     plan = diagnose(model, documents(), 2, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path)
     assert isinstance(plan, Plan)
     assert "search: a worker ended ('tiny llama': no such file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_worker_searches_what_it_was_started_for(model: Model, tmp_path: Path) -> None:
+    """Also where the number of layers is free: another problem would be another study."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    trials = Trials(model, documents(), Penalised(ACCEPTANCE, 0.01))
+    problem = Problem(trials, model.anatomy.attention_layers, 3, 0, free=True)
+    settings = Bayes(trials=4, startup=4, storage=url)
+    settings.select(problem)
+    judged = len(trials_of(url, "sets"))
+    join(settings._search(problem, url))
+    assert len(trials_of(url, "sets")) == judged == 4
