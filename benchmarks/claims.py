@@ -47,7 +47,7 @@ from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.heldout import compare as distance
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
-from radistill.evaluation.comparison import compare, read_results
+from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
 from radistill.evaluation.tasks import task_of
@@ -280,7 +280,8 @@ class Study:
             selector = self.scale.search if arm.plan in ("rad", "replaceable") else arm.plan
             found = diagnose(
                 self.base, documents, budget,
-                selector=selector, substitutes=substitutes, seed=seed,
+                selector=selector, by="redundancy" if substitutes is None else "replaceability",
+                substitutes=substitutes, seed=seed,
                 folder=self.folder / f"search-{arm.plan}-{budget}-{seed}",
             )  # fmt: skip
             write_json(path, {"replace": found.replace, "kl": found.kl, "acceptance_rate": found.acceptance_rate})
@@ -395,9 +396,8 @@ class Study:
 
     def on_tasks(self, first: str, second: str) -> list[dict[str, Any]]:
         """The figures of two models on each task, the second's share less the first's, and whether that is chance."""
-        return [
-            asdict(line) for line in compare([read_results(of, self.folder / "tasks" / of) for of in (first, second)])
-        ]
+        results = [read_results(of, self.folder / "tasks" / of) for of in (first, second)]
+        return [asdict(line) for line in compare_results(results)]
 
     def overlap(self, seed: int) -> dict[str, Any]:
         """N-grams that the training text shares with what is asked."""

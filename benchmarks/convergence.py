@@ -74,7 +74,8 @@ def find_plan(
             case.model, case.train, search_fit, target=GEOMETRY, init="fitted", seed=case.seed, folder=blocks
         )
     selector = "uniform" if name == "uniform" else "greedy"
-    plan = diagnose(case.model, calibration, budget, selector=selector, substitutes=substitutes, seed=case.seed)
+    by = "redundancy" if substitutes is None else "replaceability"
+    plan = diagnose(case.model, calibration, budget, selector=selector, by=by, substitutes=substitutes, seed=case.seed)
     seconds = round(time.perf_counter() - started, 1)
     found = {"replace": plan.replace, "kl": plan.kl, "by": plan.by, "seconds": seconds}
     write_json(path, found)

@@ -419,7 +419,8 @@ def test_pydantic_knows_no_other_depth() -> None:
     [
         (
             {"diagnose.selector": "kl-guided", "diagnose.by": "redundancy"},
-            "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
+            "diagnose.by is redundancy, but diagnose.selector is kl-guided, which compares fitted blocks; change that, "
+            "or set diagnose.by to replaceability",
         ),
         (
             {"baseline": {"selector": "kl-guided", "init": "zero"}},
@@ -432,13 +433,14 @@ def test_pydantic_knows_no_other_depth() -> None:
         ),
         (
             {"diagnose.objective": "throughput-modelled"},
-            "diagnose.objective is throughput-modelled, which is about drafts that skip attention, but diagnose.by is "
-            "replaceability; set diagnose.by: redundancy, or choose",
+            "diagnose.by is replaceability, but diagnose.objective is throughput-modelled, which is about drafts that "
+            "skip attention, unlike acceptance, acceptance-sampled, accepted-length, kl; change that, or set "
+            "diagnose.by to redundancy",
         ),
         (
             {"diagnose.selector": {"kind": "bayes", "workers": 2}},
-            "diagnose.selector.workers is 2, but diagnose.by is replaceability, whose fitted blocks stay in the "
-            "process that fitted them; set diagnose.by: redundancy, or",
+            "diagnose.by is replaceability, but diagnose.selector.workers is 2, and fitted blocks stay in the process "
+            "that fitted them; change that, or set diagnose.by to redundancy",
         ),
         (
             {"data.loss_on": "all", "distill": {"on_policy": {}}},

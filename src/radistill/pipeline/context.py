@@ -10,6 +10,7 @@ import torch
 
 from radistill.conversion.targets import TargetSettings
 from radistill.data.prepare import DataSplits
+from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import SelectorSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
@@ -38,7 +39,7 @@ class Arm:
 
     name: str
     folder: Path
-    by: str
+    by: By
     selector: SelectorSettings
     target: TargetSettings
     init: str

@@ -74,6 +74,7 @@ def run_diagnose(context: Context) -> None:
                     selector=arm.selector,
                     objective=settings.objective,
                     penalty=settings.penalty if arm.is_main else None,
+                    by=arm.by,
                     substitutes=substitutes,
                     passes=settings.passes,
                     context_length=settings.context_length,

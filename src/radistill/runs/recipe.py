@@ -9,15 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
-from radistill.diagnosis.objectives import OBJECTIVES
-from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
-from radistill.distillation.align import AlignSettings
 from radistill.data.settings import DataSettings
+from radistill.diagnosis.diagnose import contradiction
+from radistill.diagnosis.objectives import OBJECTIVES
+from radistill.diagnosis.plan import By
+from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, KLGuided, SelectorSettings, Uniform
+from radistill.distillation.align import AlignSettings
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
-from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.files import write_text
+from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.recipe_yaml import read_mapping
 
@@ -64,7 +66,7 @@ class DiagnoseSettings(BaseModel):
         allow_inf_nan=False,
         description="what an attention layer that stays costs, in the objective's unit; null fixes their number",
     )
-    by: Literal["redundancy", "replaceability"] = Field(
+    by: By = Field(
         default="replaceability",
         description="`replaceability` judges drafts with a fitted block in place of attention, which `align` fits for "
         "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
@@ -231,8 +233,8 @@ def _contradiction(recipe: Recipe) -> str | None:
             f"{section}.loss_on is all, which leaves no prompt for distill.on_policy to answer; set it to response, or "
             "on_policy to null"
         )
-    if isinstance(diagnose.selector, KLGuided) and diagnose.by == "redundancy":
-        return "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability"
+    if found := contradiction(diagnose.by, diagnose.selector, diagnose.objective):
+        return found
     if baseline is not None and isinstance(baseline.selector, KLGuided):
         return "baseline.selector is kl-guided, but only the hybrid has fitted blocks to choose by; name another"
     if diagnose.by == "replaceability" and recipe.align is None:
@@ -252,18 +254,6 @@ def _contradiction(recipe: Recipe) -> str | None:
     ):
         return (
             f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
-        )
-    if diagnose.by == "redundancy":
-        return None
-    if diagnose.objective.startswith("throughput"):
-        return (
-            f"diagnose.objective is {diagnose.objective}, which is about drafts that skip attention, but diagnose.by "
-            f"is {diagnose.by}; set diagnose.by: redundancy, or choose acceptance, accepted-length or kl"
-        )
-    if isinstance(diagnose.selector, Bayes) and diagnose.selector.workers > 1:
-        return (
-            f"diagnose.selector.workers is {diagnose.selector.workers}, but diagnose.by is {diagnose.by}, whose fitted "
-            "blocks stay in the process that fitted them; set diagnose.by: redundancy, or search with one worker"
         )
     return None
 

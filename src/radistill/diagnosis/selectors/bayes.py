@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from radistill.console import note, progress
 from radistill.diagnosis.objectives import objective_from
-from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant, only_this_layer
+from radistill.diagnosis.plan import By
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, only_this_layer
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
@@ -22,10 +23,8 @@ from radistill.models.loading import load
 from radistill.models.sequences import Document
 
 
-class Bayes(BaseModel):
+class Bayes(Selector):
     """Optuna's Gaussian process over [0, 1]^layers; a proposal becomes a set by its largest entries."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["bayes"] = "bayes"
     trials: int = Field(default=60, ge=1, description="sets that are judged")
@@ -47,6 +46,14 @@ class Bayes(BaseModel):
         "Null keeps the study in the run folder",
     )
 
+    def obstacle(self, by: By) -> str | None:
+        """Several processes need drafts that each of them can make."""
+        if by == "replaceability" and self.workers > 1:
+            return (
+                f"diagnose.selector.workers is {self.workers}, and fitted blocks stay in the process that fitted them"
+            )
+        return None
+
     def most_passes(self, candidates: int, sizes: range) -> int:
         """One for each judged set."""
         return self.trials + (candidates if self.warm_start else 0)
@@ -61,7 +68,7 @@ class Bayes(BaseModel):
         With more of them, proposals also depend on who is faster.
 
         Raises:
-            RadistillError: if the storage cannot be used, several workers have none, or there are fitted blocks.
+            RadistillError: if the storage cannot be used, or several workers have none.
         """
         problem.trials.listener = None  # each set is a trial of this search's own study
         url = self._url(problem)
@@ -70,14 +77,9 @@ class Bayes(BaseModel):
                 f"diagnose.selector.workers is {self.workers}, but the study is only in memory; "
                 "give a folder or a storage"
             )
-        if self.workers > 1 and problem.trials.substitutes is not None:
-            raise RadistillError(
-                f"diagnose.selector.workers is {self.workers}, but fitted blocks stay in the process that fitted them; "
-                "search by replaceability with one worker (recipes: or set diagnose.by: redundancy)"
-            )
         singles = self._shared(url, problem, "layers") if self.warm_start else None
         sets = self._shared(url, problem, "sets")
-        with working(join, self._search(problem, url) if self.workers > 1 else {}, self.workers) as workers:
+        with working(join_search, self._search(problem, url) if self.workers > 1 else {}, self.workers) as workers:
 
             def look_after() -> None:
                 gone = workers.fallen()
@@ -138,7 +140,7 @@ class Bayes(BaseModel):
         return f"sqlite:///{problem.folder / 'study.db'}"
 
     def _search(self, problem: Problem, url: str | None) -> dict[str, Any]:
-        """What `join` needs to know, in another process."""
+        """What `join_search` needs to know, in another process."""
         trials, network = problem.trials, problem.trials.model.network
         return {
             "model": {
@@ -161,10 +163,7 @@ class Bayes(BaseModel):
 
     def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
         trials = problem.trials
-        judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective.to_json()]
-        if trials.substitutes is not None:
-            judged.append(trials.substitutes.fingerprint)
-        key = [judged, list(problem.candidates), problem.seed]
+        key = [trials.identity, trials.objective.to_json(), list(problem.candidates), problem.seed]
         if kind == "sets":
             key += [problem.budget, problem.free, self.startup, self.warm_start]
         study = open_study(url, f"bayes-{kind}-{hash_json(key)[:12]}")
@@ -192,7 +191,7 @@ class Bayes(BaseModel):
         return shared
 
 
-def join(search: dict[str, Any]) -> None:
+def join_search(search: dict[str, Any]) -> None:
     """Take part in the search that another process described (`Bayes._search`), until it ends.
 
     Raises:
