@@ -30,7 +30,7 @@ from common.overlap import overlap
 from radistill.data.records import DataSplits
 from radistill.data.settings import JsonlData
 from radistill.distillation.heldout import compare as distance
-from radistill.evaluation.comparison import compare, read_results
+from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.places import subjects_of
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
@@ -120,7 +120,7 @@ def ask(folder: RunFolder, names: list[str], settings: TaskSettings) -> dict[str
     figures = {one.name: run_tasks(load(one.model), tasks, settings, one.folder) for one in subjects}
     return {
         "figures": figures,
-        "lines": [asdict(line) for line in compare([read_results(one.name, one.folder) for one in subjects])],
+        "lines": [asdict(line) for line in compare_results([read_results(one.name, one.folder) for one in subjects])],
     }
 
 

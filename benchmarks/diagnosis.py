@@ -24,9 +24,9 @@ from typing import Any
 from markupsafe import Markup
 
 from radistill import load, load_data
-from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
+from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
 from radistill.diagnosis.selectors import (
     EQUAL_PASSES,
@@ -80,9 +80,8 @@ def selectors(case: Case) -> dict[str, Any]:
     objective = make_objective(case.objective, case.model, 1024, case.folder)
     trials = Trials(case.model, case.calibration, objective, folder=case.folder)
     heldout = Trials(case.model, case.heldout, objective, folder=case.folder)
-    found = compare(
-        All().each(case.passes), trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder
-    )
+    everyone = All().each(case.passes, "redundancy")
+    found = rank_selectors(everyone, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
     print_ranking(found, trials)
     by_objective = [(case.objective, one) for one in found]
     published = Trials(

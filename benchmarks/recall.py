@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radistill import load
-from radistill.evaluation.comparison import compare, read_results
+from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import read_json, write_json
@@ -56,7 +56,7 @@ def main() -> None:
     results = [read_results(name, ROOT / "runs" / "recall" / name) for name in ("base", *RUNS)]
     result = {
         "models": models,
-        "against_base": [asdict(line) for line in compare(results)],
+        "against_base": [asdict(line) for line in compare_results(results)],
         "contexts": SETTINGS.contexts,
         "limit": SETTINGS.limit,
         "batch_size": SETTINGS.batch_size,

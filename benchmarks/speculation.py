@@ -25,7 +25,7 @@ from radistill.models.sequences import Document, collate
 from radistill.provenance import machine, seed_everything, versions
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask, masked
-from radistill.speculation.prediction import first_difference, predict_rounds
+from radistill.speculation.prediction import find_parting, predict_rounds
 from radistill.speculation.presets import describe_mask, parse_mask
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def measure(
             figures["seconds"] += decoded.seconds
             for name in ("tokens", "rounds", "drafted", "accepted"):
                 figures[name] += getattr(decoded, name)
-            difference = first_difference(model, prompt, plain, decoded.responses[0])
+            difference = find_parting(model, prompt, plain, decoded.responses[0])
             as_predicted = predicted[length] == decoded.accepted_by_round[0]
             figures["prompts_as_predicted"] += as_predicted
             different_texts += difference is not None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from radistill.data.prepare import load_data
     from radistill.diagnosis.diagnose import diagnose
     from radistill.distillation.align import align
+    from radistill.distillation.blocks import fit_blocks
     from radistill.distillation.distill import distill
     from radistill.distillation.finetune import finetune
     from radistill.errors import RadistillError
@@ -23,6 +24,7 @@ _HOMES = {
     "distill": "radistill.distillation.distill",
     "evaluate": "radistill.evaluation.evaluate",
     "finetune": "radistill.distillation.finetune",
+    "fit_blocks": "radistill.distillation.blocks",
     "load": "radistill.models.loading",
     "load_data": "radistill.data.prepare",
     "new_parameters": "radistill.conversion",
@@ -36,6 +38,7 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "fit_blocks",
     "load",
     "load_data",
     "new_parameters",

@@ -139,7 +139,8 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     ),
     "restoring layers of no student": (
         lambda s: s.run("--set", "diagnose.selector=kl-guided"),
-        "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
+        "diagnose.by is redundancy, but diagnose.selector is kl-guided, which compares fitted blocks; change that, or "
+        "set diagnose.by to replaceability",
     ),
     "unknown way to judge": (
         lambda s: s("diagnose", s.recipe(), "--out", str(s.folder / "out"), "--by", "luck"),

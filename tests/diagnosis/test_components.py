@@ -12,7 +12,7 @@ from rich.console import Console
 
 import tiny
 from radistill.cli import main
-from radistill.diagnosis.components import ComponentTable, DraftFigures, compare_components, default_masks
+from radistill.diagnosis.components import ComponentTable, DraftFigures, default_masks, measure_drafts
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -51,7 +51,7 @@ def naive(model: Model, mask: ComponentMask) -> tuple[list[list[bool]], float]:
 def test_the_table_equals_the_naive_one(family: str) -> None:
     model = tiny.model(family)
     masks = default_masks(model) | {"some": parse_mask("attention:1 mlp:3", model)}
-    measured = compare_components(model, documents(), masks, tokens_per_batch=30)
+    measured = measure_drafts(model, documents(), masks, tokens_per_batch=30)
     assert [draft.name for draft in measured.drafts] == [
         "attention-off",
         *(["ssm-off"] if family != "llama" else []),
@@ -74,7 +74,7 @@ def test_the_table_equals_the_naive_one(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "granitemoehybrid", "falcon_h1", "zamba2"])
 def test_what_a_draft_leaves_out(family: str) -> None:
     model = tiny.model(family)
-    measured = compare_components(model, documents(1), default_masks(model) | {"one": parse_mask("attention:1", model)})
+    measured = measure_drafts(model, documents(1), default_masks(model) | {"one": parse_mask("attention:1", model)})
     drafts = {draft.name: draft for draft in measured.drafts}
     counts = model.anatomy.parameters(model.network)
     assert drafts["attention-off"].parameters == counts["attention"]
@@ -94,18 +94,18 @@ def test_what_a_draft_leaves_out(family: str) -> None:
 def test_bad_input() -> None:
     model = tiny.model("llama")
     with pytest.raises(RadistillError, match="no documents to measure on"):
-        compare_components(model, [])
+        measure_drafts(model, [])
     with pytest.raises(RadistillError, match="layer 9 does not exist"):
-        compare_components(model, documents(), {"x": ComponentMask.attention([9])})
-    one = compare_components(tiny.model("llama", layers=1), [Document("a", (5, 6), 1)])
+        measure_drafts(model, documents(), {"x": ComponentMask.attention([9])})
+    one = measure_drafts(tiny.model("llama", layers=1), [Document("a", (5, 6), 1)])
     assert [draft.name for draft in one.drafts] == ["attention-off", "mlp-off"]
     assert one.n_tokens == 1
-    nothing = compare_components(model, documents(), {"nothing": ComponentMask(frozenset())}).drafts[0]
+    nothing = measure_drafts(model, documents(), {"nothing": ComponentMask()}).drafts[0]
     assert (nothing.acceptance_rate, nothing.perplexity_ratio, nothing.parameters) == (1.0, 1.0, 0)
     with torch.no_grad():
         model.network.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RadistillError, match="NaN or infinite on these documents"):
-        compare_components(model, documents())
+        measure_drafts(model, documents())
 
 
 def test_a_draft_without_a_finite_perplexity_has_no_ratio() -> None:
@@ -114,7 +114,7 @@ def test_a_draft_without_a_finite_perplexity_has_no_ratio() -> None:
     model = tiny.model("llama")
     with torch.no_grad():  # likelihoods of e^-1e4 and less: a difference of two that no float holds the exponential of
         model.network.lm_head.weight.mul_(1e4)
-    measured = compare_components(model, documents())
+    measured = measure_drafts(model, documents())
     assert measured.perplexity is None
     assert all(draft.perplexity_ratio is None or draft.perplexity_ratio >= 0 for draft in measured.drafts)
     json.dumps(measured.to_json(), allow_nan=False)
@@ -130,7 +130,7 @@ def printed(measured: ComponentTable, width: int = 80) -> str:
 def test_the_table_fits_into_80_columns() -> None:
     model = tiny.model("falcon_h1")
     text = printed(
-        compare_components(
+        measure_drafts(
             model,
             documents(),
             default_masks(model) | {"attention:0-2 mlp:1,3": parse_mask("attention:0-2 mlp:1,3", model)},

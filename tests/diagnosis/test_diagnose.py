@@ -101,7 +101,7 @@ def test_values_of_other_data_are_not_reused(tmp_path: Path) -> None:
 def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)
     settings = Bayes(trials=5, startup=2) if selector == "bayes" else selector
-    plan = diagnose(model, documents(), 2, selector=settings, seed=7, folder=tmp_path)
+    plan = diagnose(model, documents(), 2, selector=settings, seed=7, folder=tmp_path, by="redundancy")
     agreements, kl, accepted = naive(model, plan.replace, documents())
     flat = [agree for agreement in agreements for agree in agreement]
     assert len(plan.replace) == 2
@@ -112,13 +112,13 @@ def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
     assert plan.forward_tokens > 0
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
-    again = diagnose(model, documents(), 2, selector=settings, seed=7)
+    again = diagnose(model, documents(), 2, selector=settings, seed=7, by="redundancy")
     ignored = {"seconds"}
     assert again.model_dump(exclude=ignored) == plan.model_dump(exclude=ignored)
 
 
 def test_one_token_responses_and_one_document() -> None:
-    plan = diagnose(tiny.model("llama", layers=2), [Document("a", (5, 6), 1)], 1, selector="uniform")
+    plan = diagnose(tiny.model("llama", layers=2), [Document("a", (5, 6), 1)], 1, selector="uniform", by="redundancy")
     assert plan.replace == [0]
     assert plan.acceptance_rate in (0.0, 1.0)
 
@@ -133,19 +133,19 @@ def test_one_token_responses_and_one_document() -> None:
 )
 def test_budgets_that_a_model_does_not_have(budget: int, message: str) -> None:
     with pytest.raises(RadistillError, match=message):
-        diagnose(tiny.model("llama", layers=4), documents(), budget)
+        diagnose(tiny.model("llama", layers=4), documents(), budget, by="redundancy")
 
 
 def test_nan_logits_and_missing_documents_are_refused() -> None:
     model = tiny.model("llama")
     with pytest.raises(RadistillError, match="no documents to calibrate on"):
-        diagnose(model, [], 1)
+        diagnose(model, [], 1, by="redundancy")
     with pytest.raises(RadistillError, match=r"diagnose\.objective is 'speed', but it must be one of accept"):
-        diagnose(model, documents(), 1, objective="speed")
+        diagnose(model, documents(), 1, objective="speed", by="redundancy")
     with torch.no_grad():
         next(iter(model.anatomy.layers(model.network)[0].parameters())).fill_(float("nan"))
     with pytest.raises(RadistillError, match="NaN or infinite on the calibration data"):
-        diagnose(model, documents(), 1)
+        diagnose(model, documents(), 1, by="redundancy")
 
 
 def test_documents_beyond_the_context_are_named() -> None:
@@ -157,7 +157,7 @@ def test_documents_beyond_the_context_are_named() -> None:
 
 def test_plans_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)
-    plan = diagnose(model, documents(), 2, selector="uniform")
+    plan = diagnose(model, documents(), 2, selector="uniform", by="redundancy")
     path = tmp_path / "plan.json"
     plan.save(path)
     good = read_json(path)
@@ -196,22 +196,22 @@ def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Trials, "value", until_ctrl_c)
     with pytest.raises(SearchInterrupted) as interrupted:
-        diagnose(model, documents(), 2, selector=settings, folder=tmp_path)
+        diagnose(model, documents(), 2, selector=settings, folder=tmp_path, by="redundancy")
     assert interrupted.value.plan.replace == max(judged[6:], key=lambda pair: pair[0])[1]
     assert len(interrupted.value.plan.search) == 9
     monkeypatch.setattr(Trials, "value", value)
-    resumed = diagnose(model, documents(), 2, selector=settings, folder=tmp_path)
-    assert resumed.search == diagnose(model, documents(), 2, selector=settings).search
+    resumed = diagnose(model, documents(), 2, selector=settings, folder=tmp_path, by="redundancy")
+    assert resumed.search == diagnose(model, documents(), 2, selector=settings, by="redundancy").search
 
     judged.clear()
     monkeypatch.setattr(Trials, "value", lambda self, layers: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt) as at_once:
-        diagnose(model, documents(), 2, selector=settings)
+        diagnose(model, documents(), 2, selector=settings, by="redundancy")
     assert not isinstance(at_once.value, SearchInterrupted)
 
 
 def test_layers_without_attention_are_not_candidates() -> None:
     model = tiny.model("granitemoehybrid")
     count = len(model.anatomy.attention_layers)
-    plan = diagnose(model, documents(), count - 1, selector="uniform")
+    plan = diagnose(model, documents(), count - 1, selector="uniform", by="redundancy")
     assert set(plan.replace) < set(model.anatomy.attention_layers)

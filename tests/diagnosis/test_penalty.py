@@ -27,7 +27,7 @@ def best_of_all(penalty: float, budget: int) -> tuple[float, tuple[int, ...]]:
 @pytest.mark.parametrize("penalty", [0.0, 0.3, 1.0, 100.0])
 def test_greedy_finds_the_best_set_of_any_size(penalty: float) -> None:
     model = tiny.model("llama", layers=LAYERS)
-    plan = diagnose(model, DOCUMENTS, 4, selector=Greedy(width=5, swap_width=5), penalty=penalty)
+    plan = diagnose(model, DOCUMENTS, 4, selector=Greedy(width=5, swap_width=5), penalty=penalty, by="redundancy")
     value, layers = best_of_all(penalty, 4)
     assert plan.objective["value"] == pytest.approx(value, rel=1e-5)
     assert tuple(plan.replace) == layers
@@ -37,8 +37,8 @@ def test_greedy_finds_the_best_set_of_any_size(penalty: float) -> None:
 
 def test_a_free_lunch_takes_one_layer_and_a_high_price_all_that_may_go() -> None:
     model = tiny.model("llama", layers=LAYERS)
-    assert len(diagnose(model, DOCUMENTS, 4, penalty=0.0).replace) == 1
-    assert len(diagnose(model, DOCUMENTS, 4, penalty=1000.0).replace) == 4
+    assert len(diagnose(model, DOCUMENTS, 4, penalty=0.0, by="redundancy").replace) == 1
+    assert len(diagnose(model, DOCUMENTS, 4, penalty=1000.0, by="redundancy").replace) == 4
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_free_lunch_takes_one_layer_and_a_high_price_all_that_may_go() -> None
 )
 def test_every_selector_answers_with_the_best_size_that_it_has_judged(selector) -> None:
     model = tiny.model("llama", layers=LAYERS)
-    plan = diagnose(model, DOCUMENTS, 3, selector=selector, penalty=0.4)
+    plan = diagnose(model, DOCUMENTS, 3, selector=selector, penalty=0.4, by="redundancy")
     assert 1 <= len(plan.replace) <= 3
     assert plan.objective["value"] == pytest.approx(0.4 * len(plan.replace) - plan.kl)
     complete = [step.value for step in plan.search if 1 <= len(step.layers) <= 3]
@@ -66,6 +66,6 @@ def test_every_selector_answers_with_the_best_size_that_it_has_judged(selector) 
 def test_without_a_penalty_the_number_is_fixed() -> None:
     model = tiny.model("llama", layers=LAYERS)
     for selector in (Uniform(), Greedy(), LeaveOneOut()):
-        plan = diagnose(model, DOCUMENTS, 3, selector=selector)
+        plan = diagnose(model, DOCUMENTS, 3, selector=selector, by="redundancy")
         assert len(plan.replace) == 3
         assert "penalty" not in plan.objective

@@ -10,7 +10,7 @@ from radistill.conversion import convert
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import Plan
-from radistill.diagnosis.selectors import KLGuided, Problem
+from radistill.diagnosis.selectors import Bayes, KLGuided, Problem
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
@@ -109,7 +109,7 @@ def test_every_selector_can_search_over_swaps(selector: str, tmp_path: Path) -> 
     assert Plan.load(tmp_path / "plan.json") == plan
     assert plan.by == "replaceability"
     assert "skip" not in (plan.score_kind or "")
-    by_skips = diagnose(model, DOCUMENTS, 2, selector="leave-one-out")
+    by_skips = diagnose(model, DOCUMENTS, 2, selector="leave-one-out", by="redundancy")
     assert by_skips.by == "redundancy"
     assert by_skips.score_kind == "minus KL(model || draft) in nats with only this layer's attention skipped"
 
@@ -138,10 +138,18 @@ def test_layers_that_their_blocks_reproduce_are_chosen_though_skipping_them_is_n
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     model = tiny.model("llama")
-    with pytest.raises(RadistillError, match="kl-guided restores layers in a student of fitted blocks"):
-        diagnose(model, DOCUMENTS, 2, selector="kl-guided")
+    with pytest.raises(RadistillError, match="selector is kl-guided, which compares fitted blocks; change that"):
+        diagnose(model, DOCUMENTS, 2, selector="kl-guided", by="redundancy")
     blocks = blocks_of(model)
     with pytest.raises(RadistillError, match="throughput-measured, which is about drafts that skip attention"):
         diagnose(model, DOCUMENTS, 2, objective="throughput-measured", substitutes=blocks)
+    with pytest.raises(RadistillError, match=r"selector\.workers is 2, and fitted blocks stay in the process"):
+        diagnose(model, DOCUMENTS, 2, selector=Bayes(workers=2), substitutes=blocks, folder=tmp_path)
+    with pytest.raises(RadistillError, match=r"give substitutes=fit_blocks\(model, documents\), or by="):
+        diagnose(model, DOCUMENTS, 2)
+    with pytest.raises(RadistillError, match="by is redundancy, which skips attention and would not use the substi"):
+        diagnose(model, DOCUMENTS, 2, by="redundancy", substitutes=blocks)
+    with pytest.raises(RadistillError, match=r"diagnose\.by is 'luck', but it must be one of redun"):
+        diagnose(model, DOCUMENTS, 2, by="luck")  # type: ignore[arg-type]
     with pytest.raises(RadistillError, match=r"layer \d has no block"):
         diagnose(model, DOCUMENTS, 2, substitutes=Substitutes({0: blocks.blocks[0]}))

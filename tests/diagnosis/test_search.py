@@ -42,14 +42,16 @@ def test_ctrl_c_keeps_the_best_plan_and_the_same_command_goes_on(
     selector: Selector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model("llama", layers=6)
-    whole = diagnose(model, documents(), 2, selector=selector, objective="kl")
+    whole = diagnose(model, documents(), 2, selector=selector, objective="kl", by="redundancy")
     monkeypatch.setattr("radistill.diagnosis.diagnose.Trials", Interrupted)
     interrupted = None
     for at in (0, 2, 9, 1000):
         monkeypatch.setattr(Interrupted, "at", at)
         with console.capture() as printed:
             try:
-                plan = diagnose(model, documents(), 2, selector=selector, objective="kl", folder=tmp_path)
+                plan = diagnose(
+                    model, documents(), 2, selector=selector, objective="kl", folder=tmp_path, by="redundancy"
+                )
                 break
             except SearchInterrupted as stopped:
                 interrupted = stopped.plan
@@ -73,20 +75,22 @@ def _judged(folder: Path) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("passes", [7.5, 12])
 def test_a_search_ends_when_its_passes_are_spent(selector: Selector, passes: float, tmp_path: Path) -> None:
     model = tiny.model("llama", layers=6)
-    plan = diagnose(model, documents(), 2, selector=selector, objective="kl", passes=passes)
+    plan = diagnose(model, documents(), 2, selector=selector, objective="kl", passes=passes, by="redundancy")
     tokens = sum(len(document.tokens) for document in documents())
     # The last judgement may cross the line: of one pass, or a gradient step of two; and the result may be judged.
     assert plan.forward_tokens <= (passes + 3) * tokens
     best = max((step for step in plan.search if len(step.layers) == 2), key=lambda step: step.value)
     assert plan.objective["value"] == best.value
     for _ in range(2):  # a search that starts, and one that knows all of it already, spend the same
-        again = diagnose(model, documents(), 2, selector=selector, objective="kl", passes=passes, folder=tmp_path)
+        again = diagnose(
+            model, documents(), 2, selector=selector, objective="kl", passes=passes, folder=tmp_path, by="redundancy"
+        )
         assert same(again, plan)
 
 
 def test_too_few_passes_for_any_answer_are_refused() -> None:
     with pytest.raises(RadistillError, match=r"diagnose\.passes is 2, but the selector greedy had judged no set of 2"):
-        diagnose(tiny.model("llama"), documents(), 2, selector="greedy", passes=2)
+        diagnose(tiny.model("llama"), documents(), 2, selector="greedy", passes=2, by="redundancy")
 
 
 def test_what_a_search_spends_is_a_function_of_the_sets_alone(tmp_path: Path) -> None:
@@ -126,20 +130,20 @@ def test_staying_near_a_set_changes_no_figure(family: str) -> None:
 
 def test_all_selectors_are_ranked_and_the_best_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.model("llama", layers=6)
-    plan = diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, folder=tmp_path)
+    plan = diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, folder=tmp_path, by="redundancy")
     printed = capsys.readouterr().err
     everyone = [plan.selector["kind"], *(other.selector["kind"] for other in plan.alternatives)]
     assert sorted(everyone) == sorted(set(SELECTORS) - {"all", "kl-guided"})  # there are no fitted blocks
     values = [plan.objective["value"], *(other.value for other in plan.alternatives)]
     assert values == sorted(values, reverse=True)
     for other in plan.alternatives:
-        alone = next(each for each in All().each(15) if each.kind == other.selector["kind"])
-        own = diagnose(model, documents(), 2, selector=alone, objective="kl", passes=15)
+        alone = next(each for each in All().each(15, "redundancy") if each.kind == other.selector["kind"])
+        own = diagnose(model, documents(), 2, selector=alone, objective="kl", passes=15, by="redundancy")
         assert (own.replace, own.kl, own.forward_tokens) == (other.replace, other.kl, other.forward_tokens)
     ranking = [line.split()[0] for line in printed.split("selector ")[-1].splitlines() if line.strip()]
     assert [word for word in ranking if word in SELECTORS] == everyone
     assert Plan.load(_saved(plan, tmp_path)) == plan
-    assert same(diagnose(model, documents(), 2, selector="all", objective="kl", passes=15), plan)
+    assert same(diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, by="redundancy"), plan)
 
 
 def _saved(plan: Plan, folder: Path) -> Path:
@@ -152,7 +156,7 @@ def test_ctrl_c_in_a_comparison_keeps_what_was_found(monkeypatch: pytest.MonkeyP
     model = tiny.model("llama", layers=6)
     monkeypatch.setattr(Interrupted, "at", 2)  # uniform and block influence judge only their result; two layers alone
     with pytest.raises(SearchInterrupted) as stopped:
-        diagnose(model, documents(), 2, selector="all", objective="kl", passes=15)
+        diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, by="redundancy")
     plan = stopped.value.plan
     assert {plan.selector["kind"], *(other.selector["kind"] for other in plan.alternatives)} == {
         "uniform",
@@ -173,8 +177,8 @@ def test_a_selector_that_needs_no_search_is_not_stopped_by_its_passes() -> None:
 @pytest.mark.parametrize("selector", [Greedy(width=2, swaps=1), LeaveOneOut(), Gates(steps=3)], ids=lambda s: s.kind)
 def test_every_search_is_an_optuna_study_that_grows_only_once(selector: Selector, tmp_path: Path) -> None:
     model = tiny.model("llama")
-    plan = diagnose(model, documents(), 2, selector=selector, folder=tmp_path)
-    again = diagnose(model, documents(), 2, selector=selector, folder=tmp_path)
+    plan = diagnose(model, documents(), 2, selector=selector, folder=tmp_path, by="redundancy")
+    again = diagnose(model, documents(), 2, selector=selector, folder=tmp_path, by="redundancy")
     assert same(plan, again)
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     [summary] = optuna.get_all_study_summaries(storage)
@@ -193,8 +197,8 @@ def test_a_search_that_was_stopped_goes_on_in_its_study(tmp_path: Path, monkeypa
         patched.setattr("radistill.diagnosis.diagnose.Trials", Interrupted)
         patched.setattr(Interrupted, "at", 6)
         with pytest.raises(SearchInterrupted):
-            diagnose(model, documents(), 2, selector="greedy", folder=tmp_path)
-    plan = diagnose(model, documents(), 2, selector="greedy", folder=tmp_path)
+            diagnose(model, documents(), 2, selector="greedy", folder=tmp_path, by="redundancy")
+    plan = diagnose(model, documents(), 2, selector="greedy", folder=tmp_path, by="redundancy")
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     [summary] = optuna.get_all_study_summaries(storage)
     study = optuna.load_study(study_name=summary.study_name, storage=storage)

@@ -95,9 +95,9 @@ def test_a_search_that_is_resumed_finds_the_latencies_that_it_began_with(tmp_pat
 def test_a_plan_says_all_that_its_value_was_computed_from(tmp_path: Path) -> None:
     model = tiny.model("llama")
     settings = {"selector": "greedy", "context_length": 20}
-    plan = diagnose(model, DOCUMENTS, 2, objective="throughput-modelled", **settings)
+    plan = diagnose(model, DOCUMENTS, 2, objective="throughput-modelled", **settings, by="redundancy")
     plan.save(tmp_path / "plan.json")
     read = Plan.load(tmp_path / "plan.json")
     assert read == plan
-    again = diagnose(model, DOCUMENTS, 2, objective=objective_from(read.objective), **settings)
+    again = diagnose(model, DOCUMENTS, 2, objective=objective_from(read.objective), **settings, by="redundancy")
     assert again.model_dump(exclude={"seconds"}) == plan.model_dump(exclude={"seconds"})

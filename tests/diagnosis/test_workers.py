@@ -17,9 +17,10 @@ import tiny
 from radistill.diagnosis import workers as workers_module
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import objective_from
+from radistill.diagnosis.objectives import Penalised, objective_from
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes, Problem
+from radistill.diagnosis.selectors.bayes import join_search
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
@@ -80,6 +81,7 @@ def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch
         objective=ACCEPTANCE,
         selector=Bayes(trials=14, startup=12, workers=2),
         folder=tmp_path / "run",
+        by="redundancy",
     )
     layers, sets = complete(url, "layers"), complete(url, "sets")
     assert len(sets) == 14
@@ -123,13 +125,20 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
         objective=ACCEPTANCE,
         selector=Bayes(trials=8, startup=8, workers=2),
         folder=tmp_path / "run",
+        by="redundancy",
     )
     assert started[0].pids == []
     assert len(complete(url, "sets")) == 8
     for kind in ("layers", "sets"):
         assert not [trial for trial in trials_of(url, kind) if trial.state is TrialState.RUNNING]
     again = diagnose(
-        model, documents(), 3, objective=ACCEPTANCE, selector=Bayes(trials=8, startup=8), folder=tmp_path / "run"
+        model,
+        documents(),
+        3,
+        objective=ACCEPTANCE,
+        selector=Bayes(trials=8, startup=8),
+        folder=tmp_path / "run",
+        by="redundancy",
     )
     assert again.replace == plan.replace
 
@@ -160,6 +169,7 @@ def test_a_set_that_a_worker_began_beyond_the_last_is_given_up(
         objective=ACCEPTANCE,
         selector=Bayes(trials=4, startup=4, workers=2),
         folder=tmp_path / "run",
+        by="redundancy",
     )
     assert len(begun) == 1
     assert trials_of(url, "sets")[begun[0]].state is TrialState.FAIL
@@ -171,7 +181,9 @@ def test_the_same_search_with_another_folder_joins_by_storage(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     settings = Bayes(trials=6, startup=4, storage=url)
-    first = diagnose(model, documents(), 3, objective=ACCEPTANCE, selector=settings, folder=tmp_path / "here")
+    first = diagnose(
+        model, documents(), 3, objective=ACCEPTANCE, selector=settings, folder=tmp_path / "here", by="redundancy"
+    )
     monkeypatch.setattr("radistill.diagnosis.shared_study.WORKER", "elsewhere:1:00000000")
     trials = Trials(model, documents(), ACCEPTANCE, folder=tmp_path / "there")
     trials.run = None  # type: ignore[assignment,method-assign]
@@ -180,7 +192,13 @@ def test_the_same_search_with_another_folder_joins_by_storage(
     assert not (tmp_path / "here" / "study.db").exists()
     # One process with a storage of its own searches as one with a folder does.
     inside = diagnose(
-        model, documents(), 3, objective=ACCEPTANCE, selector=Bayes(trials=6, startup=4), folder=tmp_path / "inside"
+        model,
+        documents(),
+        3,
+        objective=ACCEPTANCE,
+        selector=Bayes(trials=6, startup=4),
+        folder=tmp_path / "inside",
+        by="redundancy",
     )
     assert [step.layers for step in inside.search] == [step.layers for step in first.search]
     assert "storage" not in first.selector
@@ -286,14 +304,14 @@ def test_a_process_that_was_given_up_goes_on() -> None:
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     model = tiny.model("llama")
     with pytest.raises(RadistillError, match="workers is 2, but the study is only in memory"):
-        diagnose(model, documents(), 2, selector=Bayes(trials=2, workers=2))
+        diagnose(model, documents(), 2, selector=Bayes(trials=2, workers=2), by="redundancy")
     for url, message in [
         ("nonsense", "nonsense: cannot be used as an Optuna study"),
         (f"sqlite:///{tmp_path}/none/s.db", "cannot be used as an Optuna study"),
         ("nobase://me:secret@host/db", r"nobase://me:\*\*\*@host/db: cannot be used"),
     ]:
         with pytest.raises(RadistillError, match=message):
-            diagnose(model, documents(), 2, selector=Bayes(trials=2, storage=url))
+            diagnose(model, documents(), 2, selector=Bayes(trials=2, storage=url), by="redundancy")
     assert hide_password("postgresql://me:sec:ret@host:5432/db") == "postgresql://me:***@host:5432/db"
     assert hide_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
@@ -310,6 +328,20 @@ def test_a_worker_that_cannot_load_the_model_is_named_and_missed(
 
     monkeypatch.setattr(workers_module.Workers, "fallen", when_it_has_ended)
     model = tiny.model("llama")  # in memory only
-    plan = diagnose(model, documents(), 2, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path)
+    plan = diagnose(
+        model, documents(), 2, selector=Bayes(trials=8, startup=8, workers=2), folder=tmp_path, by="redundancy"
+    )
     assert isinstance(plan, Plan)
     assert "search: a worker ended ('tiny llama': no such file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_worker_searches_what_it_was_started_for(model: Model, tmp_path: Path) -> None:
+    """Also where the number of layers is free: another problem would be another study."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    trials = Trials(model, documents(), Penalised(ACCEPTANCE, 0.01))
+    problem = Problem(trials, model.anatomy.attention_layers, 3, 0, free=True)
+    settings = Bayes(trials=4, startup=4, storage=url)
+    settings.select(problem)
+    judged = len(trials_of(url, "sets"))
+    join_search(settings._search(problem, url))
+    assert len(trials_of(url, "sets")) == judged == 4

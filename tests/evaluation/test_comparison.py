@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from radistill.errors import RadistillError
-from radistill.evaluation.comparison import Results, compare, read_results
+from radistill.evaluation.comparison import Results, compare_results, read_results
 from radistill.evaluation.places import Subject, results_of, subjects_of
 from radistill.report.task_table import comparison_table, task_table
 from small_run import write_plan
@@ -30,7 +30,7 @@ def test_a_real_difference_and_one_that_is_not() -> None:
     base = results("base", gsm8k=answers([True] * 20 + [False] * 20))
     worse = results("worse", gsm8k=answers([True] * 5 + [False] * 35))
     same = results("same", gsm8k=answers([True] * 18 + [False] * 20 + [True] * 2))
-    [line] = compare([base, worse, same])
+    [line] = compare_results([base, worse, same])
     assert [figures["correct"] for figures in line.figures if figures] == [20, 5, 20]
     first, second = line.differences
     assert first is not None
@@ -46,23 +46,23 @@ def test_many_comparisons_are_adjusted_for() -> None:
     """p = 0.016 is something by itself, and nothing among eight."""
     base = {f"t{number}": answers([True] * 7 + [False] * 3) for number in range(8)}
     other = {f"t{number}": answers([number > 0] * 7 + [False] * 3) for number in range(8)}
-    lines = compare([results("a", **base), results("b", **other)])
+    lines = compare_results([results("a", **base), results("b", **other)])
     assert lines[0].differences[0] is not None
     assert lines[0].differences[0].p == pytest.approx(2 / 2**7)
     assert lines[0].adjusted == [pytest.approx(8 * 2 / 2**7)]
     assert not any(line.is_real(0) for line in lines)
-    assert compare([results("a", t=base["t0"]), results("b", t=other["t0"])])[0].is_real(0)
+    assert compare_results([results("a", t=base["t0"]), results("b", t=other["t0"])])[0].is_real(0)
 
 
 def test_only_examples_that_all_have_are_compared() -> None:
-    [line] = compare([results("a", t=answers([True] * 10)), results("b", t=answers([False] * 10, first=4))])
+    [line] = compare_results([results("a", t=answers([True] * 10)), results("b", t=answers([False] * 10, first=4))])
     assert [figures["n"] for figures in line.figures if figures] == [6, 6]
     with pytest.raises(RadistillError, match="t: a and b have no example in common"):
-        compare([results("a", t=answers([True])), results("b", t=answers([True], first=9))])
+        compare_results([results("a", t=answers([True])), results("b", t=answers([True], first=9))])
 
 
 def test_tasks_that_one_model_has_not_done_are_shown_for_the_others() -> None:
-    lines = compare([results("a", t=answers([True])), results("b", u=answers([True, False]))])
+    lines = compare_results([results("a", t=answers([True])), results("b", u=answers([True, False]))])
     assert [(line.task, [f and f["n"] for f in line.figures], line.differences) for line in lines] == [
         ("t", [1, None], [None]),
         ("u", [None, 2], [None]),
@@ -71,7 +71,7 @@ def test_tasks_that_one_model_has_not_done_are_shown_for_the_others() -> None:
 
 def test_groups_have_lines_of_their_own() -> None:
     groups = ["short"] * 5 + ["long"] * 5
-    lines = compare(
+    lines = compare_results(
         [results("a", t=answers([True] * 10, groups)), results("b", t=answers([True] * 5 + [False] * 5, groups))]
     )
     assert [(line.task, line.group, line.figures[1] and line.figures[1]["correct"]) for line in lines] == [
@@ -87,7 +87,7 @@ def test_continuous_figures_are_bootstrapped() -> None:
             {"key": str(n), "nats": factor * (50 + n % 7), "bytes": 100 + n, "tokens": 30 + n % 3} for n in range(40)
         ]
 
-    [line] = compare([results("a", p=texts(1.0)), results("b", p=texts(1.1)), results("c", p=texts(1.0))])
+    [line] = compare_results([results("a", p=texts(1.0)), results("b", p=texts(1.1)), results("c", p=texts(1.0))])
     assert line.is_real(0)
     assert not line.is_real(1)
     assert line.differences[0] is not None
@@ -97,7 +97,7 @@ def test_continuous_figures_are_bootstrapped() -> None:
 
 def test_answers_of_different_lengths_are_not_compared() -> None:
     with pytest.raises(RadistillError, match=r"t: a had 512 tokens for an answer and b 256; .* --max-new-tokens"):
-        compare([results("a", t=answers([True])), results("b", 256, t=answers([True]))])
+        compare_results([results("a", t=answers([True])), results("b", 256, t=answers([True]))])
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -168,12 +168,12 @@ def shown(table: Any) -> str:
 def test_the_table_says_which_differences_are_real() -> None:
     base = results("base", gsm8k=answers([True] * 20 + [False] * 20))
     worse = results("worse", gsm8k=answers([True] * 5 + [False] * 35))
-    text = shown(comparison_table(["base", "worse"], compare([base, worse])))
+    text = shown(comparison_table(["base", "worse"], compare_results([base, worse])))
     assert "50.0 %" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "+0 −15" in text
     assert ": real" in text
     assert "Holm" in text
-    assert "not told apart" in shown(comparison_table(["base", "base2"], compare([base, base])))
+    assert "not told apart" in shown(comparison_table(["base", "base2"], compare_results([base, base])))
 
 
 def test_the_table_of_one_model_has_intervals_and_unfinished_answers() -> None:

@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ({"run": tmp_path / "none"}, "none: no such run or model folder"),
         ({"run": tmp_path / "empty"}, "neither a run folder"),
-        ({"to": "onnx"}, "target 'onnx' is unknown; choose from hf, gguf"),
+        ({"to": "onnx"}, "format 'onnx' is unknown; choose from hf, gguf"),
         ({"arm": "other"}, "this run has no arm 'other'; it can be hybrid, uniform"),
         ({"run": run / "student", "arm": "uniform"}, "a model, not a run folder"),
         ({"dtype": "q8_0"}, "dtype is 'q8_0'; for a Hugging Face folder it can be float32"),

@@ -391,11 +391,12 @@ def test_pydantic_knows_no_other_depth() -> None:
     [
         (
             {"diagnose.selector": "kl-guided", "diagnose.by": "redundancy"},
-            "diagnose.selector is kl-guided, which compares fitted blocks; set diagnose.by: replaceability",
+            "diagnose.by is redundancy, but diagnose.selector is kl-guided, which compares fitted blocks; change that, "
+            "or set diagnose.by to replaceability",
         ),
         (
             {"arms": {"other": {"selector": "kl-guided", "by": "redundancy"}}},
-            "arms.other.selector is kl-guided, which compares fitted blocks; set arms.other.by: replaceability",
+            "arms.other.by is redundancy, but arms.other.selector is kl-guided, which compares fitted blocks; change ",
         ),
         (
             {"align": None},
@@ -404,13 +405,14 @@ def test_pydantic_knows_no_other_depth() -> None:
         ),
         (
             {"diagnose.objective": "throughput-modelled"},
-            "diagnose.objective is throughput-modelled, which is about drafts that skip attention, but diagnose.by is "
-            "replaceability; set diagnose.by: redundancy, or choose",
+            "diagnose.by is replaceability, but diagnose.objective is throughput-modelled, which is about drafts that "
+            "skip attention, unlike acceptance, acceptance-sampled, accepted-length, kl; change that, or set "
+            "diagnose.by to redundancy",
         ),
         (
             {"diagnose.selector": {"kind": "bayes", "workers": 2}},
-            "diagnose.selector.workers is 2, but diagnose.by is replaceability, whose fitted blocks stay in the "
-            "process that fitted them; set diagnose.by: redundancy, or",
+            "diagnose.by is replaceability, but diagnose.selector.workers is 2, and fitted blocks stay in the process "
+            "that fitted them; change that, or set diagnose.by to redundancy",
         ),
         (
             {"data.loss_on": "all", "distill": {"on_policy": {}}},

@@ -149,7 +149,7 @@ def test_masks_from_text() -> None:
         assert mask.skipped == expected
         assert describe_mask(mask) == shortest
         assert parse_mask(shortest, model) == mask
-    assert describe_mask(ComponentMask(frozenset())) == "nothing"
+    assert describe_mask(ComponentMask()) == "nothing"
 
 
 @pytest.mark.parametrize(

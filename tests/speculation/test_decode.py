@@ -16,10 +16,10 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.decode import DRAFT_CACHES, Decoded, speculative_generate
 from radistill.speculation.masks import ComponentMask, masked
-from radistill.speculation.prediction import first_difference, predict_rounds
+from radistill.speculation.prediction import find_parting, predict_rounds
 
 NEAR_TIE = 1e-4
-NOTHING = ComponentMask(frozenset())
+NOTHING = ComponentMask()
 
 
 def prompts_of(count: int, longest: int = 24, seed: int = 0) -> list[list[int]]:
@@ -83,7 +83,7 @@ def naive_rounds(
 
 def assert_lossless(model: Model, prompts: list[list[int]], expected: list[list[int]], decoded: Decoded) -> None:
     for prompt, plain, drafted in zip(prompts, expected, decoded.responses, strict=True):
-        difference = first_difference(model, prompt, plain, drafted)
+        difference = find_parting(model, prompt, plain, drafted)
         assert difference is None or difference.margin < NEAR_TIE, difference
 
 

@@ -63,7 +63,9 @@ def test_a_set_is_decoded_once_and_found_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_plan_is_found_by_decoding() -> None:
     model = tiny.model("llama")
-    plan = diagnose(model, DOCUMENTS, 2, selector="greedy", objective="throughput-measured", draft_length=2)
+    plan = diagnose(
+        model, DOCUMENTS, 2, selector="greedy", objective="throughput-measured", draft_length=2, by="redundancy"
+    )
     assert plan.objective["name"] == "throughput-measured"
     assert plan.objective["draft_length"] == 2
     assert plan.objective["value"] > 0

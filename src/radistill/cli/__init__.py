@@ -12,7 +12,7 @@ import typer
 
 from radistill.cli.compare import compare
 from radistill.cli.components import components
-from radistill.cli.errors import one_line
+from radistill.cli.errors import errors_in_one_line
 from radistill.cli.export import export
 from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
@@ -56,6 +56,6 @@ app.command("export")(export)
 
 def main() -> None:
     """Entry point: problems that the user can solve end with one line and exit code 2."""
-    with one_line():
+    with errors_in_one_line():
         app()
     sys.exit(0)

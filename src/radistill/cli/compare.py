@@ -26,8 +26,7 @@ def compare(
     from rich.console import Console
 
     from radistill.errors import RadistillError
-    from radistill.evaluation.comparison import compare as compare_results
-    from radistill.evaluation.comparison import read_results
+    from radistill.evaluation.comparison import compare_results, read_results
     from radistill.evaluation.places import results_of
     from radistill.files import write_json
     from radistill.report.task_table import comparison_table

@@ -41,7 +41,7 @@ def components(
     from rich.console import Console
 
     from radistill.data.prepare import load_data
-    from radistill.diagnosis.components import compare_components, default_masks
+    from radistill.diagnosis.components import default_masks, measure_drafts
     from radistill.diagnosis.plan import Plan
     from radistill.files import write_json
     from radistill.models.loading import load
@@ -58,7 +58,7 @@ def components(
         found.check(loaded.anatomy, str(plan))
         drafts[str(plan)] = ComponentMask.attention(found.replace)
     documents = load_data(data, loaded, count, seed=seed, max_new_tokens=max_new_tokens)
-    measured = compare_components(loaded, documents, drafts)
+    measured = measure_drafts(loaded, documents, drafts)
     if json_file is not None:
         write_json(json_file, measured.to_json())
     Console(highlight=False).print(component_table(measured))

@@ -11,7 +11,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
     """Print what the user can solve as one line, and exit: 2 for a problem, 130 for Ctrl-C.
 
     Anything else keeps its traceback: it is a defect of ours.

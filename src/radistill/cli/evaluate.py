@@ -126,7 +126,7 @@ def _run_tasks(
     from rich.console import Console
 
     from radistill.console import note
-    from radistill.evaluation.comparison import compare, read_results
+    from radistill.evaluation.comparison import compare_results, read_results
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
@@ -143,7 +143,7 @@ def _run_tasks(
         note(f"{one.folder}: every answer of {one.name} is in TASK.jsonl, every figure in tasks.json")
         console.print(task_table(figures))
     if len(subjects) > 1:
-        lines = compare([read_results(one.name, one.folder) for one in subjects])
+        lines = compare_results([read_results(one.name, one.folder) for one in subjects])
         console.print(comparison_table([one.name for one in subjects], lines))
 
 

@@ -136,11 +136,11 @@ def _prompt(model: "Model", text: str) -> list[int]:
 
 
 def _verdict(model: "Model", tokens: list[int], plain: list[int], drafted: list[int], sampled: bool) -> str:
-    from radistill.speculation.prediction import first_difference
+    from radistill.speculation.prediction import find_parting
 
     if sampled:
         return "sampled texts differ: they have the same distribution, not the same random numbers"
-    difference = first_difference(model, tokens, plain, drafted)
+    difference = find_parting(model, tokens, plain, drafted)
     if difference is None:
         return "both texts are the same"
     return (

@@ -82,7 +82,7 @@ def default_masks(model: Model) -> dict[str, ComponentMask]:
     return masks | {f"exit:{kept}": early_exit(model, kept) for kept in exits}
 
 
-def compare_components(
+def measure_drafts(
     model: Model,
     documents: Sequence[Document],
     masks: Mapping[str, ComponentMask] | None = None,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from radistill.diagnosis.compare import compare, print_ranking
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import Objective, Penalised, make_objective
-from radistill.diagnosis.plan import Alternative, Plan, SearchStep
+from radistill.diagnosis.objectives import Objective, Penalised, make_objective, objective_obstacle
+from radistill.diagnosis.plan import DRAFTS, Alternative, By, Plan, SearchStep
+from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
 from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
 from radistill.diagnosis.trials import Trials
@@ -62,6 +62,15 @@ def make_selector(name: str, **settings: object) -> Selector | All:
     return SELECTORS[name].model_validate(settings)
 
 
+def contradiction(by: By, selector: Selector | All, objective: str) -> str | None:
+    """What the way of judging layers and a selector or an objective say against one another, if they do."""
+    reason = objective_obstacle(objective, by) or (None if isinstance(selector, All) else selector.obstacle(by))
+    if reason is None:
+        return None
+    (other,) = DRAFTS.keys() - {by}
+    return f"diagnose.by is {by}, but {reason}; change that, or set diagnose.by to {other}"
+
+
 def diagnose(
     model: Model,
     documents: Sequence[Document],
@@ -70,6 +79,7 @@ def diagnose(
     selector: Selector | All | str = "greedy",
     objective: Objective | str = "kl",
     penalty: float | None = None,
+    by: By = "replaceability",
     substitutes: Substitutes | None = None,
     passes: float | None = None,
     context_length: int = 1024,
@@ -87,8 +97,8 @@ def diagnose(
         selector: a name in `SELECTORS` or a selector with its settings.
         objective: a name in `OBJECTIVES`, or an objective.
         penalty: what an attention layer that stays costs, in the objective's own unit; None fixes their number.
-        substitutes: blocks that replace attention, so that layers are chosen by replaceability; None skips it, and they
-            are chosen by redundancy.
+        by: whether the judged drafts have fitted blocks in place of attention (replaceability) or skip it (redundancy).
+        substitutes: from `fit_blocks`, by replaceability; by redundancy None.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
         context_length: tokens in the cache where the objective `throughput-modelled` times the components.
@@ -98,8 +108,8 @@ def diagnose(
         folder: where the search keeps its state, so that it can be resumed.
 
     Raises:
-        RadistillError: for a budget that the model does not have, an unknown name, no documents, or what does not go
-            with substitutes.
+        RadistillError: for a budget that the model does not have, an unknown name, no documents, substitutes that are
+            missing or would not be used, or a selector or an objective that cannot judge layers in this way.
         SearchInterrupted: on Ctrl-C, with the best plan so far, once a set of the budget's size has been judged.
     """
     if isinstance(selector, str):
@@ -108,6 +118,7 @@ def diagnose(
     started = time.perf_counter()
     if isinstance(objective, str):
         objective = make_objective(objective, model, context_length, folder, draft_length)
+    _check_by(by, selector, objective, substitutes)
     free = penalty is not None
     if penalty is not None:
         objective = Penalised(objective, penalty)
@@ -116,17 +127,16 @@ def diagnose(
     )
     if isinstance(selector, All):
         passes = EQUAL_PASSES if passes is None else passes
-        selectors = selector.each(passes, fitted=substitutes is not None)
-        best, *others = compare(selectors, trials, budget, seed=seed, passes=passes, folder=folder, free=free)
+        selectors = selector.each(passes, by)
+        best, *others = rank_selectors(selectors, trials, budget, seed=seed, passes=passes, folder=folder, free=free)
         print_ranking([best, *others], trials)
     else:
         best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder, free=free), []
     draft = best.judgement
     if not math.isfinite(draft.kl):
         layers = list(best.selection.layers)
-        gone = "without attention" if substitutes is None else "with fitted blocks in place of attention"
         raise RadistillError(
-            f"{model.source}: {gone} in layers {layers}, its logits are NaN or infinite; replace fewer"
+            f"{model.source}: with layers {layers} {DRAFTS[by]}, its logits are NaN or infinite; replace fewer"
         )
     plan = Plan(
         model=model.source,
@@ -134,7 +144,7 @@ def diagnose(
         num_layers=model.anatomy.num_layers,
         ssm_layers=list(model.anatomy.ssm_layers),
         replace=list(best.selection.layers),
-        by="redundancy" if substitutes is None else "replaceability",
+        by=by,
         scores=best.selection.scores,
         score_kind=best.selection.score_kind,
         objective=objective.record(draft),
@@ -157,6 +167,22 @@ def diagnose(
     if any(one.interrupted for one in (best, *others)):
         raise SearchInterrupted(plan)
     return plan
+
+
+def _check_by(by: By, selector: Selector | All, objective: Objective, substitutes: Substitutes | None) -> None:
+    if by not in DRAFTS:
+        raise RadistillError(f"diagnose.by is {by!r}, but it must be one of {', '.join(DRAFTS)}")
+    if found := contradiction(by, selector, objective.name):
+        raise RadistillError(found)
+    if by == "replaceability" and substitutes is None:
+        raise RadistillError(
+            "diagnose.by is replaceability, which needs a fitted block for each attention; give "
+            'substitutes=fit_blocks(model, documents), or by="redundancy"'
+        )
+    if by == "redundancy" and substitutes is not None:
+        raise RadistillError(
+            "diagnose.by is redundancy, which skips attention and would not use the substitutes; leave one of both out"
+        )
 
 
 def _alternative(found: Found) -> Alternative:

@@ -24,10 +24,8 @@ class LiveStudy:
         """
         trials = problem.trials
         key = [
-            trials.model.fingerprint,
-            trials.calibration_hash,
+            trials.identity,
             trials.objective.to_json(),
-            None if trials.substitutes is None else trials.substitutes.fingerprint,
             selector.model_dump(mode="json"),
             [list(problem.candidates), problem.budget, problem.free, problem.seed],
         ]

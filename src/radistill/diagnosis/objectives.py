@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.latency import Latencies, timed_once
+from radistill.diagnosis.plan import By
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
 
@@ -21,11 +22,6 @@ class Objective(Protocol):
     @property
     def name(self) -> str:
         """Its key in `OBJECTIVES`."""
-        ...
-
-    @property
-    def skips_only(self) -> bool:
-        """Whether it has a meaning only where the draft skips attention, and none where another block replaces it."""
         ...
 
     @property
@@ -52,7 +48,6 @@ class Figure:
 
     name: str
     figure: Callable[[Judgement], float]
-    skips_only: bool = field(default=False, init=False)
     decoded_length: None = field(default=None, init=False)
 
     def value(self, draft: Judgement) -> float:
@@ -79,7 +74,6 @@ class ThroughputModelled:
 
     latencies: Latencies
     name: str = field(default="throughput-modelled", init=False)
-    skips_only: bool = field(default=True, init=False)
     decoded_length: None = field(default=None, init=False)
 
     def by_length(self, draft: Judgement) -> dict[int, float]:
@@ -119,7 +113,6 @@ class ThroughputMeasured:
 
     decoded_length: int = 4
     name: str = field(default="throughput-measured", init=False)
-    skips_only: bool = field(default=True, init=False)
 
     def value(self, draft: Judgement) -> float:
         """Tokens a second."""
@@ -150,11 +143,6 @@ class Penalised:
         return self.inner.name
 
     @property
-    def skips_only(self) -> bool:
-        """As the inner objective."""
-        return self.inner.skips_only
-
-    @property
     def decoded_length(self) -> int | None:
         """As the inner objective."""
         return self.inner.decoded_length
@@ -183,8 +171,17 @@ _FIGURES = {
     "kl": Figure("kl", lambda draft: -draft.kl),
 }
 
-OBJECTIVES = (*_FIGURES, "throughput-modelled", "throughput-measured")
+_THROUGHPUTS = ("throughput-modelled", "throughput-measured")
+
+OBJECTIVES = (*_FIGURES, *_THROUGHPUTS)
 """Their names."""
+
+
+def objective_obstacle(name: str, by: By) -> str | None:
+    """Why a search by redundancy, or by replaceability, cannot maximise an objective; None where it can."""
+    if by == "redundancy" or name not in _THROUGHPUTS:
+        return None
+    return f"diagnose.objective is {name}, which is about drafts that skip attention, unlike {', '.join(_FIGURES)}"
 
 
 def make_objective(

@@ -9,8 +9,9 @@ from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.models.anatomy import Anatomy
 
+By = Literal["redundancy", "replaceability"]
 DRAFTS = {"redundancy": "without their attention", "replaceability": "with fitted blocks in their place"}
-"""What the judged draft does with the layers of a plan, by `Plan.by`."""
+"""What the judged draft does with the layers of a plan, by what they were judged by."""
 
 
 class SearchStep(BaseModel):
@@ -49,7 +50,7 @@ class Plan(BaseModel):
     num_layers: int = Field(ge=1)
     ssm_layers: list[int] = Field(default=[], description="layers that were state-space layers before")
     replace: list[int] = Field(description="layers whose attention is replaced, sorted")
-    by: Literal["redundancy", "replaceability"] = Field(
+    by: By = Field(
         default="redundancy",
         description="whether the judged draft skips the attention, or has fitted blocks in its place",
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
-from radistill.diagnosis.target import Target
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.loading import Model
@@ -21,8 +21,6 @@ from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
 
 _MOST_PADDING = 0.05
-
-_NOTHING = ComponentMask.attention(())
 
 
 class OutOfTokens(Exception):
@@ -76,15 +74,10 @@ class Trials:
 
         Raises:
             RadistillError: for no documents or one beyond the model's context, for a model whose logits are not
-                numbers, or an objective that is about skips where there are substitutes.
+                numbers.
         """
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
-        if substitutes is not None and objective.skips_only:
-            raise RadistillError(
-                f"diagnose.objective is {objective.name}, which is about drafts that skip attention; to search by "
-                "replaceability, choose acceptance, accepted-length or kl (recipes: or set diagnose.by: redundancy)"
-            )
         context = model.context_length
         for document in documents:
             if context is not None and len(document.tokens) > context:
@@ -103,7 +96,7 @@ class Trials:
         self._file = self._open(folder)
         pad = model.pad_token_id
         groups = batches(documents, tokens_per_batch, _MOST_PADDING)
-        self._targets = [Target(model, collate(group, pad, model.network.device), substitutes) for group in groups]
+        self._full = [FullModel(model, collate(group, pad, model.network.device), substitutes) for group in groups]
         self.start()
 
     def start(self, limit: float | None = None) -> None:
@@ -117,7 +110,13 @@ class Trials:
         self.limit = limit
         self.listener: Callable[[Trial], None] | None = None
         self._seen: set[tuple[int, ...]] = set()
-        self._near = _NOTHING
+        self._near = ComponentMask()
+
+    @property
+    def identity(self) -> list[str]:
+        """What a judgement depends on beside its set: the model, the documents, what replaces attention."""
+        blocks = [] if self.substitutes is None else [self.substitutes.fingerprint]
+        return [self.model.fingerprint, self.calibration_hash, *blocks]
 
     @property
     def left(self) -> float:
@@ -129,12 +128,12 @@ class Trials:
         mask = ComponentMask.attention(layers)
         agreements: list[Tensor] = []
         kl, accepted, tokens = 0.0, 0.0, 0
-        for target in self._targets:
-            found = target.compare(mask, self._near)
+        for full in self._full:
+            found = full.draft_pass(mask, self._near)
             agreements.extend(found.agreements)
             kl += found.kl
             accepted += found.sampled_acceptance
-            tokens += target.tokens
+            tokens += full.tokens
         return DraftPass(agreements, kl / tokens, accepted / tokens)
 
     def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
@@ -192,7 +191,7 @@ class Trials:
     @property
     def batches(self) -> list[Batch]:
         """The calibration documents as they are run."""
-        return [target.batch for target in self._targets]
+        return [full.batch for full in self._full]
 
     def differentiate(self) -> float:
         """Add the gradient of the mean KL(target || model as it is now) to whatever in it requires one.
@@ -200,10 +199,10 @@ class Trials:
         Returns:
             The KL in nats, mean over response tokens.
         """
-        tokens = sum(target.tokens for target in self._targets)
+        tokens = sum(full.tokens for full in self._full)
         total = 0.0
-        for target in self._targets:
-            loss = target.divergence() / tokens
+        for full in self._full:
+            loss = full.divergence() / tokens
             loss.backward()
             total += loss.item()
         return total
@@ -223,8 +222,9 @@ class Trials:
         return 0 if length is None else self._known[layers].decoded[length].tokens_read
 
     def _cost(self, mask: ComponentMask) -> float:
-        first = max(mask.first_difference(other, self.model.anatomy.num_layers) for other in (_NOTHING, self._near))
-        return self.calibration_tokens * (1 - first / self.model.anatomy.num_layers)
+        layers = self.model.anatomy.num_layers
+        first = max(mask.first_difference(other, layers) for other in (ComponentMask(), self._near))
+        return self.calibration_tokens * (1 - first / layers)
 
     def learn(self, layers: Sequence[int], row: dict[str, Any]) -> None:
         """Take over a judgement that another process made (`Judgement.to_row`), so that it need not be repeated."""
@@ -237,11 +237,7 @@ class Trials:
         if folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        judged = [self.model.fingerprint, self.calibration_hash]
-        if self.substitutes is not None:
-            judged.append(self.substitutes.fingerprint)
-        key = hash_json(judged)
-        path = folder / f"trials-{key[:12]}.jsonl"
+        path = folder / f"trials-{hash_json(self.identity)[:12]}.jsonl"
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:

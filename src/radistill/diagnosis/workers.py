@@ -10,29 +10,29 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
 
 from radistill.console import note
-
-if TYPE_CHECKING:  # selectors start workers
-    from radistill.diagnosis.selectors.base import Problem
+from radistill.errors import RadistillError
 
 
 class Workers:
     """Processes that are at work on the same study as this one."""
 
-    def __init__(self, job: dict[str, Any], count: int) -> None:
-        """Start `count` processes on `job`."""
+    def __init__(self, join: Callable[[Any], None], job: dict[str, Any], count: int) -> None:
+        """Start `count` processes, each of which calls `join(job["search"])`."""
         self._processes: list[tuple[subprocess.Popen[str], IO[str]]] = []
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        start = f"from {__name__} import serve; from {join.__module__} import {join.__name__} as join; serve(join)"
         for _ in range(count):
             log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the worker has ended
             process = subprocess.Popen(
-                [sys.executable, "-m", "radistill.diagnosis.worker"],
+                [sys.executable, "-c", start],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -74,17 +74,17 @@ class Workers:
 
 
 @contextmanager
-def working(problem: "Problem", selector: dict[str, Any], workers: int) -> Iterator[Workers]:
-    """Let `workers` processes, this one among them, work on `problem` inside the block; they share the CPU threads.
+def working(join: Callable[[Any], None], search: dict[str, Any], workers: int) -> Iterator[Workers]:
+    """Let `workers` processes, this one among them, search inside the block; they share the CPU threads.
 
     Args:
-        problem: what is searched for.
-        selector: settings with which each further process joins; they name the storage.
+        join: a function of a module, by which each further process joins in; it ends when the search does.
+        search: what `join` is called with, as JSON can hold it.
         workers: 1 starts nothing.
     """
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
-    started = Workers(_job(problem, selector, share) if workers > 1 else {}, workers - 1)
+    started = Workers(join, {"threads": share, "search": search}, workers - 1)
     try:
         if workers > 1:
             torch.set_num_threads(share)
@@ -94,26 +94,22 @@ def working(problem: "Problem", selector: dict[str, Any], workers: int) -> Itera
         torch.set_num_threads(threads)
 
 
-def _job(problem: "Problem", selector: dict[str, Any], threads: int) -> dict[str, Any]:
-    trials, network = problem.trials, problem.trials.model.network
-    return {
-        "model": {
-            "source": trials.model.source,
-            "dtype": str(network.dtype).removeprefix("torch."),
-            "device": str(network.device),
-            "trust_remote_code": type(network).__module__.startswith("transformers_modules."),
-        },
-        "fingerprint": trials.model.fingerprint,
-        "documents": [[document.id, document.tokens, document.response_start] for document in trials.documents],
-        "objective": trials.objective.to_json(),
-        "tokens_per_batch": trials.tokens_per_batch,
-        "selector": selector,
-        "candidates": list(problem.candidates),
-        "budget": problem.budget,
-        "seed": problem.seed,
-        "folder": None if problem.folder is None else str(problem.folder),
-        "threads": threads,
-    }
+def serve(join: Callable[[Any], None]) -> None:
+    """What a worker does: it reads its job, which is one line of standard input, and joins in."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(job["threads"])
+    try:
+        join(job["search"])
+    except RadistillError as error:
+        print(error, file=sys.stderr)
+        os._exit(2)
+    os._exit(0)  # without waiting for the thread, which is blocked in a read
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _names(processes: list[tuple[subprocess.Popen[str], IO[str]]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from radistill.speculation.substitutes import Substitutes
 def fit_blocks(
     base: Model,
     documents: Sequence[Document],
-    settings: AlignSettings,
+    settings: AlignSettings | None = None,
     *,
     target: TargetSettings | str = "granite-hybrid",
     init: str = "fitted",
@@ -31,7 +31,7 @@ def fit_blocks(
     Args:
         base: the model; unchanged afterwards.
         documents: text that the blocks are fitted on.
-        settings: of the fit.
+        settings: of the fit; None takes those of `AlignSettings`.
         target, init, seed: as in `convert`.
         folder: where finished blocks are kept, so that a killed run goes on; None keeps them in memory only.
 

@@ -72,7 +72,7 @@ def read_results(name: str, folder: Path) -> Results:
     return Results(name, settings, {task: _rows(folder / f"{file_name(task)}.jsonl") for task in settings})
 
 
-def compare(models: Sequence[Results]) -> list[Line]:
+def compare_results(models: Sequence[Results]) -> list[Line]:
     """Each task that at least one model has done, over the examples that all who did it have in common.
 
     Raises:

@@ -17,7 +17,7 @@ def _to_gguf(source: Source, out: Path, dtype: str | None) -> None:
 
 
 # What `--to` may name, and who writes it.
-TARGETS: dict[str, Callable[[Source, Path, str | None], None]] = {"hf": write_folder, "gguf": _to_gguf}
+FORMATS: dict[str, Callable[[Source, Path, str | None], None]] = {"hf": write_folder, "gguf": _to_gguf}
 
 
 def export(
@@ -43,17 +43,17 @@ def export(
         `out`.
 
     Raises:
-        RadistillError: if there is no student, the target is unknown or cannot hold the model, a weight is not finite,
+        RadistillError: if there is no student, the format is unknown or cannot hold the model, a weight is not finite,
             or `out` exists.
     """
     run, out = Path(run).expanduser(), Path(out).expanduser()
-    if to not in TARGETS:
-        raise RadistillError(f"target {to!r} is unknown; choose from {', '.join(TARGETS)}")
+    if to not in FORMATS:
+        raise RadistillError(f"format {to!r} is unknown; choose from {', '.join(FORMATS)}")
     source = find_source(run, arm)
     _check_output(source, to, out, force)
     if source.run is None:
         note(f"{run}: a model folder without a run, so nothing is said about how it was made")
-    TARGETS[to](source, out, dtype)
+    FORMATS[to](source, out, dtype)
     return out
 
 
@@ -89,4 +89,4 @@ def _about(source: Source) -> dict[str, str | list[int]]:
     return about
 
 
-__all__ = ["TARGETS", "export", "find_source", "write_folder", "write_gguf"]
+__all__ = ["FORMATS", "export", "find_source", "write_folder", "write_gguf"]

@@ -189,8 +189,8 @@ def _most_trained(recipe: Recipe, shape: HybridShape) -> int:
 def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
     """Passes over the calibration data, at most: the full model's, those of the search, and of each result."""
     limit = settings.passes or (EQUAL_PASSES if isinstance(settings.selector, All) else math.inf)
-    fitted = settings.by == "replaceability"
-    selectors = settings.selector.each(limit, fitted) if isinstance(settings.selector, All) else [settings.selector]
+    chosen = settings.selector
+    selectors = chosen.each(limit, settings.by) if isinstance(chosen, All) else [chosen]
     needed = [selector.most_passes(len(anatomy.attention_layers), settings.sizes) for selector in selectors]
     return 1 + sum(1 + math.ceil(min(passes, limit)) for passes in needed)
 

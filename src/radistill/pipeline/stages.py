@@ -95,6 +95,7 @@ def _find_plan(context: Context, arm: Arm, path: Path) -> None:
             selector=arm.selector,
             objective=settings.objective,
             penalty=arm.penalty,
+            by=arm.by,
             substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
             passes=settings.passes,
             context_length=settings.context_length,

@@ -10,7 +10,7 @@ from radistill.speculation.acceptance import DRAFT_LENGTHS
 
 
 def component_table(measured: ComponentTable) -> Table:
-    """What `compare_components` returns, in at most 80 columns; the last columns are what a draft leaves out."""
+    """What `measure_drafts` returns, in at most 80 columns; the last columns are what a draft leaves out."""
     stateful = measured.ssm_state_bytes > 0
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = _caption(measured)

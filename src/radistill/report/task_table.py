@@ -30,7 +30,7 @@ def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
-    """What `compare` returns: the figure of each model, and below it what sets it apart from the first model."""
+    """What `compare_results` returns: the figure of each model, and below it what sets it apart from the first."""
     table = _table(
         f"Each model against {names[0]}, on the same examples: +a {MINUS}b are those that only one of both has right "
         "(McNemar's exact test); nats a byte are bootstrapped over the texts. A difference is real if its p is below "

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from radistill.evaluation.comparison import Line, Results, compare
+from radistill.evaluation.comparison import Line, Results, compare_results
 from radistill.evaluation.tasks.interface import Row
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
 from radistill.report.samples import Sample, sample_of
@@ -34,7 +34,7 @@ class TaskRow:
 
 def task_rows(results: Sequence[Results]) -> list[TaskRow]:
     """The table of tasks; RadistillError if the models were evaluated in ways that cannot be compared."""
-    return [_row(line) for line in compare(results)]
+    return [_row(line) for line in compare_results(results)]
 
 
 def task_sentence(rows: Sequence[TaskRow]) -> str:

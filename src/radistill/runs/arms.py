@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radistill.conversion.initialisation import find_initialisation
 from radistill.conversion.targets import TargetSettings
+from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.rates import RateSearch
 from radistill.errors import RadistillError
@@ -26,7 +27,7 @@ class ArmSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     selector: Selector | None = Field(default=None, description="how its layers are chosen")
-    by: Literal["redundancy", "replaceability"] | None = Field(default=None, description="how its layers are judged")
+    by: By | None = Field(default=None, description="how its layers are judged")
     budget: int | None = Field(default=None, ge=1, description="attention layers to replace")
     target: Target | None = Field(default=None, description="its architecture")
     init: Initialisation | None = Field(default=None, description="how its new blocks start")
@@ -67,7 +68,7 @@ class Arm:
     """
 
     name: str
-    by: Literal["redundancy", "replaceability"]
+    by: By
     selector: SelectorSettings
     budget: int | None
     penalty: float | None

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from radistill.conversion.initialisation import find_initialisation
 from radistill.data.settings import DataSettings
-from radistill.diagnosis.selectors import Bayes, KLGuided
+from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
 from radistill.files import write_text
 from radistill.runs.arms import Arm, ArmSettings, arm_of
@@ -115,7 +115,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
     """What two fields of a hybrid that are each right say against one another, if they do."""
-    by, selector = arm.field("diagnose", "by"), arm.field("diagnose", "selector")
+    by = arm.field("diagnose", "by")
     if arm.distill is not None and (wrong := arm.distill.contradiction):
         return wrong if arm.is_main else f"arms.{arm.name}: {wrong}"
     own = recipe.own_data.get("distill")
@@ -124,8 +124,8 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{'distill.data' if own else 'data'}.loss_on is all, which leaves no prompt for "
             f"{arm.field('distill', 'on_policy')} to answer; set it to response, or on_policy to null"
         )
-    if isinstance(arm.selector, KLGuided) and arm.by == "redundancy":
-        return f"{selector} is kl-guided, which compares fitted blocks; set {by}: replaceability"
+    if wrong := contradiction(arm.by, arm.selector, recipe.diagnose.objective):
+        return wrong.replace("diagnose.by", by).replace("diagnose.selector", arm.field("diagnose", "selector"))
     if arm.by == "replaceability" and arm.align is None:
         return (
             f"{by} is {arm.by}, which needs fitted blocks, but {arm.field('align')} is null; give it a section, or set "
@@ -135,18 +135,6 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
         return (
             f"{arm.field('convert', 'init')} is {arm.init}, which needs a fit, but {arm.field('align')} is null; give "
             "it a section, or set init: zero"
-        )
-    if arm.by == "redundancy":
-        return None
-    if recipe.diagnose.objective.startswith("throughput"):
-        return (
-            f"diagnose.objective is {recipe.diagnose.objective}, which is about drafts that skip attention, but {by} "
-            f"is {arm.by}; set {by}: redundancy, or choose acceptance, accepted-length or kl"
-        )
-    if isinstance(arm.selector, Bayes) and arm.selector.workers > 1:
-        return (
-            f"{selector}.workers is {arm.selector.workers}, but {by} is {arm.by}, whose fitted "
-            f"blocks stay in the process that fitted them; set {by}: redundancy, or search with one worker"
         )
     return None
 

@@ -1,7 +1,7 @@
 """The sections of a recipe. Every field has a type, a default where one makes sense, and a sentence."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -9,6 +9,7 @@ from radistill.conversion.initialisation import INITIALISATIONS
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
+from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, SelectorSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.distill_settings import DistillSettings
@@ -52,7 +53,7 @@ class DiagnoseSettings(BaseModel):
         allow_inf_nan=False,
         description="what an attention layer that stays costs, in the objective's unit; null fixes their number",
     )
-    by: Literal["redundancy", "replaceability"] = Field(
+    by: By = Field(
         default="replaceability",
         description="`replaceability` judges drafts with a fitted block in place of attention, which `align` fits for "
         "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",

@@ -21,9 +21,9 @@ from radistill.speculation.substitutes import Substitutes
 
 @dataclass(frozen=True)
 class ComponentMask:
-    """The (layer, component) pairs that a draft skips."""
+    """The (layer, component) pairs that a draft skips: none, where it is the full model."""
 
-    skipped: frozenset[tuple[int, Component]]
+    skipped: frozenset[tuple[int, Component]] = frozenset()
 
     @classmethod
     def attention(cls, layers: Iterable[int]) -> "ComponentMask":

@@ -12,7 +12,7 @@ from radistill.speculation.acceptance import rounds_of
 from radistill.speculation.masks import ComponentMask, masked
 
 
-class Difference(NamedTuple):
+class Parting(NamedTuple):
     """Where two responses part.
 
     Attributes:
@@ -57,9 +57,7 @@ def predict_rounds(
 
 
 @torch.inference_mode()
-def first_difference(
-    model: Model, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]
-) -> Difference | None:
+def find_parting(model: Model, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> Parting | None:
     """The first token in which two responses of a model to a prompt differ, or None."""
     if list(one) == list(other):
         return None
@@ -67,4 +65,4 @@ def first_difference(
     position = next((index for index in range(both) if one[index] != other[index]), both)
     text = torch.tensor([[*prompt, *one[:position]]], device=model.network.device)
     largest = model.network(input_ids=text, use_cache=False).logits[0, -1].float().topk(2).values
-    return Difference(position, (largest[0] - largest[1]).item())
+    return Parting(position, (largest[0] - largest[1]).item())

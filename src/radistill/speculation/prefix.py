@@ -18,8 +18,6 @@ from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked, restore_forward, shadow_forward
 from radistill.speculation.substitutes import Substitutes
 
-_NOTHING = ComponentMask(frozenset())
-
 
 class PrefixCache:
     """What the full model, and one masked model beside it, hand from layer to layer, for one batch.
@@ -54,7 +52,7 @@ class PrefixCache:
                 return response_logits(self._model.network, self._batch)
             with self._recording(first) as recorded:
                 logits = response_logits(self._model.network, self._batch)
-        full = {_NOTHING: self._kept[_NOTHING]} if _NOTHING in self._kept else {}
+        full = {kept: states for kept, states in self._kept.items() if kept == ComponentMask()}
         self._kept = {**full, mask: [*(self._kept[base][:first] if first else []), *recorded]}
         return logits
 
@@ -66,7 +64,7 @@ class PrefixCache:
         """The remembered mask with the most layers in common, and the first layer at which they differ."""
         layers = self._model.anatomy.num_layers
         common = {kept: mask.first_difference(kept, layers) for kept in self._kept}
-        best = max(common, key=common.__getitem__, default=_NOTHING)
+        best = max(common, key=common.__getitem__, default=ComponentMask())
         return best, common.get(best, 0)
 
     @contextmanager

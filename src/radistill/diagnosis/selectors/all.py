@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.selectors.bayes import Bayes
 from radistill.diagnosis.selectors.block_influence import BlockInfluence
@@ -24,19 +25,16 @@ class All(BaseModel):
 
     kind: Literal["all"] = "all"
 
-    def each(self, passes: float, fitted: bool = False) -> list[Selector]:
-        """One selector of each kind, set so that a search does not end long before its `passes` are spent.
-
-        Args:
-            passes: what each may spend.
-            fitted: whether there are fitted blocks, without which `kl-guided` has nothing to restore layers in.
-        """
-        return [
+    def each(self, passes: float, by: By) -> list[Selector]:
+        """One selector of each kind that can choose so, set so that a search does not end long before its `passes` are
+        spent."""
+        selectors = (
             Uniform(),
             BlockInfluence(),
             LeaveOneOut(),
-            *([KLGuided()] if fitted else []),
+            KLGuided(),
             Gates(steps=max(1, int(passes / 2.5))),
             Bayes(trials=max(1, int(passes))),
             Greedy(),
-        ]
+        )
+        return [selector for selector in selectors if selector.obstacle(by) is None]

@@ -1,12 +1,15 @@
 """What every selector looks like."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
 
 from radistill.console import progress
+from radistill.diagnosis.plan import By
 from radistill.diagnosis.trials import Trials
 
 
@@ -52,28 +55,31 @@ class Selection:
     score_kind: str | None = None
 
 
-class Selector(Protocol):
-    """A way to choose layers. Its settings are its own fields, checked before any model is loaded."""
+class Selector(BaseModel, ABC):
+    """A way to choose layers. Its settings are its own fields, checked before any model is loaded.
 
-    @property
-    def kind(self) -> str:
-        """The selector's name in recipes and plans."""
-        ...
+    Attributes:
+        kind: the selector's name in recipes and plans.
+    """
 
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+
+    def obstacle(self, by: By) -> str | None:
+        """Why it cannot choose by redundancy, or by replaceability; None where it can."""
+        return None
+
+    @abstractmethod
     def select(self, problem: Problem) -> Selection:
         """Choose some of `problem.candidates`, as many as `problem.sizes` permits."""
-        ...
 
+    @abstractmethod
     def most_passes(self, candidates: int, sizes: range) -> int:
         """Passes over the calibration documents that it needs at most, each counted as a whole one.
 
         `sizes` are those that may be chosen, as in `Problem`.
         """
-        ...
-
-    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
-        """The settings, for the plan; those that a selector does not have may be excluded all the same."""
-        ...
 
 
 def each_alone(problem: Problem) -> dict[int, float]:

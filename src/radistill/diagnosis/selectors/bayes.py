@@ -3,24 +3,28 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant, only_this_layer
+from radistill.diagnosis.objectives import objective_from
+from radistill.diagnosis.plan import By
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, only_this_layer
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
+from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.models.loading import load
+from radistill.models.sequences import Document
 
 
-class Bayes(BaseModel):
+class Bayes(Selector):
     """Optuna's Gaussian process over [0, 1]^layers; a proposal becomes a set by its largest entries."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["bayes"] = "bayes"
     trials: int = Field(default=60, ge=1, description="sets that are judged")
@@ -42,6 +46,14 @@ class Bayes(BaseModel):
         "Null keeps the study in the run folder",
     )
 
+    def obstacle(self, by: By) -> str | None:
+        """Several processes need drafts that each of them can make."""
+        if by == "replaceability" and self.workers > 1:
+            return (
+                f"diagnose.selector.workers is {self.workers}, and fitted blocks stay in the process that fitted them"
+            )
+        return None
+
     def most_passes(self, candidates: int, sizes: range) -> int:
         """One for each judged set."""
         return self.trials + (candidates if self.warm_start else 0)
@@ -56,7 +68,7 @@ class Bayes(BaseModel):
         With more of them, proposals also depend on who is faster.
 
         Raises:
-            RadistillError: if the storage cannot be used, several workers have none, or there are fitted blocks.
+            RadistillError: if the storage cannot be used, or several workers have none.
         """
         problem.trials.listener = None  # each set is a trial of this search's own study
         url = self._url(problem)
@@ -65,15 +77,9 @@ class Bayes(BaseModel):
                 f"diagnose.selector.workers is {self.workers}, but the study is only in memory; "
                 "give a folder or a storage"
             )
-        if self.workers > 1 and problem.trials.substitutes is not None:
-            raise RadistillError(
-                f"diagnose.selector.workers is {self.workers}, but fitted blocks stay in the process that fitted them; "
-                "search by replaceability with one worker (recipes: or set diagnose.by: redundancy)"
-            )
         singles = self._shared(url, problem, "layers") if self.warm_start else None
         sets = self._shared(url, problem, "sets")
-        joining = self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json")
-        with working(problem, joining, self.workers) as workers:
+        with working(join_search, self._search(problem, url) if self.workers > 1 else {}, self.workers) as workers:
 
             def look_after() -> None:
                 gone = workers.fallen()
@@ -133,12 +139,31 @@ class Bayes(BaseModel):
         problem.folder.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{problem.folder / 'study.db'}"
 
+    def _search(self, problem: Problem, url: str | None) -> dict[str, Any]:
+        """What `join_search` needs to know, in another process."""
+        trials, network = problem.trials, problem.trials.model.network
+        return {
+            "model": {
+                "source": trials.model.source,
+                "dtype": str(network.dtype).removeprefix("torch."),
+                "device": str(network.device),
+                "trust_remote_code": type(network).__module__.startswith("transformers_modules."),
+            },
+            "fingerprint": trials.model.fingerprint,
+            "documents": [[document.id, document.tokens, document.response_start] for document in trials.documents],
+            "objective": trials.objective.to_json(),
+            "tokens_per_batch": trials.tokens_per_batch,
+            "selector": self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json"),
+            "candidates": list(problem.candidates),
+            "budget": problem.budget,
+            "free": problem.free,
+            "seed": problem.seed,
+            "folder": None if problem.folder is None else str(problem.folder),
+        }
+
     def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
         trials = problem.trials
-        judged = [trials.model.fingerprint, trials.calibration_hash, trials.objective.to_json()]
-        if trials.substitutes is not None:
-            judged.append(trials.substitutes.fingerprint)
-        key = [judged, list(problem.candidates), problem.seed]
+        key = [trials.identity, trials.objective.to_json(), list(problem.candidates), problem.seed]
         if kind == "sets":
             key += [problem.budget, problem.free, self.startup, self.warm_start]
         study = open_study(url, f"bayes-{kind}-{hash_json(key)[:12]}")
@@ -164,6 +189,23 @@ class Bayes(BaseModel):
         elif kind == "sets":
             note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {hide_password(self.storage)}")
         return shared
+
+
+def join_search(search: dict[str, Any]) -> None:
+    """Take part in the search that another process described (`Bayes._search`), until it ends.
+
+    Raises:
+        RadistillError: if the model that is found under the name is another one.
+    """
+    model = load(**search["model"])
+    if model.fingerprint != search["fingerprint"]:
+        raise RadistillError(f"{model.source}: is not the model that is searched; save that one and load it from there")
+    documents = [Document(name, tuple(tokens), start) for name, tokens, start in search["documents"]]
+    folder = None if search["folder"] is None else Path(search["folder"])
+    objective = objective_from(search["objective"])
+    trials = Trials(model, documents, objective, tokens_per_batch=search["tokens_per_batch"], folder=folder)
+    problem = Problem(trials, search["candidates"], search["budget"], search["seed"], folder, search["free"])
+    Bayes.model_validate(search["selector"]).select(problem)
 
 
 def _worker(trial: FrozenTrial) -> str:

@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from radistill.diagnosis.selectors.base import Problem, Selection, best_by_rank, passes_by_rank
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, best_by_rank, passes_by_rank
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked
 
 
-class BlockInfluence(BaseModel):
+class BlockInfluence(Selector):
     """The layers whose attention changes the direction of the residual stream least."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["block-influence"] = "block-influence"
 

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, most_redundant
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.speculation.substitutes import Substitutes
@@ -18,10 +18,8 @@ _LARGEST_CHANGE = 1.5
 """Of a layer's log share in one step, so that a layer that is vital at one mixture is not ruled out for ever."""
 
 
-class Gates(BaseModel):
+class Gates(Selector):
     """A share of every attention gives way, more of it step by step; the layers that least resist go."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["gates"] = "gates"
     steps: int = Field(default=24, ge=1, description="gradient steps, each over all calibration documents")

@@ -3,17 +3,15 @@
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, each_alone, most_redundant, only_this_layer
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, only_this_layer
 from radistill.diagnosis.trials import Trials
 
 
-class Greedy(BaseModel):
+class Greedy(Selector):
     """Takes one more layer at a time, the one that costs least beside those already taken; then swaps pairs."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["greedy"] = "greedy"
     width: int = Field(

@@ -2,19 +2,19 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, best_by_rank, passes_by_rank
-from radistill.errors import RadistillError
+from radistill.diagnosis.plan import By
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, best_by_rank, passes_by_rank
 
 
-class KLGuided(BaseModel):
+class KLGuided(Selector):
     """Restores one attention at a time in a student that has a fitted block everywhere; those that help least go."""
 
-    model_config = ConfigDict(extra="forbid")
-
     kind: Literal["kl-guided"] = "kl-guided"
+
+    def obstacle(self, by: By) -> str | None:
+        """It restores attention where a block is."""
+        return "diagnose.selector is kl-guided, which compares fitted blocks" if by == "redundancy" else None
 
     def most_passes(self, candidates: int, sizes: range) -> int:
         """The student without any attention twice, and one for each restored layer."""
@@ -25,16 +25,8 @@ class KLGuided(BaseModel):
 
         The published method trains each of these students a little; here the blocks are those that were fitted once,
         so a layer costs one forward pass.
-
-        Raises:
-            RadistillError: if there are no fitted blocks.
         """
         trials = problem.trials
-        if trials.substitutes is None:
-            raise RadistillError(
-                "the selector kl-guided restores layers in a student of fitted blocks; fit some first (recipes: set "
-                "diagnose.by: replaceability)"
-            )
         everything = set(problem.candidates)
         trials.stay_near(everything)
         alone = -trials.judge(everything).kl

@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from radistill.diagnosis.selectors.base import (
     Problem,
     Selection,
+    Selector,
     best_by_rank,
     each_alone,
     only_this_layer,
@@ -14,10 +13,8 @@ from radistill.diagnosis.selectors.base import (
 )
 
 
-class LeaveOneOut(BaseModel):
+class LeaveOneOut(Selector):
     """The layers that move the model's distribution least when each of them alone goes, by KL."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["leave-one-out"] = "leave-one-out"
 

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from radistill.diagnosis.selectors.base import Problem, Selection, passes_by_rank
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, passes_by_rank
 
 
-class Uniform(BaseModel):
+class Uniform(Selector):
     """Every n-th attention layer, whatever the model; for half of the layers these are 0, 2, 4, …"""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["uniform"] = "uniform"
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import radistill
 from radistill.errors import RadistillError
 from radistill.evaluation.sandbox.limits import Limits
 
@@ -29,6 +28,7 @@ _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from radistill.evaluation.sandbox.inside.start import main; main(int(sys.argv[2]))"
 )
+_IMPORT_ROOT = str(Path(__file__).parents[3])  # the folder that holds the package
 _POLL_SECONDS = 0.05
 
 
@@ -99,7 +99,7 @@ def _run(code: str, expression: str, limits: Limits) -> tuple[Outcome, tuple[str
         with os.fdopen(result_read, "rb") as result:
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-s", "-S", "-B", "-c", _START, _import_root(), str(result_write)],
+                    [sys.executable, "-P", "-s", "-S", "-B", "-c", _START, _IMPORT_ROOT, str(result_write)],
                     stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -115,10 +115,6 @@ def _run(code: str, expression: str, limits: Limits) -> tuple[Outcome, tuple[str
                 heard, stopped = _listen(process, result, limits)
     printed = (heard["stdout"] + heard["stderr"]).decode(errors="replace")[: limits.output_bytes]
     return _outcome(heard["result"], stopped, process.returncode, printed)
-
-
-def _import_root() -> str:
-    return str(Path(radistill.__file__).parent.parent)
 
 
 def _listen(

@@ -13,7 +13,7 @@ from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
 
 
-def compare(
+def rank_selectors(
     selectors: Sequence[Selector],
     trials: Trials,
     budget: int,

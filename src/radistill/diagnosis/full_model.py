@@ -19,17 +19,15 @@ from radistill.speculation.substitutes import Substitutes
 _CHUNK_ON_CPU, _CHUNK_ON_GPU = 2**19, 2**26
 """Logits compared at once. On a CPU, 2 MiB in float32: a chunk and what is made of it stay in the processor's cache."""
 
-_NOTHING = ComponentMask.attention(())
 
-
-class Target:
+class FullModel:
     """What the full model says of one batch, computed once, and drafts compared with it."""
 
     def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None) -> None:
         self.batch = batch
         self._network = model.network
         self._prefixes = PrefixCache(model, batch, substitutes)
-        full = self._prefixes.run(_NOTHING, keep=True)
+        full = self._prefixes.run(ComponentMask(), keep=True)
         if not torch.isfinite(full.logits).all():
             raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
         self.tokens = len(full.rows)
@@ -37,9 +35,9 @@ class Target:
         self._best = full.logits.argmax(dim=-1)
         self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
 
-    def compare(self, mask: ComponentMask, near: ComponentMask) -> DraftPass:
+    def draft_pass(self, mask: ComponentMask, near: ComponentMask) -> DraftPass:
         """A draft's pass over this batch, with KL and acceptance as sums over its response tokens."""
-        if near != _NOTHING and not self._prefixes.keeps(near):
+        if near != ComponentMask() and not self._prefixes.keeps(near):
             self._prefixes.run(near, keep=True)
         logits = self._prefixes.run(mask).logits
         agreements, kl, accepted = [], [], []

@@ -1,0 +1,115 @@
+"""Imports go one way: a package knows only those below it, and no module knows itself through another."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import radistill
+
+ROOT = Path(radistill.__file__).parent
+FLOORS = (
+    ("cli",),
+    ("pipeline",),
+    ("report", "export"),
+    ("evaluation",),
+    ("runs",),
+    ("distillation",),
+    ("conversion",),
+    ("diagnosis",),
+    ("speculation",),
+    ("data",),
+    ("models",),
+    ("mixers",),
+)
+"""From the top; modules beside the packages, such as `errors`, are below all of them."""
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of a package, by its full name; a package is its `__init__`."""
+    paths = {path.relative_to(root.parent).with_suffix("").parts: path for path in root.rglob("*.py")}
+    return {".".join(name[:-1] if name[-1] == "__init__" else name): path for name, path in paths.items()}
+
+
+def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The known modules that a file imports by name, anywhere: also in functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None and not node.level, f"{path}:{node.lineno}: write the full name"  # noqa: PT018
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in known else node.module for name in names if node.module in known)
+
+
+def executed(importer: str, name: str) -> set[str]:
+    """What importing a module runs: itself, and the packages around it that do not hold the importer as well."""
+    parts = name.split(".")
+    names = {".".join(parts[: end + 1]) for end in range(len(parts))}
+    return {one for one in names if one == name or not f"{importer}.".startswith(f"{one}.")}
+
+
+def graph_of(root: Path) -> dict[str, set[str]]:
+    """What the import of each module of a package runs of the others."""
+    known = modules(root)
+    return {
+        importer: {one for name in imported(path, known) for one in executed(importer, name)} - {importer}
+        for importer, path in known.items()
+    }
+
+
+def floor(module: str) -> int:
+    """How far from the top a module is; the package itself, which hands out functions of all others, is above them."""
+    if "." not in module:
+        return -1
+    package = module.split(".")[1]
+    return next((number for number, names in enumerate(FLOORS) if package in names), len(FLOORS))
+
+
+def wrong_way(graph: dict[str, set[str]]) -> list[str]:
+    """The imports that go up."""
+    return [
+        f"{importer} -> {name}"
+        for importer, names in sorted(graph.items())
+        for name in sorted(names)
+        if floor(name) < floor(importer) or (".report" in importer and ".export" in name)
+    ]
+
+
+def test_imports_go_down() -> None:
+    assert wrong_way(graph_of(ROOT)) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = graph_of(ROOT)
+    assert len(graph) > 200
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_an_import_that_is_hidden_is_found(tmp_path: Path) -> None:
+    files = {
+        "radistill/__init__.py": "",
+        "radistill/errors.py": "import radistill\n",
+        "radistill/models/__init__.py": "",
+        "radistill/models/one.py": "def f():\n from radistill.models import two\n from radistill.cli.show import f\n",
+        "radistill/models/two.py": "if TYPE_CHECKING:\n    from radistill.models.one import f\n",
+        "radistill/cli/__init__.py": "from radistill.errors import RadistillError\n",
+        "radistill/cli/show.py": "import radistill.models.one\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    graph = graph_of(tmp_path / "radistill")
+    assert graph["radistill.models.one"] == {"radistill.models.two", "radistill.cli", "radistill.cli.show"}
+    assert wrong_way(graph) == [
+        "radistill.errors -> radistill",
+        "radistill.models.one -> radistill.cli",
+        "radistill.models.one -> radistill.cli.show",
+    ]
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph).prepare()
