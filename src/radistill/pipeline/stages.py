@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from radistill.console import note
-from radistill.conversion import convert, new_parameters
+from radistill.conversion import TARGETS, check_conversion, convert, new_parameters
 from radistill.data.prepare import prepare
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
@@ -26,7 +26,6 @@ from radistill.files import hash_file, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Arm, Context, source_signature
-from radistill.pipeline.preflight import check_conversion
 from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
 from radistill.runs.recipe import AlignStage, DistillStage, FinetuneStage
@@ -74,6 +73,7 @@ def run_diagnose(context: Context) -> None:
                     selector=arm.selector,
                     objective=settings.objective,
                     penalty=settings.penalty if arm.is_main else None,
+                    keeps=TARGETS[arm.target.kind].keeps,
                     substitutes=substitutes,
                     passes=settings.passes,
                     context_length=settings.context_length,
@@ -276,9 +276,9 @@ def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> b
 def _check(context: Context) -> None:
     """Refuse what cannot be done before anything is computed for it."""
     recipe, base = context.recipe, context.base
-    check_budget(recipe.diagnose.budget, base.anatomy)
     for arm in context.arms:
-        check_conversion(recipe, base.network.config, base.anatomy, arm.target, arm.init)
+        check_budget(recipe.diagnose.budget, base.anatomy, TARGETS[arm.target.kind].keeps)
+        check_conversion(recipe.model, base.network, arm.target, arm.init)
     if recipe.teacher is not None:
         check_same_tokenizer(context.teacher, base)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from radistill.conversion.targets import TARGETS, mixer_of
 from radistill.errors import RadistillError
 from radistill.evaluation.comparison import Results, read_results
 from radistill.evaluation.places import folders_in
@@ -110,7 +111,7 @@ class RunFolder:
     @property
     def ssm_name(self) -> str:
         """What stands in place of attention, as precisely as the folder says."""
-        return "an SSM (Mamba-2)" if self.target == "granite-hybrid" else "an SSM"
+        return mixer_of(self.target).phrase if self.target in TARGETS else "an SSM"
 
     @property
     def baseline_key(self) -> str:

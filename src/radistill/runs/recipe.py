@@ -1,23 +1,23 @@
 """The recipe: the only input of a run. Every field has a type, a default where one makes sense, and a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
-from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
-from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
+from radistill.conversion.targets import GraniteHybridSettings, TargetSettings, find_initialisation, validate_target
+from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
-from radistill.data.settings import DataSettings
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.errors import RadistillError
-from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.files import write_text
+from radistill.mixers import initialisation_names
+from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.recipe_yaml import read_mapping
 
@@ -27,18 +27,18 @@ def _kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _one_of(known: Sequence[str]) -> BeforeValidator:
+def _one_of(known: Callable[[], Iterable[str]]) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(sorted(known))}")
+        if value not in list(known()):
+            raise ValueError(f"must be one of {', '.join(sorted(known()))}")
         return value
 
     return BeforeValidator(check)
 
 
 Selector = Annotated[SelectorSettings, BeforeValidator(_kind)]
-Target = Annotated[TargetSettings, BeforeValidator(_kind)]
-Initialisation = Annotated[str, _one_of(list(INITIALISATIONS))]
+Target = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(validate_target)]
+Initialisation = Annotated[str, _one_of(initialisation_names)]
 
 
 _OWN_DATA = (
@@ -70,7 +70,9 @@ class DiagnoseSettings(BaseModel):
         "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
     )
     selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
-    objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(default="kl", description="what the search maximises")
+    objective: Annotated[str, _one_of(lambda: OBJECTIVES)] = Field(
+        default="kl", description="what the search maximises"
+    )
     passes: float | None = Field(
         default=None,
         gt=0,
@@ -240,7 +242,7 @@ def _contradiction(recipe: Recipe) -> str | None:
             f"diagnose.by is {diagnose.by}, which needs fitted blocks, but align is null; give align a section, or set "
             "diagnose.by: redundancy"
         )
-    if recipe.align is None and find_initialisation(recipe.convert.init).needs_fit:
+    if recipe.align is None and find_initialisation(recipe.convert.init, recipe.convert.target).needs_fit:
         return (
             f"convert.init is {recipe.convert.init}, which needs a fit, but align is null; give align a section "
             "or set convert.init to zero"
@@ -248,7 +250,7 @@ def _contradiction(recipe: Recipe) -> str | None:
     if (
         baseline is not None
         and baseline.align_settings(recipe) is None
-        and find_initialisation(baseline.init).needs_fit
+        and find_initialisation(baseline.init, baseline.target).needs_fit
     ):
         return (
             f"baseline.init is {baseline.init}, which needs a fit; set baseline.align to true (and align not to null)"
