@@ -33,9 +33,9 @@ from transformers import GraniteMoeHybridConfig
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 
 from radistill import convert, load
-from radistill.conversion.initialisation.mamba2 import recurrence
 from radistill.files import write_json
-from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.mixers.mamba2.start import recurrence
 from radistill.provenance import machine, seed_everything, versions
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,11 @@ import torch
 from transformers import PreTrainedConfig
 
 import tiny
-from radistill.conversion import INITIALISATIONS, convert
+from radistill.conversion import convert
 from radistill.conversion.probe import TOLERANCE, probe_batch, prove_equal
 from radistill.conversion.targets import granite_hybrid
 from radistill.errors import RadistillError
+from radistill.mixers.mamba2 import MAMBA2
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -94,13 +95,13 @@ def test_up_over_gate_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_block_that_is_not_silent_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = INITIALISATIONS["random"]
+    right = MAMBA2.initialisations["random"]
 
     def loud(mixer: Any, attention: Any, context: Any) -> None:
         right.fill(mixer, attention, context)
         mixer.out_proj.weight.fill_(0.1)
 
-    monkeypatch.setitem(INITIALISATIONS, "random", dataclasses.replace(right, fill=loud))
+    monkeypatch.setitem(MAMBA2.initialisations, "random", dataclasses.replace(right, fill=loud))
     with pytest.raises(RadistillError, match=r"proof failed: the student should start as .* layers \[1\], but"):
         convert(tiny.model("llama", 3), [1], init="random")
 

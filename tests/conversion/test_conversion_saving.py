@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import tiny
 from radistill.conversion import ConvertedModel, convert
+from radistill.mixers.mamba2.ssd.install import without_fast_ssd
 from radistill.models.loading import load
-from radistill.models.ssd.install import without_fast_ssd
 
 # Runs isolated, and with radistill made unimportable in case it is installed.
 PLAIN_TRANSFORMERS = """

@@ -118,11 +118,11 @@ def test_little_memory_means_more_passes_and_the_same_blocks() -> None:
 def test_bad_input_is_refused_in_one_line() -> None:
     teacher = tiny.model("llama")
     with pytest.raises(RadistillError, match="0 documents are too few to fit on"):
-        align(convert(teacher, [1]), teacher, [], SETTINGS, replace=[1])
+        align(convert(teacher, [1], init="zero"), teacher, [], SETTINGS, replace=[1])
     too_fast = SETTINGS.model_copy(update={"learning_rate": 1e19})
     with pytest.raises(RadistillError, match="the fit of layer 1 diverged at step"):
-        align(convert(teacher, [1]), teacher, documents(), too_fast, replace=[1])
-    student = convert(teacher, [1])
+        align(convert(teacher, [1], init="zero"), teacher, documents(), too_fast, replace=[1])
+    student = convert(teacher, [1], init="zero")
     with torch.no_grad():
         teacher.network.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
     with pytest.raises(RadistillError, match="the attention of layer 1 has inputs or outputs that are not finite"):
@@ -133,7 +133,7 @@ def test_a_fit_that_does_not_help_is_said(capsys: pytest.CaptureFixture[str]) ->
     """Steps this large end, finite, in a block that does nothing."""
     teacher = tiny.model("llama")
     settings = SETTINGS.model_copy(update={"learning_rate": 10, "solve_output": False})
-    fit = align(convert(teacher, [1]), teacher, documents(), settings, replace=[1]).layers[0]
+    fit = align(convert(teacher, [1], init="zero"), teacher, documents(), settings, replace=[1]).layers[0]
     assert fit.unexplained_after >= fit.unexplained_before
     assert "the fit of layer 1 did not help" in " ".join(capsys.readouterr().err.split())
 
@@ -141,5 +141,5 @@ def test_a_fit_that_does_not_help_is_said(capsys: pytest.CaptureFixture[str]) ->
 def test_one_token_documents() -> None:
     teacher = tiny.model("llama")
     docs = [Document("a", (5, 6), 1), Document("b", (7, 8), 1)]
-    result = align(convert(teacher, [1]), teacher, docs, AlignSettings(steps=2), replace=[1])
+    result = align(convert(teacher, [1], init="zero"), teacher, docs, AlignSettings(steps=2), replace=[1])
     assert result.tokens == 2

@@ -12,9 +12,9 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 import tiny
+from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
 from radistill.errors import RadistillError
 from radistill.export import write_gguf
-from radistill.export.gguf_tensors import rotary_pairs
 
 
 def written(folder: Path, dtype: str | None = None, **settings: Any) -> tuple[GGUFReader, dict[str, torch.Tensor]]:

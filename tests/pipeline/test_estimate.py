@@ -315,6 +315,10 @@ def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: 
     hybrid = half.models[-1]
     assert hybrid.trained_parameters == hybrid.total > hybrid.new_parameters
     assert half.memory["distill"]["Adam moments"] == 2 * 2 * hybrid.total
+    # A block is fitted in float32.
+    block, own = hybrid.new_parameters // 2, ("gradients", "Adam moments", "activations of a step")
+    assert all(half.memory["align"][term] == full.memory["align"][term] for term in own)
+    assert half.memory["align"]["student weights"] == 2 * hybrid.total + 2 * block
 
 
 def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, Any]) -> None:
@@ -492,7 +496,7 @@ def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
     recipe["diagnose"]["budget"] = 4
     assert refusal(recipe) == (
         "diagnose.budget is 4, but this model has 4 attention layers: it must be from 1 to 3, "
-        "because a hybrid keeps at least one"
+        "because a hybrid keeps at least 1"
     )
 
 
@@ -500,7 +504,7 @@ def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
 def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: Path, family: str, feature: str) -> None:
     tiny.save(family, tmp_path / "other")
     message = refusal({**recipe, "model": str(tmp_path / "other")})
-    assert message.startswith(f"{tmp_path / 'other'}: the target granite-hybrid cannot hold this model: {feature}")
+    assert message.startswith(f"{tmp_path / 'other'}: granite-hybrid cannot hold this model: {feature}")
 
 
 def test_an_initialisation_that_does_not_fit(recipe: dict[str, Any]) -> None:

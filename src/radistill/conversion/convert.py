@@ -12,14 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from radistill.conversion.assembly import unwritten
-from radistill.conversion.initialisation import find_initialisation
-from radistill.conversion.initialisation.interface import Attention, Context, Mixer
 from radistill.conversion.probe import Probe, probe_batch, probe_logits, prove_equal
-from radistill.conversion.targets import TARGETS, TargetSettings, target_settings
+from radistill.conversion.targets import DEFAULT, TARGETS, Target, TargetSettings, find_initialisation, target_settings
 from radistill.errors import RadistillError
+from radistill.mixers import use_fast_paths
+from radistill.mixers.interface import Attention, AttentionShape, Context
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.loading import Model
-from radistill.models.ssd.install import use_fast_ssd
 from radistill.speculation.masks import ComponentMask, masked
 
 
@@ -72,11 +71,11 @@ def convert(
     teacher: Model,
     replace: Sequence[int] | HasReplace,
     *,
-    target: TargetSettings | dict[str, Any] | str = "granite-hybrid",
-    init: str = "zero",
+    target: TargetSettings | dict[str, Any] | str = DEFAULT,
+    init: str = "fitted",
     seed: int = 0,
 ) -> ConvertedModel:
-    """Replace the attention of some layers by Mamba-2 blocks; copy everything else.
+    """Replace the attention of some layers by blocks of the target's kind; copy everything else.
 
     Before the student is built, the target with *nothing* replaced is compared with the source on a probe batch. The
     student shares no memory with the teacher. At most the teacher, the student and a few activations are in memory.
@@ -85,7 +84,8 @@ def convert(
         teacher: the source model; unchanged afterwards.
         replace: layers whose attention is replaced, sorted; or a plan. Empty: only the format changes.
         target: name or settings of the student's architecture.
-        init: how the new blocks start: `zero`, `transfer`, `random`, or `fitted`, which asks for `align` next.
+        init: how the new blocks start; Mamba-2's by `zero`, `transfer`, `random`, or `fitted`, which asks for `align`
+            next.
         seed: of the initialisation.
 
     Raises:
@@ -94,31 +94,26 @@ def convert(
     """
     settings = target_settings(target)
     chosen = TARGETS[settings.kind]
-    initialisation = find_initialisation(init)
-    config, before = teacher.network.config, teacher.anatomy
-    if obstacles := chosen.check(config):
-        raise RadistillError(f"{teacher.source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}")
-    layers = _checked_layers(replace, before)
-    geometry = chosen.geometry(config, settings)
-    if layers and (obstacles := initialisation.obstacles(geometry, before, _has_qkv_bias(teacher))):
-        raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
+    before = teacher.anatomy
+    initialisation = find_initialisation(init, settings)
+    layers = _checked_layers(replace, before, chosen)
+    check_conversion(teacher.source, teacher.network, settings, init if layers else None)
     if seed < 0:
         raise RadistillError(f"seed is {seed}; it must be 0 or more")
 
-    probe = probe_batch(before.vocab_size, config.max_position_embeddings, teacher.network.device)
+    probe = probe_batch(before.vocab_size, teacher.network.config.max_position_embeddings, teacher.network.device)
     difference = _prove_target(teacher, settings, probe)
     network = chosen.build(teacher, layers, settings)
     network.generation_config = copy.deepcopy(teacher.network.generation_config)
     after = anatomy_of(network)
     with torch.no_grad():
         for layer in layers:
-            mixer = after.mixer(network, layer)
-            context = Context(before, _generator(seed, layer))
-            attention = before.mixer(teacher.network, layer)
-            initialisation.fill(cast(Mixer, mixer), cast(Attention, attention), context)
-            if name := unwritten(mixer):
+            block = after.mixer(network, layer)
+            attention = _attention(teacher.network, before, layer)
+            initialisation.fill(block, attention, Context(_shape(before, attention), _generator(seed, layer)))
+            if name := unwritten(block):
                 raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
-    use_fast_ssd(network)
+    use_fast_paths(network)
     start = _prove_start(teacher, network, layers, probe) if initialisation.silent else None
     record = ConversionRecord(
         target=settings.model_dump(mode="json"),
@@ -133,6 +128,30 @@ def convert(
         kv_bytes_per_token_after=after.kv_bytes_per_token(),
     )
     return ConvertedModel(network, teacher.tokenizer, after, teacher.source, record)
+
+
+def check_conversion(source: str, network: PreTrainedModel, settings: TargetSettings, init: str | None) -> None:
+    """Check that a target can hold a model, and that an initialisation fits its blocks.
+
+    Args:
+        source: what the user calls the model.
+        network: the model; that it has no weights, on the meta device, does not matter.
+        settings: of the target.
+        init: how new blocks start; None where there are none.
+
+    Raises:
+        RadistillError: naming what stands in the way.
+    """
+    target, config = TARGETS[settings.kind], network.config
+    if obstacles := target.check(config):
+        raise RadistillError(f"{source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}")
+    geometry = target.geometry(config, settings)
+    if init is None:
+        return
+    anatomy = anatomy_of(network)
+    shape = _shape(anatomy, _attention(network, anatomy, anatomy.attention_layers[0]))
+    if obstacles := find_initialisation(init, settings).obstacles(geometry, shape):
+        raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
 
 
 def new_parameters(model: Model, replace: Sequence[int] | HasReplace) -> set[str]:
@@ -152,7 +171,7 @@ def new_parameters(model: Model, replace: Sequence[int] | HasReplace) -> set[str
 def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> float:
     """Compare the source with the target in which nothing is replaced, on the source's own tensors."""
     twin = TARGETS[settings.kind].build(teacher, (), settings, share=True)
-    use_fast_ssd(twin)
+    use_fast_paths(twin)
     with _evaluating(teacher.network):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(
@@ -186,7 +205,7 @@ def _evaluating(network: PreTrainedModel) -> Iterator[None]:
         network.train(training)
 
 
-def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy) -> tuple[int, ...]:
+def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy, target: Target) -> tuple[int, ...]:
     """The layers to replace, after every check that needs no weights."""
     planned = getattr(replace, "num_layers", anatomy.num_layers)
     if planned != anatomy.num_layers:
@@ -201,10 +220,11 @@ def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy) -> tu
             raise RadistillError(f"replace[{place}] is {layer}, but layer {layer} has no attention to replace")
     if list(layers) != sorted(set(layers)):
         raise RadistillError(f"replace is {list(layers)}; it must be sorted and without repeats")
-    if layers and len(layers) == len(anatomy.attention_layers):
+    count = len(anatomy.attention_layers)
+    if layers and count - len(layers) < target.keeps:
         raise RadistillError(
-            f"replace names all {len(layers)} attention layers, and one must stay: transformers' cache of this "
-            "architecture counts tokens in an attention layer"
+            f"replace names {len(layers)} of {count} attention layers, and {target.keeps} must stay: "
+            f"{target.keeps_because}"
         )
     return layers
 
@@ -219,9 +239,13 @@ def _layer_numbers(replace: Sequence[int] | HasReplace) -> tuple[int, ...]:
         raise RadistillError(f"replace is {numbers!r}; it must be a list of layer numbers, or a plan") from None
 
 
-def _has_qkv_bias(model: Model) -> bool:
-    attention = cast(Attention, model.anatomy.mixer(model.network, model.anatomy.attention_layers[0]))
-    return attention.q_proj.bias is not None
+def _attention(network: PreTrainedModel, anatomy: Anatomy, layer: int) -> Attention:
+    return cast(Attention, anatomy.mixer(network, layer))
+
+
+def _shape(anatomy: Anatomy, attention: Attention) -> AttentionShape:
+    bias = attention.q_proj.bias is not None
+    return AttentionShape(anatomy.num_heads, anatomy.num_kv_heads, anatomy.head_dim, bias)
 
 
 def _generator(seed: int, layer: int) -> torch.Generator:

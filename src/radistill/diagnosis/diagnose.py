@@ -35,8 +35,8 @@ class SearchInterrupted(KeyboardInterrupt):
         self.plan = plan
 
 
-def check_budget(budget: int, anatomy: Anatomy) -> None:
-    """Check that `budget` attention layers can be replaced.
+def check_budget(budget: int, anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget") -> None:
+    """Check that `budget`, as the recipe's `field` has it, attention layers can be replaced where `keeps` must stay.
 
     Raises:
         RadistillError: if there are not enough, or the model has no attention at all.
@@ -44,10 +44,11 @@ def check_budget(budget: int, anatomy: Anatomy) -> None:
     count = len(anatomy.attention_layers)
     if count == 0:
         raise RadistillError("this model has no attention layers, so there is nothing to replace")
-    if not 1 <= budget < count:
+    if not 1 <= budget <= count - keeps:
+        because = f", because a hybrid keeps at least {keeps}" if keeps else ""
         raise RadistillError(
-            f"diagnose.budget is {budget}, but this model has {count} attention layers: "
-            f"it must be from 1 to {count - 1}, because a hybrid keeps at least one"
+            f"{field} is {budget}, but this model has {count} attention layers: "
+            f"it must be from 1 to {count - keeps}{because}"
         )
 
 
@@ -80,6 +81,7 @@ def diagnose(
     objective: Objective | str = "kl",
     penalty: float | None = None,
     by: By = "replaceability",
+    keeps: int = 1,
     substitutes: Substitutes | None = None,
     passes: float | None = None,
     context_length: int = 1024,
@@ -97,6 +99,7 @@ def diagnose(
         selector: a name in `SELECTORS` or a selector with its settings.
         objective: a name in `OBJECTIVES`, or an objective.
         penalty: what an attention layer that stays costs, in the objective's own unit; None fixes their number.
+        keeps: how many attention layers must stay, as the target of the conversion says.
         by: whether the judged drafts have fitted blocks in place of attention (replaceability) or skip it (redundancy).
         substitutes: from `fit_blocks`, by replaceability; by redundancy None.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
@@ -114,7 +117,7 @@ def diagnose(
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
-    check_budget(budget, model.anatomy)
+    check_budget(budget, model.anatomy, keeps)
     started = time.perf_counter()
     if isinstance(objective, str):
         objective = make_objective(objective, model, context_length, folder, draft_length)

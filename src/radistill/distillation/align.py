@@ -14,19 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from radistill.console import note, progress
-from radistill.conversion.initialisation.interface import Mixer
 from radistill.distillation.muon import Muon
 from radistill.distillation.output_fit import solve_output
+from radistill.distillation.precision import master_weights
 from radistill.errors import RadistillError
-from radistill.files import hash_json, read_json, write_json
+from radistill.files import hash_file, hash_json, read_json, write_json
+from radistill.mixers.interface import Mixer
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches, collate
 from radistill.speculation.substitutes import Substitutes
@@ -148,13 +149,17 @@ def align(
     started = time.perf_counter()
     train, kept_apart = _split(documents, settings)
     student.__dict__.pop("fingerprint", None)  # the weights change below
+    mixer = student.anatomy.architecture.mixer
+    if mixer is None:
+        raise RadistillError(f"align: a {student.anatomy.model_type} has no blocks of a kind that can be fitted")
+    blocks = {layer: student.anatomy.mixer(student.network, layer) for layer in replace}
     text = hash_json([list(document.tokens) for document in documents])
-    keys = {layer: _key(student, layer, teacher, text, settings, seed) for layer in replace}
-    fits: dict[int, LayerFit] = {}
-    for layer in replace:
-        fit = _restore(student, layer, folder, keys[layer])
-        if fit is not None:
-            fits[layer] = fit
+    shape = [mixer.kind, asdict(mixer.geometry(student.network.config))]
+    reading = [teacher.fingerprint, text, settings.model_dump(mode="json"), seed]
+    # What a finished block depends on: itself and the teacher, but not which other layers are replaced.
+    keys = {layer: hash_json([Substitutes({layer: blocks[layer]}).fingerprint, shape, *reading]) for layer in replace}
+    restored = {layer: _restore(blocks[layer], layer, folder, keys[layer]) for layer in replace}
+    fits = {layer: fit for layer, fit in restored.items() if fit is not None}
     missing = [layer for layer in replace if layer not in fits]
     tokens = sum(len(document.tokens) for document in train)
     if missing:
@@ -166,9 +171,8 @@ def align(
         cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
         with progress("align", len(replace), "blocks", done=len(fits)) as advance:
             for layer in layers:
-                mixer = student.anatomy.mixer(student.network, layer)
-                fits[layer] = _fit(mixer, layer, cached.pop(layer), apart.pop(layer), settings, seed)
-                _keep(mixer, fits[layer], folder, keys[layer])
+                fits[layer] = _fit(blocks[layer], layer, mixer, cached.pop(layer), apart.pop(layer), settings, seed)
+                _keep(blocks[layer], fits[layer], folder, keys[layer])
                 advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
     for layer in missing:
         if fits[layer].unexplained_after >= fits[layer].unexplained_before:
@@ -261,22 +265,41 @@ def _listening(teacher: Model, recorded: dict[int, list[_Activations]], mask: Te
 
 
 def _fit(
-    mixer: nn.Module,
+    block: nn.Module,
     layer: int,
+    mixer: Mixer,
     cached: list[_Activations],
     apart: list[_Activations],
     settings: AlignSettings,
     seed: int,
 ) -> LayerFit:
     started = time.perf_counter()
-    parameters = list(mixer.parameters())
+    parameters = list(block.parameters())
     trainable = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
     variance = _variance(cached)
-    before = _unexplained(mixer, apart)
-    if settings.solve_output:
-        solve_output(mixer, cast(Mixer, mixer).out_proj, cached)
+    before = _unexplained(block, apart)
+    with master_weights(block, "bfloat16"):
+        output = mixer.output(block) if settings.solve_output else None
+        if output is not None:
+            solve_output(block, output, cached)
+        losses, norms = _train(block, layer, cached, variance, settings, seed)
+        if output is not None:
+            solve_output(block, output, cached)
+    for parameter, flag in zip(parameters, trainable, strict=True):
+        parameter.requires_grad_(flag)
+    after = _unexplained(block, apart)
+    if not math.isfinite(after):
+        raise _diverged(layer, settings.steps, settings)
+    return LayerFit(layer, before, after, settings.steps, round(time.perf_counter() - started, 3), losses, norms)
+
+
+def _train(
+    block: nn.Module, layer: int, cached: list[_Activations], variance: float, settings: AlignSettings, seed: int
+) -> tuple[list[float], list[float]]:
+    """The steps: the loss of each, and the norms of the first gradients."""
+    parameters = list(block.parameters())
     optimisers = _optimisers(parameters, settings)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
@@ -292,9 +315,9 @@ def _fit(
     norms: list[float] = []
     for step, index in enumerate(_order(len(cached), settings.steps, seed + layer)):
         inputs, outputs, mask = (tensor.clone() for tensor in cached[index])
-        error = (mixer(inputs, attention_mask=mask) - outputs) * mask[..., None]
+        error = (block(inputs.to(parameters[0].dtype), attention_mask=mask) - outputs) * mask[..., None]
         loss = error.float().square().sum() / (mask.sum() * variance)
-        mixer.zero_grad(set_to_none=True)
+        block.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not torch.isfinite(norm):
@@ -305,15 +328,7 @@ def _fit(
         losses.append(loss.item())
         if len(norms) < 10:
             norms.append(norm.item())
-    mixer.zero_grad(set_to_none=True)
-    if settings.solve_output:
-        solve_output(mixer, cast(Mixer, mixer).out_proj, cached)
-    for parameter, flag in zip(parameters, trainable, strict=True):
-        parameter.requires_grad_(flag)
-    after = _unexplained(mixer, apart)
-    if not math.isfinite(after):
-        raise _diverged(layer, settings.steps, settings)
-    return LayerFit(layer, before, after, settings.steps, round(time.perf_counter() - started, 3), losses, norms)
+    return losses, norms
 
 
 def _optimisers(parameters: Sequence[nn.Parameter], settings: AlignSettings) -> list[torch.optim.Optimizer]:
@@ -356,47 +371,44 @@ def _variance(activations: list[_Activations]) -> float:
     return max(variance, 1e-12)  # an attention that always gives the same output
 
 
-def _unexplained(mixer: nn.Module, activations: list[_Activations]) -> float:
-    """Squared error of `mixer` over the variance of the outputs, at tokens."""
+def _unexplained(block: nn.Module, activations: list[_Activations]) -> float:
+    """Squared error of `block` over the variance of the outputs, at tokens."""
     error, tokens = 0.0, 0
     with torch.no_grad():
         for inputs, outputs, mask in activations:
-            difference = (mixer(inputs, attention_mask=mask) - outputs)[mask.bool()]
+            difference = (block(inputs, attention_mask=mask) - outputs)[mask.bool()]
             error += difference.double().square().sum().item()
             tokens += len(difference)
     return error / tokens / _variance(activations)
 
 
-def _key(student: Model, layer: int, teacher: Model, text: str, settings: AlignSettings, seed: int) -> str:
-    """What a finished block depends on: itself and the teacher, but not which other layers are replaced."""
-    block = Substitutes({layer: student.anatomy.mixer(student.network, layer)}).fingerprint
-    config = student.network.config.to_dict()
-    geometry = {name: value for name, value in config.items() if name.startswith("mamba")}
-    return hash_json([block, geometry, teacher.fingerprint, text, settings.model_dump(mode="json"), seed])
-
-
-def _keep(mixer: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> None:
+def _keep(block: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in mixer.state_dict().items()}, _weights(folder, fit.layer))
+    record, weights = _places(folder, fit.layer, key)
+    save_file({name: tensor.contiguous() for name, tensor in block.state_dict().items()}, weights)
     # The record is written last: weights without a record are not read.
-    write_json(_fit_record(folder, fit.layer), {"key": key, "fit": asdict(fit)})
+    write_json(record, {"key": key, "weights": hash_file(weights), "fit": asdict(fit)})
 
 
-def _restore(student: Model, layer: int, folder: Path | None, key: str) -> LayerFit | None:
-    if folder is None or not _fit_record(folder, layer).exists():
+def _restore(block: nn.Module, layer: int, folder: Path | None, key: str) -> LayerFit | None:
+    """Put back a finished block; None, and the block as it was, where none is there or its files are damaged."""
+    if folder is None:
         return None
-    record = read_json(_fit_record(folder, layer))
-    if record["key"] != key:
+    record, weights = _places(folder, layer, key)
+    try:
+        kept = read_json(record)
+        fit = TypeAdapter(LayerFit).validate_python(kept["fit"])
+        if kept["key"] != key or kept["weights"] != hash_file(weights):
+            return None
+    except (RadistillError, OSError, KeyError, TypeError, ValidationError):
         return None
-    student.anatomy.mixer(student.network, layer).load_state_dict(load_file(_weights(folder, layer)))
-    return LayerFit(**record["fit"])
+    block.load_state_dict(load_file(weights))
+    return fit
 
 
-def _weights(folder: Path, layer: int) -> Path:
-    return folder / f"layer-{layer:03d}.safetensors"
-
-
-def _fit_record(folder: Path, layer: int) -> Path:
-    return folder / f"layer-{layer:03d}.json"
+def _places(folder: Path, layer: int, key: str) -> tuple[Path, Path]:
+    """Record and weights of a finished block, under a name of its own among those of other students."""
+    stem = f"layer-{layer:03d}-{key[:16]}"
+    return folder / f"{stem}.json", folder / f"{stem}.safetensors"

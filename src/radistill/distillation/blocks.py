@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from radistill.conversion import convert
-from radistill.conversion.targets import TargetSettings
+from radistill.conversion.targets import DEFAULT, TARGETS, TargetSettings, target_settings
 from radistill.distillation.align import AlignSettings, align
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -18,7 +18,7 @@ def fit_blocks(
     documents: Sequence[Document],
     settings: AlignSettings | None = None,
     *,
-    target: TargetSettings | str = "granite-hybrid",
+    target: TargetSettings | str = DEFAULT,
     init: str = "fitted",
     seed: int = 0,
     folder: Path | None = None,
@@ -38,10 +38,8 @@ def fit_blocks(
     Raises:
         RadistillError: as `convert` and `align`.
     """
-    attention = base.anatomy.attention_layers
     blocks: dict[int, nn.Module] = {}
-    # A hybrid keeps at least one attention, so it takes two of them to have a block for each.
-    for layers in (attention[:-1], attention[-1:]):
+    for layers in TARGETS[target_settings(target).kind].students(base.anatomy.attention_layers):
         student = convert(base, layers, target=target, init=init, seed=seed)
         align(student, base, documents, settings, replace=layers, seed=seed, folder=folder)
         blocks |= {layer: student.anatomy.mixer(student.network, layer) for layer in layers}

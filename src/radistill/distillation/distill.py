@@ -30,10 +30,10 @@ from radistill.distillation.trainer import DistillTrainer, Pace
 from radistill.distillation.vocabulary import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.mixers import use_fast_paths
 from radistill.models.loading import DTYPES, Model, check_device
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document
-from radistill.models.ssd.install import use_fast_ssd
 from radistill.processes import join
 
 # Settings that change how a run is watched or kept, or where it computes, not what comes out of it.
@@ -166,7 +166,7 @@ def train_student(
                 taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
             trained = stack.enter_context(sharded(trained, student.anatomy, processes.count, compute))
         stack.enter_context(recomputing(trained, settings.gradient_checkpointing))
-        use_fast_ssd(trained)
+        use_fast_paths(trained)
         stack.enter_context(compiled(trained, student.anatomy, settings.compile))
         if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel):
             stack.enter_context(compiled(taught, teacher.anatomy, settings.compile))

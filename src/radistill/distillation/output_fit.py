@@ -35,7 +35,7 @@ def solve_output(block: nn.Module, output: nn.Linear, samples: Iterable[tuple[Te
     handle = output.register_forward_pre_hook(listen)
     try:
         for inputs, wanted, mask in samples:
-            block(inputs, attention_mask=mask)
+            block(inputs.to(output.weight.dtype), attention_mask=mask)
             rows = features.pop()[mask.bool()].double().cpu()
             target = wanted[mask.bool()].double().cpu()
             if output.bias is not None:

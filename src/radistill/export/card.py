@@ -6,9 +6,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from radistill.conversion.targets import target_of
 from radistill.diagnosis.plan import Plan
 from radistill.export.source import Source
-from radistill.models.anatomy import anatomy_of
+from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.provenance import versions
 from radistill.report.numbers import layer_list, percent, significant, whole
 from radistill.report.page import outdated
@@ -19,18 +20,22 @@ from radistill.runs.read import mapping
 
 def model_card(source: Source) -> str:
     """The card in Markdown, with the front matter that the Hugging Face hub reads."""
-    run, anatomy = source.run, anatomy_of(source.config)
+    run, anatomy, target = source.run, anatomy_of(source.config), target_of(source.config)
     arm = source.hybrid.arm if source.hybrid is not None else None
     return (
         _template()
         .render(
-            front_matter=yaml.safe_dump(_front_matter(source), sort_keys=False, allow_unicode=True).rstrip(),
+            front_matter=yaml.safe_dump(_front_matter(source, anatomy), sort_keys=False, allow_unicode=True).rstrip(),
             name=source.name,
             base=source.base,
             teacher=source.teacher,
             arm=source.arm if source.arm != MAIN else "",
             run=run,
-            plan=_plan_facts(source.plan),
+            plan=_plan_facts(source.plan, _blocks(anatomy)),
+            architecture=", ".join(source.config.architectures or [anatomy.model_type]),
+            blocks=_blocks(anatomy),
+            remarks=[] if target is None else target.remarks(source.config),
+            gguf=target is not None and target.gguf is not None,
             layers=anatomy.num_layers,
             ssm_layers=layer_list(list(anatomy.ssm_layers)),
             attention_layers=layer_list(list(anatomy.attention_layers)),
@@ -41,33 +46,38 @@ def model_card(source: Source) -> str:
             recipe="" if run is None or run.recipe is None else _public_recipe(run.recipe.model_dump(mode="json")),
             versions=versions() if run is None else mapping(run.record.get("versions")),
             seed=None if run is None else run.record.get("seed"),
-            groups=source.config.mamba_n_groups,
         )
         .rstrip()
         + "\n"
     )
 
 
-def _front_matter(source: Source) -> dict[str, Any]:
-    base = source.base
+def _blocks(anatomy: Anatomy) -> str:
+    """What stands in place of attention."""
+    mixer = anatomy.architecture.mixer
+    return "state-space" if mixer is None else mixer.title
+
+
+def _front_matter(source: Source, anatomy: Anatomy) -> dict[str, Any]:
+    base, mixer = source.base, anatomy.architecture.mixer
     front: dict[str, Any] = {
         "license": "unknown" if base is None else base.licence,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["radistill", "hybrid", "mamba2", "granitemoehybrid", "distillation"],
+        "tags": ["radistill", "hybrid", *([mixer.kind] if mixer else []), anatomy.model_type, "distillation"],
     }
     if base is not None and base.hub is not None:
         front = {"base_model": base.hub, "base_model_relation": "finetune", **front}
     return front
 
 
-def _plan_facts(plan: Plan | None) -> list[tuple[str, str]]:
+def _plan_facts(plan: Plan | None, blocks: str) -> list[tuple[str, str]]:
     """What the plan says about itself, in words."""
     if plan is None:
         return []
     draft = "draft with fitted blocks" if plan.by == "replaceability" else "skip draft"
     return [
-        ("attention replaced by Mamba-2 in layers", layer_list(plan.replace)),
+        (f"attention replaced by {blocks} in layers", layer_list(plan.replace)),
         ("chosen by", f"{plan.selector.get('kind')}, {plan.by}"),
         (f"objective ({plan.objective['name']})", significant(plan.objective["value"])),
         (f"tokens of the {draft} that the base accepts", percent(plan.acceptance_rate)),

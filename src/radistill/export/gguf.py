@@ -1,4 +1,4 @@
-"""A model folder as one GGUF file, which llama.cpp runs as `granitehybrid`."""
+"""A model folder as one GGUF file for llama.cpp, in the form that the student's target says."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,10 @@ from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.console import progress
+from radistill.conversion.targets import TARGETS, target_of
+from radistill.conversion.targets.interface import GGUFFormat
 from radistill.errors import RadistillError
-from radistill.export.gguf_metadata import obstacles, rotary_scaling, write_settings
-from radistill.export.gguf_tensors import ROTARY_DIVISORS, TYPES, encode, storage_type, stored_bytes, translate
+from radistill.export.gguf_tensors import TYPES, encode, storage_type, stored_bytes
 from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.export.weights import find_weights, read_weight, shape_of
 from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
@@ -34,7 +35,7 @@ def write_gguf(
     Weights are read one by one, so that the memory needed is that of the largest.
 
     Args:
-        folder: a transformers folder of a `granitemoehybrid` model.
+        folder: a transformers folder of a student.
         path: an existing file is replaced.
         dtype: of matrices, one of `TYPES`; the checkpoint's own if None.
         about: further metadata by its key: name, licence, lineage.
@@ -43,8 +44,10 @@ def write_gguf(
         RadistillError: if llama.cpp cannot hold the model or its tokenizer, or a weight is missing or not finite.
     """
     config = read_config(folder)
-    if found := obstacles(config):
-        raise RadistillError(f"{folder}: llama.cpp's granitehybrid cannot hold this model: {'; '.join(found)}")
+    layout = _layout(folder, config)
+    architecture = gguf.MODEL_ARCH_NAMES[layout.architecture]
+    if found := layout.obstacles(config):
+        raise RadistillError(f"{folder}: llama.cpp's {architecture} cannot hold this model: {'; '.join(found)}")
     dtype = dtype or _own_dtype(config)
     if dtype not in TYPES:
         raise RadistillError(f"dtype is {dtype!r}; for a GGUF it can be {', '.join(TYPES)}")
@@ -56,7 +59,7 @@ def write_gguf(
         raise RadistillError(f"{folder}: {error}") from None
 
     with _replacing(path) as temporary:
-        writer = GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GRANITE_HYBRID])
+        writer = GGUFWriter(temporary, architecture)
         try:
             writer.add_type("model")
             writer.add_file_type(_FILE_TYPES[dtype])
@@ -66,33 +69,44 @@ def write_gguf(
                     writer.add_string(key, value)
                 else:
                     writer.add_array(key, value)
-            write_settings(writer, config)
+            layout.write_settings(writer, config)
             write_vocabulary(writer, vocabulary, _chat_template(tokenizer))
-            _write_weights(writer, weights, config, dtype)
+            _write_weights(writer, weights, config, layout, dtype)
         finally:
             writer.close()
 
 
-def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, dtype: str) -> None:
+def _layout(folder: Path, config: PreTrainedConfig) -> GGUFFormat:
+    target = target_of(config)
+    if target is None or target.gguf is None:
+        written = ", ".join(known.model_type for known in TARGETS.values() if known.gguf is not None)
+        raise RadistillError(f"{folder}: architecture {config.model_type} (a GGUF is written for {written} only)")
+    return target.gguf
+
+
+def _write_weights(
+    writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, layout: GGUFFormat, dtype: str
+) -> None:
     """Announce every tensor by its shape, then write them in the same order."""
     if config.tie_word_embeddings:
         weights = {name: path for name, path in weights.items() if name != "lm_head.weight"}
-    divisors, _ = rotary_scaling(config)
-    if divisors is not None:
-        writer.add_tensor_info(ROTARY_DIVISORS, list(divisors.shape), np.dtype(np.float32), divisors.nbytes)
+    extra = layout.extra(config)
+    for name, tensor in extra.items():
+        writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), tensor.nbytes)
     for name, path in weights.items():
-        for target, shape in translate(name, shape_of(name, path), config).items():
-            kind = storage_type(target, shape, TYPES[dtype])
+        for target, shape in layout.translate(name, shape_of(name, path), config).items():
+            kind = storage_type(target, shape, TYPES[dtype], layout.float32)
             writer.add_tensor_info(target, list(shape.shape), np.dtype(np.float32), stored_bytes(shape, kind), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if divisors is not None:
-        writer.write_tensor_data(divisors.numpy())
+    for tensor in extra.values():
+        writer.write_tensor_data(tensor.numpy())
     with progress("writing GGUF", total=len(weights), unit="weights") as advance:
         for name, path in weights.items():
-            for target, tensor in translate(name, read_weight(name, path), config).items():
-                writer.write_tensor_data(encode(name, tensor, storage_type(target, tensor, TYPES[dtype])))
+            for target, tensor in layout.translate(name, read_weight(name, path), config).items():
+                kind = storage_type(target, tensor, TYPES[dtype], layout.float32)
+                writer.write_tensor_data(encode(name, tensor, kind))
             advance()
 
 

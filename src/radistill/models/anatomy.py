@@ -4,14 +4,17 @@ This is the only place that knows names of parts. A new source architecture is o
 tests run over every entry.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.errors import RadistillError
+from radistill.mixers.interface import Mixer
+from radistill.mixers.mamba2 import MAMBA2
+from radistill.mixers.mamba2.geometry import Mamba2Geometry
 
 
 class Component(StrEnum):
@@ -34,6 +37,9 @@ class Architecture:
         window: whether the model applies `config.sliding_window` to "all" layers, to those that `config.layer_types`
             calls "sliding_attention" ("some"), or ignores the field ("none").
         peculiarities: what the architecture always computes differently from Llama, in words for a refusal.
+        mixer: what its state-space blocks are, where they are of a kind that we know.
+        state: numbers in the recurrent state of one of its state-space blocks, where we do not.
+        published: names of layer types that its published checkpoints have in place of transformers'.
     """
 
     attention: str = "self_attn"
@@ -42,6 +48,32 @@ class Architecture:
     layers: str = "model.layers"
     window: str = "none"
     peculiarities: tuple[str, ...] = ()
+    mixer: Mixer | None = None
+    state: Callable[[PreTrainedConfig], int] | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+
+    def state_numbers(self, config: PreTrainedConfig) -> int:
+        """Numbers that one state-space block remembers of one sequence; 0 where there is no such block."""
+        if self.mixer is not None:
+            return self.mixer.geometry(config).state_numbers
+        return 0 if self.state is None else self.state(config)
+
+
+def _zamba2_state(config: PreTrainedConfig) -> int:
+    """Mamba-2 under names of its own."""
+    heads, size, groups = config.n_mamba_heads, config.mamba_headdim, config.mamba_ngroups
+    shape = Mamba2Geometry(heads, size, groups, config.mamba_d_state, config.mamba_expand, config.mamba_d_conv)
+    return shape.state_numbers
+
+
+def _mamba1_state(config: PreTrainedConfig) -> int:
+    return config.mamba_expand * config.hidden_size * (config.mamba_d_state + config.mamba_d_conv)
+
+
+def _delta_state(config: PreTrainedConfig) -> int:
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    return values * config.linear_key_head_dim + (2 * keys + values) * config.linear_conv_kernel_dim
 
 
 _HYBRID = "a hybrid of another kind"
@@ -51,7 +83,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture(window="all"),
     "qwen2": Architecture(window="some"),
     "granite": Architecture(),
-    "granitemoehybrid": Architecture(ssm=("mamba",), mlp=("block_sparse_moe", "shared_mlp")),
+    "granitemoehybrid": Architecture(
+        ssm=("mamba",),
+        mlp=("block_sparse_moe", "shared_mlp"),
+        mixer=MAMBA2,
+        # transformers reads both spellings, vLLM up to 0.25 and llama.cpp's converter only that of IBM's checkpoints.
+        published={"linear_attention": "mamba", "full_attention": "attention"},
+    ),
     # Known so that they can be inspected and diagnosed, and refused by name where they cannot be converted.
     "gemma2": Architecture(
         window="some",
@@ -65,18 +103,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": Architecture(window="all", peculiarities=("QK-norm",)),
     "smollm3": Architecture(window="some"),
     # Hybrids from elsewhere: their components can be masked, but the target computes its blocks differently.
-    "bamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID,)),
+    "bamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID,), mixer=MAMBA2),
     "falcon_h1": Architecture(
-        ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "attention and state space in one layer")
+        ssm=("mamba",),
+        mlp=("feed_forward",),
+        peculiarities=(_HYBRID, "attention and state space in one layer"),
+        mixer=MAMBA2,
     ),
-    "jamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "Mamba-1 blocks")),
-    "qwen3_5_text": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm")),
-    "qwen3_next": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm")),
+    "jamba": Architecture(
+        ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "Mamba-1 blocks"), state=_mamba1_state
+    ),
+    "qwen3_5_text": Architecture(
+        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), state=_delta_state
+    ),
+    "qwen3_next": Architecture(
+        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), state=_delta_state
+    ),
     "zamba2": Architecture(
         attention="shared_transformer.self_attn",
         ssm=("mamba", "mamba_decoder.mamba"),
         mlp=("shared_transformer.feed_forward",),
         peculiarities=(_HYBRID, "attention blocks shared between layers"),
+        state=_zamba2_state,
     ),
 }
 
@@ -208,7 +256,7 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
         ssm_layers=ssm,
         sliding_window=window,
         sliding_layers=windowed,
-        ssm_state_size=_SSM_STATE[config.model_type](config) if ssm else 0,
+        ssm_state_size=entry.state_numbers(config) if ssm else 0,
     )
 
 
@@ -250,39 +298,3 @@ def _submodule(block: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
-
-
-def _scan_state(inner: int, state: int, groups: int, kernel: int) -> int:
-    """Mamba-2: a state for each channel, and the convolution's memory over the channels and the groups' B and C."""
-    return inner * state + (inner + 2 * groups * state) * kernel
-
-
-def _mamba2_state(config: PreTrainedConfig) -> int:
-    inner = config.mamba_n_heads * config.mamba_d_head
-    return _scan_state(inner, config.mamba_d_state, config.mamba_n_groups, config.mamba_d_conv)
-
-
-def _zamba2_state(config: PreTrainedConfig) -> int:
-    inner = config.n_mamba_heads * config.mamba_headdim
-    return _scan_state(inner, config.mamba_d_state, config.mamba_ngroups, config.mamba_d_conv)
-
-
-def _mamba1_state(config: PreTrainedConfig) -> int:
-    return config.mamba_expand * config.hidden_size * (config.mamba_d_state + config.mamba_d_conv)
-
-
-def _delta_state(config: PreTrainedConfig) -> int:
-    keys = config.linear_num_key_heads * config.linear_key_head_dim
-    values = config.linear_num_value_heads * config.linear_value_head_dim
-    return values * config.linear_key_head_dim + (2 * keys + values) * config.linear_conv_kernel_dim
-
-
-_SSM_STATE: dict[str, Callable[[PreTrainedConfig], int]] = {
-    "bamba": _mamba2_state,
-    "falcon_h1": _mamba2_state,
-    "granitemoehybrid": _mamba2_state,
-    "jamba": _mamba1_state,
-    "qwen3_5_text": _delta_state,
-    "qwen3_next": _delta_state,
-    "zamba2": _zamba2_state,
-}

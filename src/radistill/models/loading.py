@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,11 @@ from transformers import (
 from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import atomic_folder
+from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sources import locate
-from radistill.models.ssd.install import use_fast_ssd
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,7 +108,7 @@ class Model:
         finally:
             self.network.generation_config = settings
         settings.to_json_file(folder / "generation_config.json")
-        _use_published_names(folder / "config.json")
+        _use_published_names(folder / "config.json", self.anatomy.architecture.published)
 
 
 def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Model:
@@ -133,7 +134,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
     _check_vocabulary(folder, tokenizer, network)
     _check_finite(folder, network)
-    use_fast_ssd(network)
+    use_fast_paths(network)
     warn_if_slow(DTYPES[dtype], target)
     return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
 
@@ -167,12 +168,10 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def _use_published_names(path: Path) -> None:
-    """Name the layers of a hybrid as IBM's checkpoints do: transformers reads both spellings, vLLM up to 0.25 and
-    llama.cpp's converter only that one."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") == "granitemoehybrid":
-        published = {"linear_attention": "mamba", "full_attention": "attention"}
+def _use_published_names(path: Path, published: Mapping[str, str]) -> None:
+    """Name the types of layers as published checkpoints of the architecture do."""
+    if published:
+        config = json.loads(path.read_text(encoding="utf-8"))
         config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from radistill.conversion import TARGETS
 from radistill.diagnosis.selectors import All, Greedy
 from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
@@ -168,6 +169,7 @@ def memory_of_stages(
         in_diagnosis = recipe.diagnose.by == "replaceability"
         terms = _align(reading(recipe, "align"), base, shape, bounds["align"])
         stages["align"] = (with_teacher if in_diagnosis else always) | hybrid | terms
+        stages["align"]["student weights"] += shape.block * (BYTES["float32"] - number)
     for training in trainings(recipe):
         if training is not recipe.distill:
             always = with_teacher  # its held-out measures ask the teacher itself
@@ -200,10 +202,10 @@ def fitted_blocks(recipe: Recipe, base: Anatomy) -> int:
 
 
 def _fits(recipe: Recipe, base: Anatomy) -> list[int]:
-    """Blocks by the student that they are fitted in: one attention must stay, so `fit_blocks` needs two students."""
+    """Blocks by the student that they are fitted in, as `fit_blocks` has them."""
     if recipe.diagnose.by == "redundancy":
         return [recipe.diagnose.budget]
-    return [len(base.attention_layers) - 1, 1]
+    return [len(group) for group in TARGETS[recipe.convert.target.kind].students(base.attention_layers)]
 
 
 def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:
@@ -258,7 +260,7 @@ def _diagnose(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
 
 
 def _align(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
-    number = BYTES[recipe.dtype]
+    number = BYTES["float32"]  # of what is trained, whatever the rest is in
     return _blocks_to_choose_by(recipe, base, shape) | {
         "cached activations": layers_at_once(recipe, base, bounds) * align_bytes_per_layer(recipe, base, bounds),
         "gradients": shape.block * number,

@@ -8,8 +8,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from radistill.conversion.initialisation import find_initialisation
-from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.conversion import TARGETS, check_conversion
 from radistill.data.settings import DataSettings, HubData, JsonlData
 from radistill.data.sources import draw
 from radistill.diagnosis.diagnose import check_budget
@@ -17,7 +16,7 @@ from radistill.distillation.losses import check_same_width
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
-from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import one_line, quiet
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config
@@ -52,11 +51,13 @@ def check(recipe: Recipe) -> Checked:
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     anatomy = anatomy_of(base)
+    with torch.device("meta"), quiet():
+        network = AutoModelForCausalLM.from_config(base, trust_remote_code=recipe.trust_remote_code)
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
         if arm.budget is not None:
-            check_budget(arm.budget, anatomy)
-        check_conversion(recipe, base, anatomy, arm.target, arm.init)
+            check_budget(arm.budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        check_conversion(recipe.model, network, arm.target, arm.init)
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
@@ -105,30 +106,6 @@ def _gguf_config(path: Path) -> PreTrainedConfig:
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as error:  # the reader raises whatever the bytes lead it to
         raise RadistillError(f"{path}: transformers cannot read this GGUF file ({one_line(error)})") from None
-
-
-def check_conversion(
-    recipe: Recipe, config: PreTrainedConfig, anatomy: Anatomy, target: TargetSettings, init: str
-) -> None:
-    """Check that a target can hold the recipe's model, and that an initialisation fits its blocks.
-
-    Raises:
-        RadistillError: naming the features that stand in the way.
-    """
-    chosen = TARGETS[target.kind]
-    if obstacles := chosen.check(config):
-        raise RadistillError(f"{recipe.model}: the target {target.kind} cannot hold this model: {'; '.join(obstacles)}")
-    geometry = chosen.geometry(config, target)
-    qkv_bias = _has_qkv_bias(config, anatomy, recipe.trust_remote_code)
-    if obstacles := find_initialisation(init).obstacles(geometry, anatomy, qkv_bias):
-        raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
-
-
-def _has_qkv_bias(config: PreTrainedConfig, anatomy: Anatomy, trust_remote_code: bool) -> bool:
-    with torch.device("meta"), quiet():
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    attention = anatomy.mixer(network, anatomy.attention_layers[0])
-    return attention.get_submodule("q_proj").bias is not None
 
 
 def _check_teacher(

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 
 from radistill.conversion.targets import TARGETS, TargetSettings
 from radistill.distillation.precision import Precision, computing, master_weights
+from radistill.mixers import use_fast_paths, without_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
-from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HybridShape:
         block: parameters of one new block.
         step_bytes: what autograd keeps between forward and backward of the whole hybrid, logits and weights left out;
             None if it was not asked for, and for a mixture of experts, where it depends on the data.
-        block_bytes: the same for one new block by itself; None if it was not asked for.
+        block_bytes: the same for one new block by itself, in float32; None if it was not asked for.
     """
 
     anatomy: Anatomy
@@ -96,9 +96,9 @@ def hybrid_shape(
         replace = [candidates[place * len(candidates) // budget] for place in range(budget)]
         student = TARGETS[target.kind].build(source, replace, target, share=True)
         if on_cpu:
-            use_fast_ssd(student)
+            use_fast_paths(student)
         # Once used in this process, our functions would also take these tensors for a CPU's.
-        path = nullcontext() if on_cpu else without_fast_ssd(student)
+        path = nullcontext() if on_cpu else without_fast_paths(student)
         student.train()
         student.requires_grad_(train_everything)
         anatomy = anatomy_of(student)
@@ -110,7 +110,7 @@ def hybrid_shape(
             return student(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=1, use_cache=False)
 
         def fit(batch: Batch) -> Any:
-            inputs = torch.zeros(batch.rows, batch.time, anatomy.hidden_size, dtype=dtype)
+            inputs = torch.zeros(batch.rows, batch.time, anatomy.hidden_size)
             return blocks[0](inputs, attention_mask=torch.ones(batch.rows, batch.time, dtype=torch.long))
 
         experts = bool(getattr(student.config, "num_local_experts", 0))
@@ -124,13 +124,17 @@ def hybrid_shape(
                         if recompute
                         else kept_bytes(student, forward)
                     )
+            block_bytes = None
+            if block_step is not None:
+                with master_weights(blocks[0], "bfloat16"):
+                    block_bytes = kept_bytes(blocks[0], partial(fit, block_step))
             return HybridShape(
                 anatomy=anatomy,
                 parameters=anatomy.parameters(student),
                 new=sum(_numbers(block) for block in blocks),
                 block=_numbers(blocks[0]),
                 step_bytes=step_bytes,
-                block_bytes=None if block_step is None else kept_bytes(blocks[0], partial(fit, block_step)),
+                block_bytes=block_bytes,
             )
 
 

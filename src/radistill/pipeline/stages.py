@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from radistill.console import note
-from radistill.conversion import convert, new_parameters
-from radistill.conversion.initialisation import find_initialisation
+from radistill.conversion import TARGETS, check_conversion, convert, new_parameters
+from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
 from radistill.diagnosis.plan import DRAFTS, Plan
@@ -36,7 +36,6 @@ from radistill.pipeline.inputs import (
     finetune_inputs,
     split_file,
 )
-from radistill.pipeline.preflight import check_conversion
 from radistill.pipeline.rates import with_best_rate
 from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
@@ -96,6 +95,7 @@ def _find_plan(context: Context, arm: Arm, path: Path) -> None:
             objective=settings.objective,
             penalty=arm.penalty,
             by=arm.by,
+            keeps=TARGETS[arm.target.kind].keeps,
             substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
             passes=settings.passes,
             context_length=settings.context_length,
@@ -264,10 +264,10 @@ def run_evaluate(context: Context) -> None:
         results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
         # Blocks that put out zero, whatever their geometry, are the attentions left out.
         replace = Plan.load(context.files(main).plan).replace
-        draft = convert(context.base, replace, target=main.target, init="random")
+        draft = convert(context.base, replace, target=main.target, init=mixer_of(main.target).silent)
         results["draft"] = _evaluate(context, draft, "draft")
         for arm in context.hybrids:
-            starts_as_draft = arm.is_main and arm.align is None and find_initialisation(arm.init).silent
+            starts_as_draft = arm.is_main and arm.align is None and find_initialisation(arm.init, arm.target).silent
             if arm.is_trained and not starts_as_draft:
                 name = f"{arm.name}_start"
                 results[name] = _evaluate(context, _start(context, arm)[0], name, generate=False)
@@ -317,12 +317,11 @@ def _check(context: Context) -> None:
     recipe, base = context.recipe, context.base
     for arm in context.hybrids:
         if arm.budget is not None:
-            check_budget(arm.budget, base.anatomy)
-        check_conversion(recipe, base.network.config, base.anatomy, arm.target, arm.init)
+            check_budget(arm.budget, base.anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        check_conversion(recipe.model, base.network, arm.target, arm.init)
     # The one that writes the responses comes last, and so stays loaded.
-    for source in sorted(
-        {arm.teacher for arm in context.hybrids if arm.teacher}, key=lambda one: one == recipe.teacher
-    ):
+    teachers = {arm.teacher for arm in context.hybrids if arm.teacher}
+    for source in sorted(teachers, key=lambda one: one == recipe.teacher):
         check_same_tokenizer(context.teacher(source), base)
 
 

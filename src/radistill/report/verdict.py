@@ -1,6 +1,6 @@
 """The answer in a few sentences, computed from the figures: never kinder than they are."""
 
-from radistill.conversion.initialisation import find_initialisation
+from radistill.conversion.targets import find_initialisation
 from radistill.report.arms import START, Arm, arms_of
 from radistill.report.numbers import absent, percent, significant, whole
 from radistill.runs.folder import MAIN
@@ -73,7 +73,7 @@ def _start(run: Run) -> str:
     if run.judged == START:
         return "where its fitted blocks started"
     arm = run.main.arm
-    started = arm is not None and arm.align is None and find_initialisation(arm.init).silent
+    started = arm is not None and arm.align is None and find_initialisation(arm.init, arm.target).silent
     return "where it started" if started else "the draft that only skips these layers"
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from radistill.conversion.initialisation import find_initialisation
-from radistill.conversion.targets import TargetSettings
+from radistill.conversion.targets import TargetSettings, find_initialisation
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.rates import RateSearch
@@ -109,7 +108,7 @@ def arm_of(main: Arm, name: str, settings: ArmSettings, model: str) -> Arm:
     rate = settings.rate
     if rate is None and align is None and "new_block_learning_rate" not in (settings.distill or {}):
         # So far from the teacher, the rate of a hybrid's fitted blocks would leave a start where it is.
-        rate = find_initialisation(init).rate
+        rate = find_initialisation(init, settings.target or main.target).rate
     if distill is not None and isinstance(rate, list):
         search = distill.rate_search.model_dump() if distill.rate_search else {}
         rates = RateSearch.model_validate(search | {"rates": rate})

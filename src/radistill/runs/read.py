@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from radistill.conversion.targets import mixer_of
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.files import read_json
@@ -92,7 +93,7 @@ class Run:
     @property
     def block(self) -> str:
         """What stands in place of attention, as precisely as the folder says."""
-        return "an SSM (Mamba-2)" if self.recipe is not None else "an SSM"
+        return mixer_of(self.recipe.convert.target).phrase if self.recipe is not None else "an SSM"
 
     @property
     def judged(self) -> str:

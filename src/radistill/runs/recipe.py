@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from radistill.conversion.initialisation import find_initialisation
+from radistill.conversion.targets import find_initialisation
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
@@ -131,7 +131,7 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{by} is {arm.by}, which needs fitted blocks, but {arm.field('align')} is null; give it a section, or set "
             f"{by}: redundancy"
         )
-    if arm.align is None and find_initialisation(arm.init).needs_fit:
+    if arm.align is None and find_initialisation(arm.init, arm.target).needs_fit:
         return (
             f"{arm.field('convert', 'init')} is {arm.init}, which needs a fit, but {arm.field('align')} is null; give "
             "it a section, or set init: zero"

@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from radistill.conversion.targets import TARGETS, TargetSettings
+
 
 def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
     """The most telling problem of `error`, raised by the model `recipe`, on one line."""
@@ -37,6 +39,8 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
 
 def sections(annotation: Any) -> dict[str, type[BaseModel]]:
     """The settings classes that a field admits, by their kind; empty if it has no fields of its own."""
+    if annotation is TargetSettings:
+        return {kind: target.settings for kind, target in TARGETS.items()}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
         return {str(kind.default) if kind else annotation.__name__: annotation}

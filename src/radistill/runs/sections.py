@@ -1,12 +1,11 @@
 """The sections of a recipe. Every field has a type, a default where one makes sense, and a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
-from radistill.conversion.initialisation import INITIALISATIONS
-from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
+from radistill.conversion.targets import GraniteHybridSettings, TargetSettings, validate_target
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
@@ -14,6 +13,7 @@ from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, SelectorSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.mixers import initialisation_names
 
 
 def kind_of(value: Any) -> Any:
@@ -21,18 +21,18 @@ def kind_of(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _one_of(known: Sequence[str]) -> BeforeValidator:
+def _one_of(known: Callable[[], Iterable[str]]) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(sorted(known))}")
+        if value not in list(known()):
+            raise ValueError(f"must be one of {', '.join(sorted(known()))}")
         return value
 
     return BeforeValidator(check)
 
 
 Selector = Annotated[SelectorSettings, BeforeValidator(kind_of)]
-Target = Annotated[TargetSettings, BeforeValidator(kind_of)]
-Initialisation = Annotated[str, _one_of(list(INITIALISATIONS))]
+Target = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(validate_target)]
+Initialisation = Annotated[str, _one_of(initialisation_names)]
 
 
 _OWN_DATA = (
@@ -59,7 +59,9 @@ class DiagnoseSettings(BaseModel):
         "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
     )
     selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
-    objective: Annotated[str, _one_of(list(OBJECTIVES))] = Field(default="kl", description="what the search maximises")
+    objective: Annotated[str, _one_of(lambda: OBJECTIVES)] = Field(
+        default="kl", description="what the search maximises"
+    )
     passes: float | None = Field(
         default=None,
         gt=0,

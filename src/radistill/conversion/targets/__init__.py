@@ -1,71 +1,98 @@
 """Targets: the architectures that a student can have. One file each, registered here under its `kind`."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Annotated, Any, Union
 
-from pydantic import ValidationError
-from transformers import PreTrainedConfig, PreTrainedModel
+from pydantic import Field, TypeAdapter, ValidationError
+from transformers import PreTrainedConfig
 
-from radistill.conversion.geometry import Mamba2Geometry
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid, GraniteHybridSettings
+from radistill.conversion.targets.interface import Target, TargetSettings
 from radistill.errors import RadistillError
-from radistill.models.loading import Model
+from radistill.mixers.interface import Initialisation, Mixer
+from radistill.models.anatomy import ARCHITECTURES
 
-# A recipe's `target`, told apart by `kind`. With a second target this becomes a pydantic union discriminated by it.
-TargetSettings: TypeAlias = GraniteHybridSettings
-
-
-class Target(Protocol):
-    """An architecture that holds the source's weights as they are and can replace attention layer by layer."""
-
-    settings: type[TargetSettings]
-
-    def check(self, config: PreTrainedConfig) -> list[str]:
-        """Features of a source model that this architecture cannot hold, by name; empty if it can hold it."""
-
-    def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> Mamba2Geometry:
-        """Shape of the new blocks for this source.
-
-        Raises:
-            RadistillError: if the settings do not fit the source.
-        """
-
-    def build(
-        self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False
-    ) -> PreTrainedModel:
-        """Build the student: weights copied from the source, the blocks that replace attention filled with NaN.
-
-        Args:
-            model: the source.
-            replace: layers whose attention is replaced, sorted.
-            settings: this target's settings.
-            share: let the student's tensors be the source's own wherever nothing has to be joined. Saves memory for a
-                comparison; the result must not be trained.
-        """
+TARGETS: dict[str, Target] = {}
+DEFAULT = "granite-hybrid"
 
 
-TARGETS: dict[str, Target] = {"granite-hybrid": GraniteHybrid()}
+def register_target(target: Target) -> None:
+    """Make a target known under its kind, and its architecture to all that takes models apart."""
+    TARGETS[target.kind] = target
+    if target.architecture is not None:
+        ARCHITECTURES[target.model_type] = target.architecture
+
+
+register_target(GraniteHybrid())
+
+
+def validate_target(value: Any) -> TargetSettings:
+    """Settings of a target from its name, from a mapping whose `kind` may be left out, or as they are.
+
+    Raises:
+        ValidationError: for an unknown name or field, or a value that is not allowed.
+    """
+    if isinstance(value, str):
+        value = {"kind": value}
+    elif isinstance(value, dict):
+        value = {"kind": DEFAULT, **value}
+    kinds: Any = Union[tuple(target.settings for target in TARGETS.values())]  # noqa: UP007
+    if len(TARGETS) > 1:
+        kinds = Annotated[kinds, Field(discriminator="kind")]
+    settings: TargetSettings = TypeAdapter(kinds).validate_python(value)
+    return settings
 
 
 def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSettings:
-    """Settings of a target from its name, from a mapping with `kind`, or as they are.
+    """As `validate_target`.
 
     Raises:
         RadistillError: for an unknown name or field, or a value that is not allowed.
     """
-    if isinstance(target, TargetSettings):
-        return target
-    values = {"kind": target} if isinstance(target, str) else dict(target)
-    kind = values.get("kind")
-    if kind not in TARGETS:
+    kind = target.get("kind", DEFAULT) if isinstance(target, dict) else getattr(target, "kind", target)
+    if kind not in list(TARGETS):
         raise RadistillError(f"target: {kind!r} is unknown; choose from {', '.join(TARGETS)}")
     try:
-        return TARGETS[kind].settings.model_validate(values)
+        return validate_target(target)
     except ValidationError as error:
-        field, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+        problems = [[part for part in problem["loc"] if part != kind] for problem in error.errors()]
+        field, value = problems[0][0], error.errors()[0]["input"]
         # A field with alternatives has one message for each of them.
-        wanted = " or ".join(problem["msg"] for problem in error.errors() if problem["loc"][0] == field)
+        wanted = " or ".join(
+            problem["msg"] for problem, place in zip(error.errors(), problems, strict=True) if place[0] == field
+        )
         raise RadistillError(f"target.{field}: {wanted} (got {value!r})") from None
 
 
-__all__ = ["TARGETS", "GraniteHybridSettings", "Target", "TargetSettings", "target_settings"]
+def mixer_of(target: TargetSettings | dict[str, Any] | str = DEFAULT) -> Mixer:
+    """The kind of block that a target puts in place of attention."""
+    settings = target_settings(target)
+    return TARGETS[settings.kind].mixer(settings)
+
+
+def find_initialisation(name: str, target: TargetSettings | dict[str, Any] | str = DEFAULT) -> Initialisation:
+    """The initialisation called `name` of the blocks that a target puts in place of attention.
+
+    Raises:
+        RadistillError: listing the known names.
+    """
+    return mixer_of(target).initialisation(name)
+
+
+def target_of(config: PreTrainedConfig) -> Target | None:
+    """The target whose students have this config; None for a model that cannot be a student."""
+    return next((target for target in TARGETS.values() if target.model_type == config.model_type), None)
+
+
+__all__ = [
+    "DEFAULT",
+    "TARGETS",
+    "GraniteHybridSettings",
+    "Target",
+    "TargetSettings",
+    "find_initialisation",
+    "mixer_of",
+    "register_target",
+    "target_of",
+    "target_settings",
+    "validate_target",
+]

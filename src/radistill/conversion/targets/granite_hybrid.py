@@ -8,15 +8,19 @@ the table of config fields.
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 
 from radistill.conversion.assembly import assemble
-from radistill.conversion.geometry import Mamba2Geometry
+from radistill.conversion.targets.granite_hybrid_gguf import GraniteHybridGGUF
+from radistill.conversion.targets.interface import Target, TargetSettings
 from radistill.errors import RadistillError
+from radistill.mixers.interface import Mixer
+from radistill.mixers.mamba2 import MAMBA2
+from radistill.mixers.mamba2.geometry import Mamba2Geometry
 from radistill.models.features import blocking_features
 from radistill.models.loading import Model
 
@@ -43,13 +47,12 @@ _CARRIED = (
     "attention_dropout",
     "rope_parameters",
 )
+_EXPERTS = ".block_sparse_moe."
 Count = Annotated[int, Field(strict=True, ge=1)]
 
 
-class GraniteHybridSettings(BaseModel):
+class GraniteHybridSettings(TargetSettings):
     """Geometry of the new Mamba-2 blocks. A field that is left out follows the source."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["granite-hybrid"] = "granite-hybrid"
     groups: Count | Literal["heads"] | None = Field(
@@ -65,29 +68,26 @@ class GraniteHybridSettings(BaseModel):
     )
 
 
-class GraniteHybrid:
-    """See `Target` for what each method promises."""
+class GraniteHybrid(Target):
+    """See `Target` for what each member promises."""
 
     settings = GraniteHybridSettings
+    model_type = "granitemoehybrid"
+    mixers: ClassVar[tuple[Mixer, ...]] = (MAMBA2,)
+    keeps = 1
+    keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
+    gguf = GraniteHybridGGUF()
 
     def check(self, config: PreTrainedConfig) -> list[str]:
         """Features of the source that the architecture cannot hold, by name."""
         return blocking_features(config)
 
-    def geometry(self, config: PreTrainedConfig, settings: GraniteHybridSettings) -> Mamba2Geometry:
+    def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> Mamba2Geometry:
         """Shape of the new blocks. A source that has SSM layers dictates it: the architecture knows only one."""
+        assert isinstance(settings, GraniteHybridSettings)
         heads = config.num_attention_heads
         if _has_ssm(config):
-            own = Mamba2Geometry(
-                heads=config.mamba_n_heads,
-                head_dim=config.mamba_d_head,
-                groups=config.mamba_n_groups,
-                state=config.mamba_d_state,
-                expand=config.mamba_expand,
-                conv_kernel=config.mamba_d_conv,
-                conv_bias=config.mamba_conv_bias,
-                proj_bias=config.mamba_proj_bias,
-            )
+            own = MAMBA2.geometry(config)
             for field in ("groups", "state", "expand", "conv_kernel"):
                 asked = getattr(settings, field)
                 asked = heads if asked == "heads" else asked
@@ -122,9 +122,10 @@ class GraniteHybrid:
         return geometry
 
     def build(
-        self, model: Model, replace: Sequence[int], settings: GraniteHybridSettings, *, share: bool = False
+        self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False
     ) -> PreTrainedModel:
         """Build the student; its new blocks hold NaN until an initialisation fills them."""
+        assert isinstance(settings, GraniteHybridSettings)
         network = model.network
         source = network.state_dict()
         biased = any(name.endswith("self_attn.q_proj.bias") for name in source)
@@ -141,6 +142,26 @@ class GraniteHybrid:
             share=share,
         )
 
+    def weight_shapes(self, config: PreTrainedConfig) -> dict[str, list[int]]:
+        """Experts have other names in memory than in a file, and those in memory differ by version of transformers."""
+        shapes = {name: shape for name, shape in super().weight_shapes(config).items() if _EXPERTS not in name}
+        experts, inner, width = config.num_local_experts, config.intermediate_size, config.hidden_size
+        for layer in range(config.num_hidden_layers if experts else 0):
+            prefix = f"model.layers.{layer}{_EXPERTS}"
+            shapes[f"{prefix}input_linear.weight"] = [experts, 2 * inner, width]
+            shapes[f"{prefix}output_linear.weight"] = [experts, width, inner]
+            shapes[f"{prefix}router.layer.weight"] = [experts, width]
+        return shapes
+
+    def remarks(self, config: PreTrainedConfig) -> list[str]:
+        """Which versions of transformers load it, and what vLLM has."""
+        groups = config.mamba_n_groups
+        only = f", but with {groups} groups it computes the same function only from 5.23 on" if groups > 1 else ""
+        return [
+            f"transformers 5.17 and newer load it{only}.",
+            "vLLM has a class for this architecture: `vllm serve FOLDER` (not run by Radistill).",
+        ]
+
 
 def student_config(
     config: PreTrainedConfig, replace: Sequence[int], settings: GraniteHybridSettings, *, attention_bias: bool
@@ -154,16 +175,7 @@ def student_config(
         attention_bias: whether the source's q, k and v projections have biases.
     """
     geometry = GraniteHybrid().geometry(config, settings)
-    mamba: dict[str, Any] = {
-        "mamba_n_heads": geometry.heads,
-        "mamba_d_head": geometry.head_dim,
-        "mamba_n_groups": geometry.groups,
-        "mamba_d_state": geometry.state,
-        "mamba_expand": geometry.expand,
-        "mamba_d_conv": geometry.conv_kernel,
-        "mamba_conv_bias": geometry.conv_bias,
-        "mamba_proj_bias": geometry.proj_bias,
-    }
+    mamba = geometry.config_fields()
     replaced = set(replace)
     if isinstance(config, GraniteMoeHybridConfig):
         student = copy.deepcopy(config)

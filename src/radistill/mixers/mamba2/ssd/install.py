@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridRMSNormGated
 
-from radistill.models.ssd.chunked import chunked_scan
-from radistill.models.ssd.convolution import causal_convolution
-from radistill.models.ssd.gated_norm import gated_norm
+from radistill.mixers.mamba2.ssd.chunked import chunked_scan
+from radistill.mixers.mamba2.ssd.convolution import causal_convolution
+from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
 
 # Arguments with which transformers' kernels do something that ours do not.
 _NOT_OURS = ("seq_idx", "cu_seqlens", "z")

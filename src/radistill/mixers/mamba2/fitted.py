@@ -1,7 +1,7 @@
 """`fitted`: the start of a block that `align` then fits to the attention it replaces. It has nothing to say before."""
 
-from radistill.conversion.initialisation import random
-from radistill.conversion.initialisation.interface import Initialisation
+from radistill.mixers.interface import Initialisation
+from radistill.mixers.mamba2 import random
 
 INITIALISATION = Initialisation(
     fill=random.fill,

@@ -12,9 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
 
 import tiny
+from radistill.mixers.mamba2.ssd import install
+from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
 from radistill.models.loading import load
-from radistill.models.ssd import install
-from radistill.models.ssd.install import use_fast_ssd, without_fast_ssd
 
 TIME = 150
 FAMILIES = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "qwen3_next"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from radistill.models.ssd import chunked
-from radistill.models.ssd.chunked import chunked_scan
-from radistill.models.ssd.naive import naive_scan
+from radistill.mixers.mamba2.ssd import chunked
+from radistill.mixers.mamba2.ssd.chunked import chunked_scan
+from radistill.mixers.mamba2.ssd.naive import naive_scan
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 HEADS, HEAD_DIM, STATE = 4, 5, 6

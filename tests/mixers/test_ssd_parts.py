@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from radistill.models.ssd.convolution import causal_convolution
-from radistill.models.ssd.gated_norm import gated_norm
-from radistill.models.ssd.naive import naive_convolution, naive_gated_norm
+from radistill.mixers.mamba2.ssd.convolution import causal_convolution
+from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
+from radistill.mixers.mamba2.ssd.naive import naive_convolution, naive_gated_norm
 
 GROUP_SIZES = [12, 4, 1]
 

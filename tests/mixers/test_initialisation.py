@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from radistill.conversion import INITIALISATIONS, ConvertedModel, convert, new_parameters
-from radistill.conversion.initialisation import zero
+from radistill.conversion import ConvertedModel, convert, new_parameters
 from radistill.conversion.targets import GraniteHybridSettings, granite_hybrid
 from radistill.errors import RadistillError
+from radistill.mixers.mamba2 import MAMBA2, zero
+
+INITIALISATIONS = MAMBA2.initialisations
 
 PER_HEAD = GraniteHybridSettings(groups="heads")
 HIDDEN, HEADS, HEAD_DIM = 32, 4, 8
@@ -185,11 +187,11 @@ def test_a_parameter_that_no_initialiser_wrote_is_named(monkeypatch: pytest.Monk
 
     monkeypatch.setitem(INITIALISATIONS, "zero", dataclasses.replace(INITIALISATIONS["zero"], fill=forgetful))
     with pytest.raises(RadistillError, match="init zero left NaN in layer 1: dt_bias"):
-        convert(tiny.model("llama", 3), [1])
+        convert(tiny.model("llama", 3), [1], init="zero")
     idle = dataclasses.replace(INITIALISATIONS["zero"], fill=lambda mixer, attention, context: None)
     monkeypatch.setitem(INITIALISATIONS, "zero", idle)
     with pytest.raises(RadistillError, match="init zero left NaN in layer 1: "):
-        convert(tiny.model("llama", 3), [1])
+        convert(tiny.model("llama", 3), [1], init="zero")
 
 
 def test_groups_need_a_norm_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:

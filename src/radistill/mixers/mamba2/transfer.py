@@ -8,13 +8,12 @@ training must follow.
 
 from torch import Tensor
 
-from radistill.conversion.geometry import Mamba2Geometry
-from radistill.conversion.initialisation import mamba2
-from radistill.conversion.initialisation.interface import Attention, Context, Initialisation, Mixer
-from radistill.models.anatomy import Anatomy
+from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
+from radistill.mixers.mamba2 import start
+from radistill.mixers.mamba2.geometry import Mamba2Block, Mamba2Geometry
 
 
-def fill(mixer: Mixer, attention: Attention, context: Context) -> None:
+def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
     """V -> x, K -> B, Q -> C, O -> `out_proj`; KV heads repeated so that each SSM head has its own group.
 
     The rest, deterministic by the seed:
@@ -23,52 +22,52 @@ def fill(mixer: Mixer, attention: Attention, context: Context) -> None:
     - the convolution passes its input through (last tap 1, others 0);
     - biases of q, k and v (Qwen2) become the convolution's bias, which is exact while the convolution passes through.
     """
-    anatomy = context.anatomy
-    mamba2.recurrence(mixer, context.generator)
-    mamba2.zero_projection_biases(mixer)
-    mamba2.copy_output(mixer, attention)
+    shape = context.shape
+    start.recurrence(block, context.generator)
+    start.zero_projection_biases(block)
+    start.copy_output(block, attention)
 
-    inner = anatomy.num_heads * anatomy.head_dim
-    z, x, b, c, dt = mixer.in_proj.weight.split([inner, inner, inner, inner, anatomy.num_heads], dim=0)
-    mamba2.linear_weight(z, context.generator)
-    mamba2.linear_weight(dt, context.generator)
-    x.copy_(_per_head(attention.v_proj.weight, anatomy))
-    b.copy_(_per_head(attention.k_proj.weight, anatomy))
+    inner = shape.heads * shape.head_dim
+    z, x, b, c, dt = block.in_proj.weight.split([inner, inner, inner, inner, shape.heads], dim=0)
+    start.linear_weight(z, context.generator)
+    start.linear_weight(dt, context.generator)
+    x.copy_(_per_head(attention.v_proj.weight, shape))
+    b.copy_(_per_head(attention.k_proj.weight, shape))
     c.copy_(attention.q_proj.weight)
 
-    mixer.conv1d.weight.zero_()
-    mixer.conv1d.weight[..., -1] = 1.0
-    if mixer.conv1d.bias is not None:
-        mixer.conv1d.bias.zero_()
+    block.conv1d.weight.zero_()
+    block.conv1d.weight[..., -1] = 1.0
+    if block.conv1d.bias is not None:
+        block.conv1d.bias.zero_()
         if attention.q_proj.bias is not None:
-            x, b, c = mixer.conv1d.bias.split([inner, inner, inner])
-            x.copy_(_per_head(attention.v_proj.bias, anatomy))
-            b.copy_(_per_head(attention.k_proj.bias, anatomy))
+            x, b, c = block.conv1d.bias.split([inner, inner, inner])
+            x.copy_(_per_head(attention.v_proj.bias, shape))
+            b.copy_(_per_head(attention.k_proj.bias, shape))
             c.copy_(attention.q_proj.bias)
 
 
-def _per_head(tensor: Tensor, anatomy: Anatomy) -> Tensor:
+def _per_head(tensor: Tensor, shape: AttentionShape) -> Tensor:
     """Repeat KV heads, first dimension [kv_heads * head_dim], for the query heads that share them."""
-    heads = tensor.unflatten(0, (anatomy.num_kv_heads, anatomy.head_dim))
-    return heads.repeat_interleave(anatomy.num_heads // anatomy.num_kv_heads, dim=0).flatten(0, 1)
+    heads = tensor.unflatten(0, (shape.kv_heads, shape.head_dim))
+    return heads.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
 
 
-def obstacles(geometry: Mamba2Geometry, anatomy: Anatomy, qkv_bias: bool) -> list[str]:
+def obstacles(geometry: Mamba2Geometry, shape: AttentionShape) -> list[str]:
     """One SSM head and one group per attention head, all of the attention's head size."""
     found = []
-    if geometry.expand != 1 or geometry.heads != anatomy.num_heads:
+    if geometry.expand != 1 or geometry.heads != shape.heads:
         found.append(
             f"it copies head to head, but expand: {geometry.expand} makes {geometry.heads} SSM heads of "
-            f"{geometry.head_dim} channels for {anatomy.num_heads} attention heads of {anatomy.head_dim}; set expand: 1"
+            f"{geometry.head_dim} channels for {shape.heads} attention heads of {shape.head_dim}; set expand: 1"
         )
-    if geometry.groups != anatomy.num_heads:
+    if geometry.groups != shape.heads:
         found.append(
             f"each head needs a B/C group of its own, but groups is {geometry.groups}; set groups: heads "
-            f"({anatomy.num_heads}) or another init"
+            f"({shape.heads}) or another init"
         )
-    if geometry.state != anatomy.head_dim:
-        found.append(f"state is {geometry.state}, but keys have {anatomy.head_dim} channels; leave state out")
-    if qkv_bias and not geometry.conv_bias:
+    if geometry.state != shape.head_dim:
+        found.append(f"state is {geometry.state}, but keys have {shape.head_dim} channels; leave state out")
+    if shape.bias and not geometry.conv_bias:
         found.append("the biases of q, k and v have no place, because the blocks' convolution has no bias")
     return found
 
@@ -77,6 +76,6 @@ INITIALISATION = Initialisation(
     fill=fill,
     obstacles=obstacles,
     silent=False,
-    rate=1e-2,
     summary="Mamba-in-the-Llama: Q, K, V, O become C, B, x, out_proj (needs groups: heads)",
+    rate=1e-2,
 )

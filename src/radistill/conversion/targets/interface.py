@@ -1,0 +1,125 @@
+"""What a target is: an architecture that students can have."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from radistill.mixers.interface import Geometry, Mixer
+from radistill.models.anatomy import Architecture
+from radistill.models.checkpoint import quiet
+from radistill.models.loading import Model
+
+
+class TargetSettings(BaseModel):
+    """Settings of a target, which a recipe tells apart by `kind`: a literal with a default in each class of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+
+
+class GGUFFormat(Protocol):
+    """How llama.cpp wants the students of one target.
+
+    Attributes:
+        architecture: llama.cpp's name of it.
+        float32: kinds of matrices that are never stored in fewer bits.
+    """
+
+    architecture: MODEL_ARCH
+    float32: tuple[MODEL_TENSOR, ...]
+
+    def obstacles(self, config: PreTrainedConfig) -> list[str]:
+        """Features of a student that llama.cpp cannot compute, by name; empty if it can hold it."""
+
+    def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
+        """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
+
+    def extra(self, config: PreTrainedConfig) -> dict[str, Tensor]:
+        """Tensors of the file, by name, that no weight of the folder holds."""
+
+    def translate(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
+        """The tensors of the file, by name, that hold one weight of the folder; on the meta device too, for the shapes.
+
+        Raises:
+            RadistillError: for a weight that has no place.
+        """
+
+
+class Target(ABC):
+    """An architecture that holds the source's weights as they are and can replace attention layer by layer.
+
+    Attributes:
+        settings: what can be chosen; its `kind` names the target.
+        model_type: transformers' name of the architecture.
+        mixers: the kinds of block that it can have in place of attention.
+        keeps: how many attention layers must stay.
+        keeps_because: why.
+        architecture: its entry in the table of `models.anatomy`, where that has none.
+        gguf: how llama.cpp wants its students; None where it cannot run them.
+    """
+
+    settings: ClassVar[type[TargetSettings]]
+    model_type: ClassVar[str]
+    mixers: ClassVar[tuple[Mixer, ...]]
+    keeps: ClassVar[int] = 0
+    keeps_because: ClassVar[str] = ""
+    architecture: ClassVar[Architecture | None] = None
+    gguf: ClassVar[GGUFFormat | None] = None
+
+    @property
+    def kind(self) -> str:
+        """The name under which it is registered."""
+        return str(self.settings.model_fields["kind"].default)
+
+    def mixer(self, settings: TargetSettings) -> Mixer:
+        """The one of `mixers` that these settings ask for; a target with several has a setting for it."""
+        return self.mixers[0]
+
+    @abstractmethod
+    def check(self, config: PreTrainedConfig) -> list[str]:
+        """Features of a source model that this architecture cannot hold, by name; empty if it can hold it."""
+
+    @abstractmethod
+    def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> Geometry:
+        """Shape of the new blocks for this source.
+
+        Raises:
+            RadistillError: if the settings do not fit the source.
+        """
+
+    @abstractmethod
+    def build(
+        self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False
+    ) -> PreTrainedModel:
+        """Build the student: weights copied from the source, the blocks that replace attention filled with NaN.
+
+        Args:
+            model: the source.
+            replace: layers whose attention is replaced, sorted.
+            settings: this target's settings.
+            share: let the student's tensors be the source's own wherever nothing has to be joined. Saves memory for a
+                comparison; the result must not be trained.
+        """
+
+    def students(self, attention: Sequence[int]) -> list[Sequence[int]]:
+        """The attention layers, in as many groups as it takes students to have each replaced in one of them."""
+        most = max(len(attention) - self.keeps, 1)
+        return [attention[first : first + most] for first in range(0, len(attention), most)]
+
+    def weight_shapes(self, config: PreTrainedConfig) -> dict[str, list[int]]:
+        """Shapes of the weights in a student's folder, by name."""
+        with torch.device("meta"), quiet():
+            network = AutoModelForCausalLM.from_config(config)
+        tied = set(network.all_tied_weights_keys)
+        return {name: list(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
+
+    def remarks(self, config: PreTrainedConfig) -> list[str]:
+        """What engines and their versions make of a student, in sentences for its card."""
+        return []

@@ -1,0 +1,136 @@
+"""What a mixer is: a kind of block that can stand in place of attention, and all that the rest of the package asks it.
+
+A mixer is one folder here and one call of `register_mixer`. What it needs to know of a model comes as plain sizes, so
+that nothing here depends on how models are loaded or take themselves apart.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from radistill.errors import RadistillError
+
+
+class Attention(Protocol):
+    """The parts of a Llama-like attention."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of the attention that a block replaces.
+
+    Attributes:
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
+        head_dim: channels of a head.
+        bias: whether the projections of queries, keys and values have biases.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool
+
+
+class Geometry(Protocol):
+    """The shape of one block, a dataclass of plain values: with its weights, all that its function depends on."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def state_numbers(self) -> int:
+        """Numbers that a block remembers of one sequence, at any length."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an initialisation may use besides the two modules.
+
+    Attributes:
+        shape: of the attention that is replaced.
+        generator: on the CPU, seeded from the conversion's seed and the layer, so that a layer's draw does not depend
+            on which other layers are replaced.
+    """
+
+    shape: AttentionShape
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """One way to fill a new block.
+
+    Attributes:
+        fill: writes every parameter of a block, given the `attention` module that it replaces. Called under `no_grad`;
+            the block holds NaN before, and none may be left after.
+        obstacles: preconditions on the block's geometry and the attention's shape that do not hold, each naming the
+            field and the way out.
+        silent: the block's output is exactly zero at first, so the student starts as the draft that skips these layers.
+        summary: one line for listings.
+        needs_fit: the start is unfinished until `align` has fitted the blocks, so a recipe must not leave that out.
+        rate: learning rate of new blocks that start so far from the teacher that the rate of fitted ones would leave
+            them there; None where that rate will do.
+    """
+
+    fill: Callable[[Any, Attention, Context], None]
+    obstacles: Callable[[Any, AttentionShape], list[str]]
+    silent: bool
+    summary: str
+    needs_fit: bool = False
+    rate: float | None = None
+
+
+class Mixer(ABC):
+    """A kind of block, from hidden states [batch, time, hidden] to what attention would add to them, of the same shape.
+
+    A block is causal and takes an `attention_mask`, [batch, time].
+
+    Attributes:
+        kind: in records, cache keys and the tags of a hub.
+        title: for people.
+        phrase: the same in a sentence, with its article.
+        initialisations: how a block can start, by name.
+        silent: the initialisation whose blocks say nothing whatever their geometry.
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    phrase: ClassVar[str]
+    initialisations: ClassVar[dict[str, Initialisation]]
+    silent: ClassVar[str]
+
+    def initialisation(self, name: str) -> Initialisation:
+        """The initialisation called `name`.
+
+        Raises:
+            RadistillError: listing the known names.
+        """
+        if name not in self.initialisations:
+            raise RadistillError(f"init: {name!r} is unknown; choose from {', '.join(self.initialisations)}")
+        return self.initialisations[name]
+
+    @abstractmethod
+    def geometry(self, config: PreTrainedConfig) -> Geometry:
+        """Shape of the blocks in the network that a config describes."""
+
+    def output(self, block: nn.Module) -> nn.Linear | None:
+        """A block's last linear layer, in which its output is linear, for a fit in closed form; None if it has none."""
+        return None
+
+    def use_fast_path(self, network: nn.Module) -> None:  # noqa: B027 (a mixer may have none)
+        """Let the blocks in `network`, if there are any, run faster code of ours where there is some."""
+
+    def without_fast_path(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Undo `use_fast_path` inside the block, to measure or test against the path of the network's own class."""
+        return nullcontext()
