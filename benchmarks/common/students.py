@@ -10,7 +10,7 @@ from typing import Any
 from radistill import distill, new_parameters
 from radistill.conversion.targets import GraniteHybridSettings
 from radistill.distillation.checkpoints import remove_checkpoints
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model

@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from radistill.data.prepare import load_data
     from radistill.diagnosis.diagnose import diagnose
     from radistill.distillation.align import align
-    from radistill.distillation.distill import distill
-    from radistill.distillation.finetune import finetune
+    from radistill.distillation.distill import distill, finetune
     from radistill.errors import RadistillError
     from radistill.evaluation.evaluate import evaluate
     from radistill.models.loading import load
@@ -22,7 +21,7 @@ _HOMES = {
     "diagnose": "radistill.diagnosis.diagnose",
     "distill": "radistill.distillation.distill",
     "evaluate": "radistill.evaluation.evaluate",
-    "finetune": "radistill.distillation.finetune",
+    "finetune": "radistill.distillation.distill",
     "load": "radistill.models.loading",
     "load_data": "radistill.data.prepare",
     "new_parameters": "radistill.conversion",

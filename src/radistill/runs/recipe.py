@@ -9,15 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from radistill.conversion.initialisation import INITIALISATIONS, find_initialisation
 from radistill.conversion.targets import GraniteHybridSettings, TargetSettings
+from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.selectors import EQUAL_PASSES, Bayes, Greedy, KLGuided, SelectorSettings, Uniform
 from radistill.distillation.align import AlignSettings
-from radistill.data.settings import DataSettings
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.errors import RadistillError
-from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.files import write_text
+from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.recipe_yaml import read_mapping
 
