@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from radistill.diagnosis.diagnose import diagnose
     from radistill.distillation.align import align
     from radistill.distillation.blocks import fit_blocks
-    from radistill.distillation.distill import distill
-    from radistill.distillation.finetune import finetune
+    from radistill.distillation.distill import distill, finetune
     from radistill.errors import RadistillError
     from radistill.evaluation.evaluate import evaluate
     from radistill.models.loading import load
@@ -23,7 +22,7 @@ _HOMES = {
     "diagnose": "radistill.diagnosis.diagnose",
     "distill": "radistill.distillation.distill",
     "evaluate": "radistill.evaluation.evaluate",
-    "finetune": "radistill.distillation.finetune",
+    "finetune": "radistill.distillation.distill",
     "fit_blocks": "radistill.distillation.blocks",
     "load": "radistill.models.loading",
     "load_data": "radistill.data.prepare",

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=365)
 
 _SHARD = "ACCELERATE_USE_FSDP"
-# Flags of `accelerate launch` that would change something in accelerate's own wrapper, with what they must be here.
+# Flags of `accelerate launch` that ask for another kind of sharding, with what they must be here.
 _FIXED = {
     "FSDP_VERSION": ("2", "--fsdp_version 2"),
     "FSDP_OFFLOAD_PARAMS": ("false", "no --fsdp_offload_params"),
@@ -103,7 +103,7 @@ def join(kind: str) -> Processes:
     """Meet the other processes; all must call it, once they know the kind of device, "cpu" or "cuda".
 
     Whether weights are sharded is what `accelerate launch --use_fsdp` says. The sharding itself is ours, the same with
-    gloo and NCCL, so accelerate is not to wrap the model too, nor to leave weights unread in all processes but one.
+    gloo and NCCL, so transformers is not to see the flag, for which it leaves weights unread in all processes but one.
 
     Raises:
         RadistillError: if the launcher asks for another kind of sharding.

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from radistill.conversion import convert, new_parameters
-from radistill.distillation import checkpoints, trainer
+from radistill.distillation import checkpoints, loop
 from radistill.distillation.distill import DistillResult, distill
-from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.on_policy import OnPolicySettings
+from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, layout, store_teacher, write
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -122,13 +122,13 @@ def _die_at(kind: str, number: int) -> None:
         setattr(module, name, dying)
 
     if kind in ("batch", "own"):
-        before(trainer, "chunked_sum")
+        before(loop, "chunked_sum")
     elif kind == "shard":
         before(write, "save_file")
     elif kind == "unmarked":
-        before(checkpoints, "write_text")
+        before(checkpoints, "_hashes")
     elif kind == "half-written":
-        save = trainer.save_file
+        save = checkpoints.save_file
 
         def half_saved(tensors: dict[str, Tensor], path: Path) -> None:
             save(tensors, path)
@@ -136,7 +136,7 @@ def _die_at(kind: str, number: int) -> None:
                 os.truncate(path, path.stat().st_size // 2)
             die_when_reached()
 
-        trainer.save_file = half_saved
+        checkpoints.save_file = half_saved
     elif kind == "half-removed":
         remove = shutil.rmtree
 

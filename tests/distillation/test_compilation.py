@@ -10,7 +10,7 @@ from distill_case import OWN, models, run
 from safetensors.torch import load_file
 from test_distill import with_
 
-from radistill.distillation import compilation, distill
+from radistill.distillation import checks, compilation, distill
 from radistill.distillation.compilation import check_compiler, compiled
 from radistill.distillation.on_policy import OnPolicy
 from radistill.errors import RadistillError
@@ -94,7 +94,7 @@ def test_without_a_compiler_it_is_refused(said: str, monkeypatch: pytest.MonkeyP
 
 def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = models()
-    monkeypatch.setattr(distill, "check_compiler", lambda device, section: None)
+    monkeypatch.setattr(checks, "check_compiler", lambda device, section: None)
     monkeypatch.setattr(distill, "join", lambda kind: Processes(count=1, sharded=True))
     with pytest.raises(RadistillError, match=r"compile is true, .* FSDP2; set it to false"):
         run(student, teacher, with_(compile=True))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from distill_case import HELDOUT, OWN, RESUMABLE, TRAIN, lasting, models, run, s
 from torch import Tensor
 
 import tiny
-from radistill.distillation import trainer
+from radistill.distillation import checkpoints, loop
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
-from radistill.distillation.distill import _key
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.distill import training_key
 from radistill.distillation.losses import ForwardKL
+from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 
+THREE = RESUMABLE.model_copy(update={"steps": 3})
 Outcome = tuple[dict[str, Any], dict[str, Tensor]]
 
 
@@ -75,7 +77,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninte
     if left is not None:
         assert (steps_kept(folder), complete(folder)) == left
     assert_same(outcome(folder), uninterrupted)
-    assert complete(folder) == steps_kept(folder) == [11, 12]
+    assert complete(folder) == steps_kept(folder) == [10, 11, 12]  # 10 was the best when 11 was written
 
 
 def test_the_student_writes_the_same_after_a_kill(killed: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_finished_run_is_not_trained_again(
     tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_same(outcome(tmp_path), uninterrupted)
-    monkeypatch.setattr(trainer, "chunked_sum", None)
+    monkeypatch.setattr(loop, "chunked_sum", None)
     assert_same(outcome(tmp_path), uninterrupted)
     remove_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -98,7 +100,7 @@ def test_a_finished_run_is_not_trained_again(
 
 @pytest.fixture
 def interrupt_in_batch_seven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    original, calls = trainer.chunked_sum, []
+    original, calls = loop.chunked_sum, []
 
     def interrupting(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -106,7 +108,7 @@ def interrupt_in_batch_seven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "chunked_sum", interrupting)
+    monkeypatch.setattr(loop, "chunked_sum", interrupting)
     handler = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is handler
@@ -131,6 +133,33 @@ def test_ctrl_c_without_a_folder_stops_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(student, teacher, RESUMABLE)
     assert all(parameter.requires_grad for parameter in student.network.parameters())
+
+
+def test_dropout_goes_on_with_the_same_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dropping(folder: Path | None, share: float = 0.5) -> Outcome:
+        teacher, student = models("random")
+        for module in student.network.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = share
+        state = torch.get_rng_state()
+        result = lasting(run(student, teacher, THREE, folder=folder))
+        assert torch.equal(torch.get_rng_state(), state)
+        return result, weights(student)
+
+    expected = dropping(None)
+    assert expected[0]["curve"] != dropping(None, share=0.0)[0]["curve"]
+    original, calls = loop.chunked_sum, []
+
+    def dying(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            raise MemoryError
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "chunked_sum", dying)
+    with pytest.raises(MemoryError):
+        dropping(tmp_path)
+    assert_same(dropping(tmp_path), expected)
 
 
 def test_a_checkpoint_of_another_start_is_not_used(tmp_path: Path) -> None:
@@ -161,17 +190,17 @@ def test_whatever_changes_the_result_makes_it_another_run() -> None:
         5: ["a"],
         6: 1,
     }
-    keys = [_key(*base[:place], changed, *base[place + 1 :]) for place, changed in changes.items()]
-    assert len({_key(*base), *keys}) == 1 + len(keys)
+    keys = [training_key(*base[:place], changed, *base[place + 1 :]) for place, changed in changes.items()]
+    assert len({training_key(*base), *keys}) == 1 + len(keys)
     patient = RESUMABLE.model_copy(update={"save_seconds": 60, "report_to": "none", "teacher_device": "cpu"})
-    assert _key(*base[:4], patient, ["b", "a"], 0) == _key(*base)
+    assert training_key(*base[:4], patient, ["b", "a"], 0) == training_key(*base)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer\nfailed")])
 def test_a_full_disk_costs_only_the_steps_since_the_last_checkpoint(
     error: Exception, tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = trainer.save_file, []
+    original, calls = checkpoints.save_file, []
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
         calls.append(1)
@@ -179,7 +208,7 @@ def test_a_full_disk_costs_only_the_steps_since_the_last_checkpoint(
             raise error
         original(tensors, path)
 
-    monkeypatch.setattr(trainer, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     teacher, student = models()
     with pytest.raises(RadistillError, match="checkpoint of step 5 cannot be written") as refused:
         run(student, teacher, RESUMABLE, folder=tmp_path)
@@ -188,11 +217,52 @@ def test_a_full_disk_costs_only_the_steps_since_the_last_checkpoint(
     assert_same(outcome(tmp_path), uninterrupted)
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("three")
+    return folder, outcome(folder, THREE)
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed"])
+@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.pt", "log.json", "random-0.pt", "COMPLETE"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(
+    name: str,
+    damage: str,
+    three_steps: tuple[Path, Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(three_steps[0], tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.glob(f"checkpoints/*/checkpoint-3/{name}")
+    if damage == "removed":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    original, calls = loop.chunked_sum, []
+    monkeypatch.setattr(loop, "chunked_sum", lambda *arguments: (calls.append(1), original(*arguments))[1])
+    assert_same(outcome(tmp_path, THREE), three_steps[1])
+    assert len(calls) == 2  # the batches of the third step
+    assert complete(tmp_path) == [2, 3]
+    assert ("is damaged" in capsys.readouterr().err) == ((name, damage) != ("COMPLETE", "removed"))
+
+
+def test_without_the_weights_to_keep_a_checkpoint_is_of_no_use(tmp_path: Path) -> None:
+    """The best step is the first, and its weights have gone."""
+    settings = THREE.model_copy(update={"steps": 4, "eval_steps": 1, "new_block_learning_rate": 0.3})
+    expected = outcome(tmp_path, settings)
+    assert (expected[0]["kept_step"], complete(tmp_path)) == (1, [1, 3, 4])
+    (best,) = tmp_path.glob("checkpoints/*/checkpoint-1/trainable.safetensors")
+    best.write_bytes(b"")
+    assert_same(outcome(tmp_path, settings), expected)
+
+
 def test_checkpoints_are_sorted_by_step_not_by_name(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, "key")
     for step in (9, 10, 100):
-        (kept.folder / f"checkpoint-{step}").mkdir()
-        kept.finish(step)
+        kept.save(step, 0, {}, {}, {}, torch.device("cpu"))
     latest = kept.latest()
     assert latest is not None
     assert latest.name == "checkpoint-100"
@@ -217,5 +287,6 @@ def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
     assert not list(checkpoint.glob("*.bin"))
     for path in checkpoint.glob("*.pt"):
         torch.load(path, weights_only=True)
-    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in history] == [0, 1, 1]
+    log = json.loads((checkpoint / "log.json").read_text())
+    assert [row["step"] for row in log["evaluations"]] == [0, 1]
+    assert [row["step"] for row in log["curve"]] == [1]

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from radistill.distillation.vocabulary import check_same_tokenizer
+from radistill.distillation.checks import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
 

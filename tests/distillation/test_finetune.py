@@ -25,10 +25,9 @@ from torch import Tensor
 
 import tiny
 from radistill.conversion import new_parameters
-from radistill.distillation import trainer
-from radistill.distillation.distill import DistillResult
-from radistill.distillation.finetune import finetune
-from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.distillation import loop
+from radistill.distillation.distill import DistillResult, finetune
+from radistill.distillation.settings import FinetuneSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -127,7 +126,7 @@ def interrupted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any
 ) -> tuple[DistillResult, dict[str, Tensor]]:
     """A run that dies in its fifth batch, by an error that nothing expects, and goes on."""
-    original, calls = trainer.chunked_sum, []
+    original, calls = loop.chunked_sum, []
 
     def dying(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -135,7 +134,7 @@ def interrupted(
             raise MemoryError
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "chunked_sum", dying)
+    monkeypatch.setattr(loop, "chunked_sum", dying)
     teacher, student = models()
     with pytest.raises(MemoryError):
         run(student, teacher, folder=folder, **fields)
@@ -167,8 +166,8 @@ def test_what_cannot_be_trained_is_refused_in_its_own_name(tmp_path: Path, monke
         run(student, store, steps=1)
     with pytest.raises(RadistillError, match=r"finetune\.gradient_accumulation is 3, which 2 processes"):
         FinetuneSettings(gradient_accumulation=3).check_processes(2)
-    original = trainer.chunked_sum
-    monkeypatch.setattr(trainer, "chunked_sum", lambda *arguments: original(*arguments) * math.nan)
+    original = loop.chunked_sum
+    monkeypatch.setattr(loop, "chunked_sum", lambda *arguments: original(*arguments) * math.nan)
     with pytest.raises(RadistillError, match="finetune: the loss is nan at step 1"):
         run(student, teacher, folder=tmp_path)
     assert (tmp_path / "failed_batch.json").exists()

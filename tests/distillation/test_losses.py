@@ -8,7 +8,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.losses import (
     LossSettings,
     cross_entropy_mix,
@@ -20,6 +19,7 @@ from radistill.distillation.losses import (
     skewed_kl,
     total_variation,
 )
+from radistill.distillation.settings import DistillSettings
 
 Logs = list[float]
 

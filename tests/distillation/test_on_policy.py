@@ -13,9 +13,9 @@ from test_losses import log_softmax, naive_forward_kl
 
 import tiny
 from radistill.conversion import convert
-from radistill.distillation import trainer
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation import loop
 from radistill.distillation.on_policy import OnPolicy, OnPolicySettings
+from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model
@@ -196,8 +196,8 @@ def test_it_writes_whatever_the_training_saves(fields: dict[str, Any]) -> None:
 
 
 def test_a_failed_batch_is_saved_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = trainer.chunked_sum
-    monkeypatch.setattr(trainer, "chunked_sum", lambda *arguments: original(*arguments) * math.nan)
+    original = loop.chunked_sum
+    monkeypatch.setattr(loop, "chunked_sum", lambda *arguments: original(*arguments) * math.nan)
     teacher, student = models("random")
     with pytest.raises(RadistillError, match="the loss is nan at step 1, on the documents train-"):
         run(student, teacher, settings_with(ALWAYS), folder=tmp_path)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from radistill.conversion import new_parameters
-from radistill.distillation import trainer
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation import loop
+from radistill.distillation.settings import DistillSettings
 from radistill.models.loading import Model
 
 SHORT = RESUMABLE.model_copy(update={"steps": 4, "eval_steps": 2})
@@ -60,7 +60,7 @@ def test_interrupted_in_bfloat16_it_goes_on_bit_for_bit(tmp_path: Path, monkeypa
         return lasting(run(student, teacher, settings, folder=folder)), weights(student)
 
     expected = outcome(IN_BFLOAT16, None)
-    original, calls = trainer.chunked_sum, []
+    original, calls = loop.chunked_sum, []
 
     def interrupting(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -68,7 +68,7 @@ def test_interrupted_in_bfloat16_it_goes_on_bit_for_bit(tmp_path: Path, monkeypa
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "chunked_sum", interrupting)
+    monkeypatch.setattr(loop, "chunked_sum", interrupting)
     with pytest.raises(KeyboardInterrupt):
         outcome(IN_BFLOAT16, tmp_path)
     found = outcome(IN_BFLOAT16, tmp_path)

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from test_distill_heldout import PAD, near
 
 import tiny
-from radistill.distillation.distill import _key
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.distill import training_key
 from radistill.distillation.heldout import compare, compare_with_known
+from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import TeacherStoreSettings, layout, store_teacher, write
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
@@ -219,7 +219,7 @@ def test_anything_else_is_another_store(tmp_path: Path) -> None:
     with pytest.raises(RadistillError, match="the teacher store is of other documents; remove it"):
         type(same)(same.folder, documents[1:])
     _, student = models()
-    keys = {_key(student, store, TRAIN, HELDOUT, RESUMABLE, ["a"], 0) for store in stores}
+    keys = {training_key(student, store, TRAIN, HELDOUT, RESUMABLE, ["a"], 0) for store in stores}
     assert len(keys) == len(other)
 
 

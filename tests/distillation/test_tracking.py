@@ -2,15 +2,15 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 from distill_case import RESUMABLE, models, run
-from transformers import TrainerCallback, integrations
 
+from radistill.distillation import tracking
 from radistill.distillation.distill import DistillResult
-from radistill.distillation.distill_settings import DistillSettings
+from radistill.distillation.settings import DistillSettings
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 
@@ -41,31 +41,66 @@ def test_tensorboard_gets_the_curve(name: str, tmp_path: Path) -> None:
 def test_auto_reports_nowhere_without_tensorboard_or_without_a_folder(
     installed: bool, with_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(integrations, "is_tensorboard_available", lambda: installed)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: object() if installed else None)
     reporting_to("auto", tmp_path if with_folder else None)
     assert not (tmp_path / "tensorboard").exists()
 
 
-@pytest.mark.parametrize(("name", "callback"), [("wandb", "WandbCallback"), ("trackio", "TrackioCallback")])
-def test_another_tracker_gets_the_curve(
-    name: str, callback: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a stand-in for transformers' callback: the services themselves are not called in a test."""
-    seen: list[dict[str, Any]] = []
-    finished: list[str] = []
+class Service(ModuleType):
+    """A stand-in for wandb or trackio: the services themselves are not called in a test."""
 
-    class Recorder(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            seen.append({"run": args.run_name, "step": state.global_step, **logs})
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.opened: dict[str, Any] = {}
+        self.logged: list[dict[str, float]] = []
+        self.finished = 0
 
-    monkeypatch.setattr(integrations, callback, Recorder)
-    monkeypatch.setattr(integrations, f"is_{name}_available", lambda: True)
-    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(finish=lambda: finished.append("wandb")))
-    result = reporting_to(name, tmp_path / "my-run")
-    assert [row["loss"] for row in seen if "loss" in row] == [row["loss"] for row in result.curve]
-    assert [row["step"] for row in seen if "eval_kl" in row] == [0, 2, 3]
-    assert {row["run"] for row in seen} == {"my-run"}
-    assert finished == (["wandb"] if name == "wandb" else [])
+    def init(self, **options: Any) -> None:
+        self.opened = options
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "train/global_step")
+
+    def log(self, figures: dict[str, float]) -> None:
+        assert not self.finished
+        self.logged.append(figures)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Service:
+    made = Service(request.param)
+    monkeypatch.setitem(__import__("sys").modules, request.param, made)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return made
+
+
+@pytest.mark.parametrize("service", ["wandb", "trackio"], indirect=True)
+def test_another_tracker_gets_the_curve(service: Service, tmp_path: Path) -> None:
+    result = reporting_to(service.__name__, tmp_path / "my-run")
+    rows = [row for row in service.logged if "train/loss" in row]
+    for name in ("loss", "learning_rate", "gradient_norm", "tokens", "on_policy"):
+        assert [row[f"train/{name}"] for row in rows] == [row[name] for row in result.curve]
+    measures = [row for row in service.logged if "eval/kl" in row]
+    assert [row["eval/kl"] for row in measures] == [row["kl"] for row in result.evaluations]
+    assert [row["train/global_step"] for row in measures] == [0, 2, 3]
+    assert rows[-1]["train/response_tokens"] == result.response_tokens
+    assert (service.opened["name"], service.opened["project"]) == ("my-run", "radistill")
+    assert service.opened["config"]["steps"] == 3
+    assert service.finished == 1
+
+
+@pytest.mark.parametrize("service", ["wandb"], indirect=True)
+def test_a_failed_training_is_finished_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setattr(service, "log", None)
+    with pytest.raises(TypeError):
+        reporting_to("wandb", None)
+    assert service.finished == 1
+    assert service.opened["project"] == "mine"
 
 
 @pytest.mark.parametrize("name", TRACKERS)
@@ -73,7 +108,7 @@ def test_another_tracker_gets_the_curve(
 def test_a_tracker_that_is_not_installed_is_refused(
     name: str, installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(integrations, f"is_{name}_available", lambda: installed)
+    monkeypatch.setattr(tracking, "find_spec", lambda asked: object() if installed and asked == name else None)
     match = f"^finetune.report_to is '{name}', which needs the extra: pip install 'radistill\\[{name}\\]'"
     with nullcontext() if installed else pytest.raises(RadistillError, match=match):
         check_tracker(name, "finetune")

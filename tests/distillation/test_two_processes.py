@@ -16,8 +16,8 @@ from two_processes_case import OWN, STORED, TUNING, TWENTY, tied_models
 
 import tiny
 from radistill.conversion import new_parameters
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune import finetune
+from radistill.distillation.distill import finetune
+from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.run import run as run_recipe

@@ -18,11 +18,10 @@ from torch import Tensor
 
 import tiny
 from radistill.conversion import convert, new_parameters
-from radistill.distillation import trainer
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune import finetune
-from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.distillation import loop
+from radistill.distillation.distill import finetune
 from radistill.distillation.on_policy import OnPolicySettings
+from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.distillation.teacher_store import TeacherStoreSettings, layout, write
 from radistill.errors import RadistillError
 from radistill.files import write_json
@@ -88,7 +87,7 @@ def _finetuned(folder: Path) -> None:
 
 def _interrupted(folder: Path, name: str) -> None:
     """The second process alone is told to stop, in its fifteenth batch; then both go on."""
-    original, calls = trainer.chunked_sum, []
+    original, calls = loop.chunked_sum, []
 
     def interrupting(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -96,13 +95,13 @@ def _interrupted(folder: Path, name: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments)
 
-    trainer.chunked_sum = interrupting
+    loop.chunked_sum = interrupting
     teacher, student = tied_models()
     try:
         run(student, teacher, TWENTY, folder=folder / name)
     except KeyboardInterrupt:
         assert [path.name for path in (folder / name).glob("checkpoints/*/*")] == ["checkpoint-8"]
-    trainer.chunked_sum = original
+    loop.chunked_sum = original
     _uninterrupted(folder, name)
 
 

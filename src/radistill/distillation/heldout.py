@@ -1,7 +1,7 @@
 """How far a student is from its teacher on text that neither was trained on."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from radistill.console import progress
 from radistill.distillation.losses import TopK, forward_kl, over_categories
+from radistill.distillation.modes import evaluating
 from radistill.errors import RadistillError
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
@@ -200,16 +201,3 @@ def _known_sums(of_teacher: TopK, of_student: ResponseStates) -> Tensor:
         parts.append(torch.stack([value.double().sum() for value in values]))
     sums = torch.stack(parts).sum(dim=0)
     return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])
-
-
-@contextmanager
-def evaluating(*networks: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the networks are in evaluation mode."""
-    before = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, training in zip(networks, before, strict=True):
-            network.train(training)

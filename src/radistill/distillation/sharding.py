@@ -41,8 +41,6 @@ def sharded(
     for layer in anatomy.layers(shards):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(shards, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    # accelerate hands on a network that carries this mark, and so does not put DDP around it.
-    vars(shards)["_is_accelerate_prepared"] = True
     try:
         yield shards
     finally:
@@ -55,8 +53,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def slice_like(tensor: Tensor, of: Tensor) -> Tensor:
-    """This process's slice of a whole tensor, split as `of` is, or the tensor itself where `of` is whole."""
-    if not isinstance(of, DTensor) or tensor.dim() == 0:
+    """This process's slice of a tensor, split as `of` is, or the tensor itself where `of` is whole or it is a slice."""
+    if not isinstance(of, DTensor) or isinstance(tensor, DTensor) or tensor.dim() == 0:
         return tensor
     return distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements)
 

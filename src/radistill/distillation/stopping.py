@@ -1,13 +1,18 @@
 """Which weights a run keeps, and when it ends before its last step.
 
-All of it is decided from Trainer's log, which a checkpoint holds, so that a resumed run decides the same.
-transformers' EarlyStoppingCallback counts in memory, and a resumed run would start to count anew.
+All but Ctrl-C is decided from the log, which a checkpoint holds, so that a resumed run decides the same.
 """
 
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import fmean
-from typing import Any, Literal
+from types import FrameType
+from typing import Literal
+
+from radistill.console import note
 
 WINDOW = 10
 """Steps whose mean loss is compared with earlier means."""
@@ -15,26 +20,25 @@ WINDOW = 10
 _NEAR = 0.01
 """A mean loss below which a multiple says nothing: a student that starts as its teacher leaves it at once."""
 
-History = Sequence[Mapping[str, Any]]
-"""Trainer's log."""
+Evaluations = Sequence[Mapping[str, float]]
+"""Held-out measures so far, the start's first."""
 
 
 Measure = Literal["kl", "cross_entropy"]
 """What is lowest at the best step, by its name in the log."""
 
 
-def best_step(history: History, measure: Measure = "kl") -> int:
+def best_step(evaluations: Evaluations, measure: Measure = "kl") -> int:
     """The step after which the measure was lowest, the first of equal ones; the start counts only by itself."""
-    measured = _measures(history)
-    return min(measured[1:] or measured, key=lambda entry: float(entry[f"eval_{measure}"]))["step"]
+    return int(min(evaluations[1:] or evaluations, key=lambda row: row[measure])["step"])
 
 
-def out_of_patience(history: History, patience: int | None, measure: Measure = "kl") -> bool:
+def out_of_patience(evaluations: Evaluations, patience: int | None, measure: Measure = "kl") -> bool:
     """Whether the last `patience` held-out measures brought none lower than there was before them; None never ends."""
-    if patience is None:
+    if patience is None or not evaluations:
         return False
-    best = best_step(history, measure)
-    return sum(entry["step"] > best for entry in _measures(history)) >= patience
+    best = best_step(evaluations, measure)
+    return sum(row["step"] > best for row in evaluations) >= patience
 
 
 class Divergence:
@@ -67,5 +71,26 @@ class Divergence:
         )
 
 
-def _measures(history: History) -> list[Mapping[str, Any]]:
-    return [entry for entry in history if "eval_kl" in entry]
+@contextmanager
+def deferred_interrupt(message: str) -> Iterator[Callable[[], bool]]:
+    """Within the block, the first Ctrl-C prints `message` and is remembered; a second one interrupts at once.
+
+    Yields a function that tells whether Ctrl-C was pressed: the job asks it at points where it can stop, and raises
+    KeyboardInterrupt itself. In a thread other than the main one, Python does not allow it and nothing is deferred.
+    """
+    pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+        note(message)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,15 +1,21 @@
-"""Where the curve of a run goes besides distill.json, by transformers' own callbacks."""
+"""Where the curve of a run goes besides its log: TensorBoard, Weights & Biases or trackio."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
-
-from transformers import TrainerCallback, integrations
+from typing import Any, Literal
 
 from radistill.errors import RadistillError
 
 Tracker = Literal["auto", "none", "tensorboard", "wandb", "trackio"]
+
+Report = Callable[[Mapping[str, float], int], None]
+"""Takes figures by name, such as "train/loss", and the step that they belong to."""
+
+_PROJECT = "radistill"
 
 
 def check_tracker(name: Tracker, section: str) -> None:
@@ -18,43 +24,46 @@ def check_tracker(name: Tracker, section: str) -> None:
     Raises:
         RadistillError: naming the extra to install.
     """
-    if name in ("auto", "none") or _installed(name):
+    if name in ("auto", "none") or find_spec(name):
         return
     raise RadistillError(f"{section}.report_to is '{name}', which needs the extra: pip install 'radistill[{name}]'")
 
 
 @contextmanager
-def tracked(name: Tracker, folder: Path | None, done: int) -> Iterator[TrainerCallback | None]:
-    """The callback that a tracker needs, or None, for the time of a training.
+def tracked(name: Tracker, folder: Path | None, done: int, settings: dict[str, Any]) -> Iterator[Report]:
+    """For the time of a training, what hands its figures on to a tracker.
 
     Args:
         name: which one; "auto" is TensorBoard where it is installed and there is a folder.
-        folder: TensorBoard writes to `tensorboard/` in it.
+        folder: TensorBoard writes to `tensorboard/` in it; the others call the run by its name.
         done: steps that an earlier, killed part of the run has reported and kept.
+        settings: of the training, to be shown beside the curve.
     """
-    if name == "tensorboard" or (name == "auto" and folder is not None and _installed("tensorboard")):
+    if name == "tensorboard" or (name == "auto" and folder is not None and find_spec("tensorboard")):
         assert folder is not None
-        yield _tensorboard(folder, done)
-    elif name == "wandb":
-        import wandb
+        from torch.utils.tensorboard import SummaryWriter
 
+        # purge_step hides what a run that died had written after its last checkpoint.
+        with SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) as writer:
+
+            def report(figures: Mapping[str, float], step: int) -> None:
+                for figure, value in figures.items():
+                    writer.add_scalar(figure, value, step)
+                writer.flush()
+
+            yield report
+    elif name in ("wandb", "trackio"):
+        service: Any = import_module(name)
+        called = folder.resolve().name if folder else None
+        if name == "wandb":
+            service.init(project=os.environ.get("WANDB_PROJECT", _PROJECT), name=called, config=settings)
+            # A resumed run goes on at the step of its checkpoint.
+            service.define_metric("*", step_metric="train/global_step")
+        else:
+            service.init(project=_PROJECT, name=called, config=settings, resume="allow")
         try:
-            yield integrations.WandbCallback()
+            yield lambda figures, step: service.log({**figures, "train/global_step": step})
         finally:
-            wandb.finish()  # which the callback does not, and the next training would report to the same run
-    elif name == "trackio":
-        yield integrations.TrackioCallback()
+            service.finish()
     else:
-        yield None
-
-
-def _tensorboard(folder: Path, done: int) -> TrainerCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # purge_step hides what a run that died had written after its last checkpoint.
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-    return integrations.TensorBoardCallback(writer)
-
-
-def _installed(name: str) -> bool:
-    return bool(getattr(integrations, f"is_{name}_available")())
+        yield lambda figures, step: None

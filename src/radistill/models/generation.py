@@ -103,7 +103,7 @@ def generate(
             if key in finished:
                 written = finished[key]
             else:
-                with _standing_alone(network), _seeded(network.device, batch_seed):
+                with _standing_alone(network), seeded(network.device, batch_seed):
                     written = _run([prompts[index] for index in group], network, config, stops)
                 if cache is not None:
                     append_batch(cache, key, written)
@@ -249,7 +249,7 @@ def _standing_alone(network: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch inside the block and give the caller's random state back afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

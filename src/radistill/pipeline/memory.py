@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from radistill.conversion import TARGETS
 from radistill.diagnosis.selectors import All, Greedy
-from radistill.distillation.distill_settings import DistillSettings, TrainingSettings
-from radistill.distillation.finetune_settings import FinetuneSettings
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
+from radistill.distillation.settings import DistillSettings, FinetuneSettings, TrainingSettings
 from radistill.distillation.teacher_store.layout import bytes_per_token
 from radistill.models.anatomy import Anatomy
 from radistill.pipeline.shapes import Batch, HybridShape

@@ -7,8 +7,8 @@ from radistill.conversion import new_parameters
 from radistill.diagnosis.plan import Plan
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.distill import distill
-from radistill.distillation.distill_settings import DistillSettings
 from radistill.distillation.rates import best_rate
+from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model

@@ -16,10 +16,9 @@ from radistill.diagnosis.plan import DRAFTS, Plan
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
-from radistill.distillation.distill import distill
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune import finetune
-from radistill.distillation.vocabulary import check_same_tokenizer
+from radistill.distillation.checks import check_same_tokenizer
+from radistill.distillation.distill import distill, finetune
+from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.files import hash_file, hash_json, write_json

@@ -11,8 +11,7 @@ from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, SelectorSettings
 from radistill.distillation.align import AlignSettings
-from radistill.distillation.distill_settings import DistillSettings
-from radistill.distillation.finetune_settings import FinetuneSettings
+from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.mixers import initialisation_names
 
 

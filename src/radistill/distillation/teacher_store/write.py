@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from radistill.console import note, progress
-from radistill.distillation.heldout import CHUNK_NUMBERS, evaluating
+from radistill.distillation.heldout import CHUNK_NUMBERS
 from radistill.distillation.losses import top_k_of
-from radistill.distillation.placement import placed
+from radistill.distillation.modes import evaluating, placed
 from radistill.distillation.precision import Precision, computing
 from radistill.distillation.teacher_store.layout import (
     FORMATS,

@@ -1,0 +1,118 @@
+"""What a training refuses before it begins."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from radistill.distillation.compilation import check_compiler
+from radistill.distillation.losses import check_same_width
+from radistill.distillation.settings import DistillSettings, FinetuneSettings
+from radistill.distillation.teacher_store import StoredTeacher
+from radistill.distillation.teacher_store.layout import tokenizer_hash
+from radistill.distillation.tracking import check_tracker
+from radistill.errors import RadistillError
+from radistill.models.loading import Model, check_device
+from radistill.models.sequences import Document
+
+
+def check_training(
+    student: Model,
+    teacher: Model | StoredTeacher,
+    train: Sequence[Document],
+    heldout: Sequence[Document],
+    settings: DistillSettings | FinetuneSettings,
+    new_parameters: Collection[str],
+    folder: Path | None,
+) -> None:
+    """Refuse what `distill` or `finetune`, whose arguments these are, cannot do.
+
+    Raises:
+        RadistillError: naming the argument or the field, and the way out.
+    """
+    section = settings.section
+    if wrong := settings.contradiction:
+        raise RadistillError(wrong)
+    vocabulary = _check_teacher(student, teacher, settings)
+    for name, documents in (("train", train), ("heldout", heldout)):
+        if not documents:
+            raise RadistillError(f"{section}: there are no documents in {name}")
+        for document in documents:
+            if not 0 <= min(document.tokens) <= max(document.tokens) < vocabulary:
+                raise RadistillError(
+                    f"{section}: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
+                    "it was made with another tokenizer"
+                )
+    parameters = dict(student.network.named_parameters())
+    unknown = sorted(set(new_parameters) - parameters.keys())
+    if unknown:
+        raise RadistillError(f"{section}: the student has no parameter {unknown[0]!r}")
+    if not (new_parameters and settings.trains(new=True)) and not settings.trains(new=False):
+        which = "new_block_learning_rate and other_learning_rate are 0"
+        if settings.trains(new=True):
+            which = "there are no new blocks and other_learning_rate is 0"
+        raise RadistillError(f"{section}: nothing to train: {which}; set a rate above 0")
+    if settings.report_to == "tensorboard" and folder is None:
+        raise RadistillError(f"{section}: report_to tensorboard needs a folder to write to")
+    check_tracker(settings.report_to, section)
+    if settings.compile:
+        check_compiler(student.network.device, section)
+    network = teacher.network if isinstance(teacher, Model) else None
+    of_teacher = {p.data_ptr() for p in network.parameters()} if network is not None else set()
+    trained = [name for name in parameters if settings.trains(name in new_parameters)]
+    shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
+    if shared:
+        raise RadistillError(f"{section}: student and teacher share the weight {shared[0]}; give each its own copy")
+
+
+def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings) -> int:
+    """Refuse a teacher that this student cannot learn from; returns how many tokens both know."""
+    if isinstance(teacher, StoredTeacher) and not settings.taught:
+        raise RadistillError(
+            f"{settings.section}: the teacher is a stored one, but the student is measured against the model itself; "
+            "give it that"
+        )
+    if isinstance(teacher, StoredTeacher) != (settings.teacher_store is not None):
+        given, way_out = "a model", "give it what store_teacher has written"
+        if isinstance(teacher, StoredTeacher):
+            given, way_out = "a stored one", "give it a section"
+        raise RadistillError(
+            f"distill: teacher_store is {'set' if settings.teacher_store else 'null'}, but the teacher is {given}; "
+            f"{way_out}"
+        )
+    if settings.teacher_device is not None:
+        check_device(settings.teacher_device)
+    if isinstance(teacher, Model):
+        check_same_tokenizer(teacher, student)
+        if settings.hidden is not None:
+            check_same_width(teacher.anatomy.hidden_size, student.anatomy.hidden_size)
+        return min(model.anatomy.vocab_size for model in (student, teacher))
+    if teacher.tokenizer != tokenizer_hash(student.tokenizer) or teacher.vocabulary > student.anatomy.vocab_size:
+        raise RadistillError(
+            f"{teacher.folder}: the stored teacher has another tokenizer than the student; choose a teacher of the "
+            "student's family"
+        )
+    return teacher.vocabulary
+
+
+def check_same_tokenizer(teacher: Model, student: Model) -> None:
+    """Refuse a teacher whose tokenizer gives other ids than the student's: it is imitated token by token.
+
+    Every token, special ones included, must have the same id in both. The sizes of the embeddings may differ: they are
+    often padded. Which of the tokens ends a turn may differ too (a base model and its chat version): it changes what a
+    model generates, not what its logits mean.
+
+    Raises:
+        RadistillError: naming the first id at which the two differ.
+    """
+    of_teacher = {number: token for token, number in teacher.tokenizer.get_vocab().items()}
+    of_student = {number: token for token, number in student.tokenizer.get_vocab().items()}
+    for number in sorted(of_teacher.keys() | of_student.keys()):
+        if of_teacher.get(number) != of_student.get(number):
+            raise RadistillError(
+                f"teacher {teacher.source} has another tokenizer than the student: token {number} is "
+                f"{_named(of_teacher, number)} in the teacher and {_named(of_student, number)} in the student; "
+                "choose a teacher of the student's family"
+            )
+
+
+def _named(vocabulary: dict[int, str], number: int) -> str:
+    return repr(vocabulary[number]) if number in vocabulary else "missing"
