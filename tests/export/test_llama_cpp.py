@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import small
 import torch
-from llama_cpp import LlamaCpp
 from students import PROMPTS, REPLACED, wake
 
 import tiny
+from llama_cpp import LlamaCpp
 from radistill.conversion import convert
 from radistill.export import gguf as gguf_module
 from radistill.export import write_gguf

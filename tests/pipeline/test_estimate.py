@@ -521,7 +521,7 @@ def test_models_that_are_not_there(recipe: dict[str, Any], tmp_path: Path) -> No
     assert refusal({**recipe, "model": str(tmp_path / "none")}) == f"{tmp_path / 'none'}: no such file or folder"
     assert refusal({**recipe, "teacher": "some/unknown-model"}).startswith("some/unknown-model: no such folder here")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03")
-    assert "cannot read this GGUF file" in refusal({**recipe, "model": str(tmp_path / "broken.gguf")})
+    assert "this GGUF file is damaged or cut off" in refusal({**recipe, "model": str(tmp_path / "broken.gguf")})
 
 
 def test_a_folder_wins_over_the_table(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

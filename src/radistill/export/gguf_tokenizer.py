@@ -8,21 +8,7 @@ from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from radistill.errors import RadistillError
-
-_LETTERS_AND_REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_DIGIT_BY_DIGIT = _CONTRACTIONS + _LETTERS_AND_REST % ""
-_THREE_DIGITS = _CONTRACTIONS + _LETTERS_AND_REST % "{1,3}"
-
-# llama.cpp knows how a text is cut into words by a name: the steps of the tokenizer, and whether a word that is a
-# token is taken whole (`ignore_merges`), decide it.
-_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (("bytes by GPT-2's rule",), False): "gpt-2",
-    (("single digits", "bytes by GPT-2's rule"), False): "smollm",
-    ((f"split {_DIGIT_BY_DIGIT}", "bytes"), False): "qwen2",
-    ((f"split {_THREE_DIGITS}", "bytes"), True): "llama-bpe",
-    ((f"split {_THREE_DIGITS}", "bytes"), False): "dbrx",
-}
+from radistill.models.gguf.tokenizer import RULES
 
 
 @dataclass(frozen=True)
@@ -95,14 +81,14 @@ def _pre_tokenizer_name(definition: dict[str, Any]) -> str:
     if normalizer is not None and normalizer["type"] != "NFC":
         raise RadistillError(f"the tokenizer normalises by {normalizer['type']}, which llama.cpp does not do for BPE")
     steps = _steps(definition["pre_tokenizer"])
-    found = _PRE_TOKENIZERS.get((steps, bool(model.get("ignore_merges"))))
-    if found is None:
-        known = ", ".join(_PRE_TOKENIZERS.values())
-        raise RadistillError(
-            f"the tokenizer cuts words by {' then '.join(steps) or 'no rule'}, for which no name of llama.cpp's is "
-            f"known here (known are {known})"
-        )
-    return found
+    for rule in RULES:
+        known = tuple(step for part in rule.steps for step in _steps(json.loads(part.__getstate__())))
+        if steps == known and bool(model.get("ignore_merges")) == rule.whole_words:
+            return rule.names[0]
+    raise RadistillError(
+        f"the tokenizer cuts words by {' then '.join(steps) or 'no rule'}, for which no name of llama.cpp's is known "
+        f"here (known are {', '.join(rule.names[0] for rule in RULES)})"
+    )
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:

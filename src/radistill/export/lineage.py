@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from gguf import GGUFReader
 from huggingface_hub import try_to_load_from_cache
 
+from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
+from radistill.models.gguf.file import read_contents
 
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -65,13 +66,12 @@ def lineage_of(source: str) -> Lineage:
 
 def _from_gguf(path: Path) -> Lineage:
     try:
-        fields = GGUFReader(path).fields
-    except (ValueError, OSError, KeyError, IndexError):  # a run may outlive its source
+        metadata = read_contents(path).metadata
+    except RadistillError:  # a run may outlive its source
         return Lineage(path.name, None)
 
     def text(key: str) -> str:
-        field = fields.get(f"general.{key}")
-        return str(field.contents()) if field is not None else ""
+        return str(metadata.get(f"general.{key}", ""))
 
     hub = text("source.huggingface.repository") or text("base_model.0.repo_url").partition("huggingface.co/")[2]
     licence = text("license")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.conversion import TARGETS, check_conversion
 from radistill.data.settings import DataSettings, HubData, JsonlData
@@ -17,7 +17,8 @@ from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.anatomy import anatomy_of
-from radistill.models.checkpoint import one_line, quiet
+from radistill.models.checkpoint import quiet
+from radistill.models.gguf import read_gguf
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config
 from radistill.models.sources import locate
@@ -79,7 +80,7 @@ def check(recipe: Recipe) -> Checked:
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
     gguf = _gguf(source)
     if gguf is not None:
-        return _gguf_config(gguf)
+        return read_gguf(gguf).config
     try:
         return load_config(source, trust_remote_code)
     except RadistillError as error:
@@ -98,14 +99,6 @@ def _gguf(source: str) -> Path | None:
         return ALIASES[source].packaged_file()
     path = Path(source).expanduser()
     return path if path.suffix == ".gguf" and path.is_file() else None
-
-
-def _gguf_config(path: Path) -> PreTrainedConfig:
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except Exception as error:  # the reader raises whatever the bytes lead it to
-        raise RadistillError(f"{path}: transformers cannot read this GGUF file ({one_line(error)})") from None
 
 
 def _check_teacher(
