@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for script in $(filter-out benchmarks/claims.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
-	$(BIN)/python benchmarks/claims.py --smoke
+	$(BIN)/python benchmarks/claims.py benchmarks/recipes/convergence.yaml
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

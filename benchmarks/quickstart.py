@@ -12,6 +12,7 @@ from typing import Any
 
 from radistill.files import read_json, write_json
 from radistill.pipeline.run import run
+from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -21,18 +22,19 @@ def figures(folder: Path) -> dict[str, Any]:
     """The figures of a finished run."""
     evaluation, record = read_json(folder / "evaluation.json"), read_json(folder / "run.json")
     arms = {name: values for name, values in evaluation.items() if name != "samples"}
-    plan, baseline = read_json(folder / "plan.json"), read_json(folder / "baseline" / "plan.json")
-    align, distill = read_json(folder / "align.json"), read_json(folder / "distill.json")
+    files, uniform = RunFolder(folder).hybrid(), RunFolder(folder).hybrid("uniform")
+    plan, baseline = read_json(files.plan), read_json(uniform.plan)
+    align, distill = read_json(files.align), read_json(files.distill)
     return {
-        "kl_ratio_to_draft": arms["rad"]["kl"] / arms["draft"]["kl"],
-        "kl_ratio_to_uniform": arms["rad"]["kl"] / arms["uniform"]["kl"],
+        "kl_ratio_to_draft": arms["hybrid"]["kl"] / arms["draft"]["kl"],
+        "kl_ratio_to_uniform": arms["hybrid"]["kl"] / arms["uniform"]["kl"],
         "evaluation": arms,
         "replace": plan["replace"],
         "replace_uniform": baseline["replace"],
-        "acceptance_rate": {"rad": plan["acceptance_rate"], "uniform": baseline["acceptance_rate"]},
+        "acceptance_rate": {"hybrid": plan["acceptance_rate"], "uniform": baseline["acceptance_rate"]},
         "unexplained": {fit["layer"]: fit["unexplained_after"] for fit in align["layers"]},
         "tokens": {"align": align["tokens"], "distill": distill["tokens"]},
-        "tokens_uniform": {"distill": read_json(folder / "baseline" / "distill.json")["tokens"]},
+        "tokens_uniform": {"distill": read_json(uniform.distill)["tokens"]},
         "seconds": {step: values["seconds"] for step, values in record["stages"].items()},
         "seed": record["seed"],
         "versions": record["versions"],

@@ -26,7 +26,7 @@ RESULT = ROOT / "benchmarks" / "results" / "recall.json"
 SETTINGS = TaskSettings(contexts=(64, 128, 256, 512, 1024), limit=20, batch_size=20)
 RUNS: dict[str, list[str]] = {
     "quickstart": [],
-    "quickstart-25": ["diagnose.budget=25", "diagnose.selector=leave-one-out", "baseline=null"],
+    "quickstart-25": ["diagnose.budget=25", "diagnose.selector=leave-one-out", "arms={}"],
 }
 
 
@@ -40,7 +40,7 @@ def hybrid(name: str, overrides: list[str]) -> dict[str, Any]:
     """Run the recipe, and ask the student."""
     folder = run(load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides), ROOT / "runs" / name)
     evaluation, plan = read_json(folder / "evaluation.json"), read_json(folder / "plan.json")
-    kept = {key: evaluation["rad"][key] for key in ("kl", "agreement", "kv_bytes_per_token")}
+    kept = {key: evaluation["hybrid"][key] for key in ("kl", "agreement", "kv_bytes_per_token")}
     return {"replace": plan["replace"], "overrides": overrides, **kept, **recall_of(folder / "student", name)}
 
 
