@@ -9,6 +9,7 @@ from typing import Any
 
 from radistill.console import note
 from radistill.conversion import TARGETS, check_conversion, convert, new_parameters
+from radistill.conversion.targets import mixer_of
 from radistill.data.prepare import prepare
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
@@ -227,7 +228,8 @@ def run_evaluate(context: Context) -> None:
     with context.folder.step("evaluate", inputs, context.recipe.seed):
         rad, *others = context.arms
         results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
-        draft = convert(context.base, Plan.load(rad.plan).replace, target=rad.target, init="zero")
+        silent = mixer_of(rad.target).silent
+        draft = convert(context.base, Plan.load(rad.plan).replace, target=rad.target, init=silent)
         results["draft"] = _evaluate(context, draft, "draft")
         if rad.align is not None and (rad.distill is not None or rad.finetune is not None):
             aligned = context.load(rad.start)
