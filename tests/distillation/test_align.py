@@ -1,12 +1,14 @@
 """Alignment on tiny models: each block learns its attention, and nothing else changes."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
-from radistill.conversion import convert
+from radistill.conversion import GraniteHybridSettings, convert
 from radistill.distillation.align import AlignSettings, align
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
@@ -105,6 +107,83 @@ def test_a_killed_alignment_goes_on_and_ends_the_same(tmp_path: Path, monkeypatc
     fitted.clear()
     align(again, teacher, documents(), other, replace=[0, 2], folder=tmp_path)
     assert fitted == [0, 2]  # what was fitted with other settings is not taken
+
+
+def test_students_of_other_settings_share_a_folder_and_nothing_else(tmp_path: Path) -> None:
+    """Blocks of the same shapes and weights whose geometry differs: two groups of four states, one of eight."""
+    teacher = tiny.model("llama")
+    fits = []
+    for groups, state in ((1, 8), (2, 4)):
+        target = GraniteHybridSettings(groups=groups, state=state)
+        for _ in range(2):  # once fitted, once restored
+            student = convert(teacher, [1], target=target)
+            fit = align(student, teacher, documents(), SETTINGS, replace=[1], folder=tmp_path).layers[0]
+            fits.append((fit, student))
+    (first, student), (restored, again), (other, _), (other_restored, _) = fits
+    assert (restored, other_restored) == (first, other)
+    assert first.losses != other.losses
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(student).items())
+    assert len(list(tmp_path.glob("layer-001-*.safetensors"))) == len(list(tmp_path.glob("layer-001-*.json"))) == 2
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "record cut": lambda record, weights: record.write_bytes(record.read_bytes()[:100]),
+    "record empty": lambda record, weights: record.write_text(""),
+    "record of nothing": lambda record, weights: record.write_text("[]"),
+    "record without a fit": lambda record, weights: record.write_text("{}"),
+    "record of words": lambda record, weights: record.write_text(
+        record.read_text().replace('"steps": 4', '"steps": "x"')
+    ),
+    "weights cut": lambda record, weights: weights.write_bytes(weights.read_bytes()[:-1]),
+    "weights flipped": lambda record, weights: weights.write_bytes(weights.read_bytes()[:-1] + b"x"),
+    "weights gone": lambda record, weights: weights.unlink(),
+}
+
+
+def test_damaged_files_count_as_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import radistill.distillation.align as module
+
+    fit, fitted = module._fit, []
+    monkeypatch.setattr(module, "_fit", lambda block, *rest: fitted.append(block) or fit(block, *rest))
+    teacher, settings = tiny.model("llama"), SETTINGS.model_copy(update={"steps": 4})
+    student = convert(teacher, [1])
+    expected = align(student, teacher, documents(), settings, replace=[1], folder=tmp_path).layers[0]
+    (record,), (kept,) = tmp_path.glob("*.json"), tmp_path.glob("*.safetensors")
+    for what, damage in DAMAGE.items():
+        damage(record, kept)
+        fitted.clear()
+        again = convert(teacher, [1])
+        found = align(again, teacher, documents(), settings, replace=[1], folder=tmp_path).layers[0]
+        assert len(fitted) == 1, what
+        assert found.losses == expected.losses, what
+        assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(student).items()), what
+
+
+def test_small_updates_reach_blocks_in_bfloat16() -> None:
+    """One batch, again and again, at rates whose steps are below what bfloat16 can add to a weight."""
+    import radistill.distillation.align as module
+
+    settings = AlignSettings(
+        steps=20, learning_rate=1e-5, other_learning_rate=1e-6, tokens_per_batch=10_000, solve_output=False
+    )
+    teacher, losses = tiny.model("llama"), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        teacher.network.to(dtype)
+        student = convert(teacher, [1], init="transfer", target=GraniteHybridSettings(groups="heads"))
+        losses[dtype] = align(student, teacher, documents(), settings, replace=[1]).layers[0].losses
+        assert {parameter.dtype for parameter in student.network.parameters()} == {dtype}
+    assert all(later < earlier for earlier, later in pairwise(losses[torch.bfloat16]))
+    gained, gained_in_float32 = (found[0] - found[-1] for found in reversed(losses.values()))
+    assert gained == pytest.approx(gained_in_float32, rel=0.1)
+
+    # The control: the same steps on the weights as they are.
+    student = convert(teacher, [1], init="transfer", target=GraniteHybridSettings(groups="heads"))
+    block, before = student.anatomy.mixer(student.network, 1), weights(student)
+    cached = module._record(teacher, [1], [documents()[:10]], settings.tokens_per_batch)[0][1]
+    lost, _ = module._train(block, 1, cached, module._variance(cached), settings, 0)
+    assert lost[0] - lost[-1] < 0.1 * gained
+    projection = "model.layers.1.mamba.in_proj.weight"
+    assert (weights(student)[projection] == before[projection]).float().mean() > 0.99
 
 
 def test_little_memory_means_more_passes_and_the_same_blocks() -> None:

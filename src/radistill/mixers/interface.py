@@ -4,7 +4,6 @@ A mixer is one folder here and one call of `register_mixer`. What it needs to kn
 that nothing here depends on how models are loaded or take themselves apart.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,10 +90,11 @@ class Initialisation:
     rate: float | None = None
 
 
-class Mixer(ABC):
+@dataclass(frozen=True)
+class Mixer:
     """A kind of block, from hidden states [batch, time, hidden] to what attention would add to them, of the same shape.
 
-    A block is causal and takes an `attention_mask`, [batch, time].
+    A block is a causal module that takes an `attention_mask`, [batch, time], too.
 
     Attributes:
         kind: in records, cache keys and the tags of a hub.
@@ -102,13 +102,22 @@ class Mixer(ABC):
         phrase: the same in a sentence, with its article.
         initialisations: how a block can start, by name.
         silent: the initialisation whose blocks say nothing whatever their geometry.
+        geometry: the shape of the blocks in the network that a config describes.
+        output: a block's last linear layer, in which its output is linear, for a fit in closed form; None if there is
+            none.
+        use_fast_path: lets the blocks in a network, if there are any, run faster code of ours.
+        without_fast_path: undoes that inside a `with` block, to measure or test against the path of the class itself.
     """
 
-    kind: ClassVar[str]
-    title: ClassVar[str]
-    phrase: ClassVar[str]
-    initialisations: ClassVar[dict[str, Initialisation]]
-    silent: ClassVar[str]
+    kind: str
+    title: str
+    phrase: str
+    initialisations: dict[str, Initialisation]
+    silent: str
+    geometry: Callable[[PreTrainedConfig], Geometry]
+    output: Callable[[Any], nn.Linear | None] = lambda block: None
+    use_fast_path: Callable[[nn.Module], None] = lambda network: None
+    without_fast_path: Callable[[nn.Module], AbstractContextManager[None]] = lambda network: nullcontext()
 
     def initialisation(self, name: str) -> Initialisation:
         """The initialisation called `name`.
@@ -119,18 +128,3 @@ class Mixer(ABC):
         if name not in self.initialisations:
             raise RadistillError(f"init: {name!r} is unknown; choose from {', '.join(self.initialisations)}")
         return self.initialisations[name]
-
-    @abstractmethod
-    def geometry(self, config: PreTrainedConfig) -> Geometry:
-        """Shape of the blocks in the network that a config describes."""
-
-    def output(self, block: nn.Module) -> nn.Linear | None:
-        """A block's last linear layer, in which its output is linear, for a fit in closed form; None if it has none."""
-        return None
-
-    def use_fast_path(self, network: nn.Module) -> None:  # noqa: B027 (a mixer may have none)
-        """Let the blocks in `network`, if there are any, run faster code of ours where there is some."""
-
-    def without_fast_path(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Undo `use_fast_path` inside the block, to measure or test against the path of the network's own class."""
-        return nullcontext()

@@ -15,7 +15,7 @@ from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM, Pr
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 
 from radistill.conversion.assembly import assemble
-from radistill.conversion.targets.granite_hybrid_gguf import GraniteHybridGGUF
+from radistill.conversion.targets.granite_hybrid_gguf import FORMAT
 from radistill.conversion.targets.interface import Target, TargetSettings
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
@@ -76,7 +76,7 @@ class GraniteHybrid(Target):
     mixers: ClassVar[tuple[Mixer, ...]] = (MAMBA2,)
     keeps = 1
     keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
-    gguf = GraniteHybridGGUF()
+    gguf = FORMAT
 
     def check(self, config: PreTrainedConfig) -> list[str]:
         """Features of the source that the architecture cannot hold, by name."""
@@ -87,7 +87,7 @@ class GraniteHybrid(Target):
         assert isinstance(settings, GraniteHybridSettings)
         heads = config.num_attention_heads
         if _has_ssm(config):
-            own = MAMBA2.geometry(config)
+            own = Mamba2Geometry.of(config)
             for field in ("groups", "state", "expand", "conv_kernel"):
                 asked = getattr(settings, field)
                 asked = heads if asked == "heads" else asked

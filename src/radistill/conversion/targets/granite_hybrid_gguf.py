@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from radistill.conversion.targets.interface import GGUFFormat
 from radistill.errors import RadistillError
 from radistill.mixers.mamba2 import gguf as mamba2
 from radistill.mixers.mamba2.geometry import Mamba2Geometry
@@ -41,71 +42,68 @@ _SHARED_MLP = {
 }
 
 
-class GraniteHybridGGUF:
-    """See `GGUFFormat` for what each member promises."""
+def _obstacles(config: PreTrainedConfig) -> list[str]:
+    """Features of a model that llama.cpp's `granitehybrid` cannot compute, by name."""
+    found = []
+    rope = _rope(config)
+    if config.position_embedding_type == "rope" and rope["rope_type"] not in _ROPE_TYPES:
+        found.append(f"rotary scaling of type {rope['rope_type']} (only {', '.join(_ROPE_TYPES)})")
+    if all(_is_attention(kind) for kind in config.layer_types or ()):
+        found.append("no SSM layer (llama.cpp needs one; a GGUF of the source model is what you want)")
+    if config.hidden_act != "silu":
+        found.append(f"activation {config.hidden_act} (hidden_act; only silu)")
+    found += mamba2.obstacles(Mamba2Geometry.of(config))
+    low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
+    if low > 0 or high < math.inf:
+        found.append(f"limited step sizes (time_step_limit={(low, high)})")
+    return found
 
-    architecture = MODEL_ARCH.GRANITE_HYBRID
-    float32: tuple[MODEL_TENSOR, ...] = (*mamba2.FLOAT32, MODEL_TENSOR.FFN_GATE_INP)
 
-    def obstacles(self, config: PreTrainedConfig) -> list[str]:
-        """Features of a model that llama.cpp's `granitehybrid` cannot compute, by name."""
-        found = []
-        rope = _rope(config)
-        if config.position_embedding_type == "rope" and rope["rope_type"] not in _ROPE_TYPES:
-            found.append(f"rotary scaling of type {rope['rope_type']} (only {', '.join(_ROPE_TYPES)})")
-        if all(_is_attention(kind) for kind in config.layer_types or ()):
-            found.append("no SSM layer (llama.cpp needs one; a GGUF of the source model is what you want)")
-        if config.hidden_act != "silu":
-            found.append(f"activation {config.hidden_act} (hidden_act; only silu)")
-        found += mamba2.obstacles(Mamba2Geometry.of(config))
-        low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
-        if low > 0 or high < math.inf:
-            found.append(f"limited step sizes (time_step_limit={(low, high)})")
-        return found
+def _write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _write_mlp(writer, config)
 
-    def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
-        """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_vocab_size(config.vocab_size)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        _write_mlp(writer, config)
+    # llama.cpp takes a layer without key and value heads for a recurrent one.
+    writer.add_head_count(config.num_attention_heads)
+    heads = [config.num_key_value_heads * _is_attention(kind) for kind in config.layer_types or ()]
+    writer.add_head_count_kv(heads)
+    _, stretch = _rotary_scaling(config)
+    writer.add_attention_scale(config.attention_multiplier * stretch**2)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
 
-        # llama.cpp takes a layer without key and value heads for a recurrent one.
-        writer.add_head_count(config.num_attention_heads)
-        heads = [config.num_key_value_heads * _is_attention(kind) for kind in config.layer_types or ()]
-        writer.add_head_count_kv(heads)
-        _, stretch = _rotary_scaling(config)
-        writer.add_attention_scale(config.attention_multiplier * stretch**2)
-        writer.add_embedding_scale(config.embedding_multiplier)
-        writer.add_residual_scale(config.residual_multiplier)
-        writer.add_logit_scale(config.logits_scaling)
+    mamba2.write_settings(writer, Mamba2Geometry.of(config))
+    _write_positions(writer, config)
 
-        mamba2.write_settings(writer, Mamba2Geometry.of(config))
-        _write_positions(writer, config)
 
-    def extra(self, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """Divisors of the rotary frequencies, where they are scaled."""
-        divisors, _ = _rotary_scaling(config)
-        return {} if divisors is None else {_ROTARY_DIVISORS: divisors}
+def _extra(config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Divisors of the rotary frequencies, where they are scaled."""
+    divisors, _ = _rotary_scaling(config)
+    return {} if divisors is None else {_ROTARY_DIVISORS: divisors}
 
-    def translate(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """The GGUF tensors, by name, that hold one weight of the folder.
 
-        Raises:
-            RadistillError: for a weight that has no place in llama.cpp's `granitehybrid`.
-        """
-        if name.startswith("model.layers."):
-            _, _, layer, part = name.split(".", 3)
-            return {
-                gguf.TENSOR_NAMES[kind].format(bid=layer) + suffix: value
-                for kind, suffix, value in _translate_block(name, part, tensor, config)
-            }
-        stem, _, suffix = name.rpartition(".")
-        if stem not in _MODEL:
-            raise _no_place(name)
-        return {f"{gguf.TENSOR_NAMES[_MODEL[stem]]}.{suffix}": tensor}
+def _translate(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """The GGUF tensors, by name, that hold one weight of the folder.
+
+    Raises:
+        RadistillError: for a weight that has no place in llama.cpp's `granitehybrid`.
+    """
+    if name.startswith("model.layers."):
+        _, _, layer, part = name.split(".", 3)
+        return {
+            gguf.TENSOR_NAMES[kind].format(bid=layer) + suffix: value
+            for kind, suffix, value in _translate_block(name, part, tensor, config)
+        }
+    stem, _, suffix = name.rpartition(".")
+    if stem not in _MODEL:
+        raise _no_place(name)
+    return {f"{gguf.TENSOR_NAMES[_MODEL[stem]]}.{suffix}": tensor}
 
 
 def rotary_pairs(tensor: Tensor, heads: int) -> Tensor:
@@ -192,3 +190,13 @@ def _write_positions(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _rope(config: PreTrainedConfig) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0} | dict(config.rope_parameters or {})
+
+
+FORMAT = GGUFFormat(
+    architecture=MODEL_ARCH.GRANITE_HYBRID,
+    float32=(*mamba2.FLOAT32, MODEL_TENSOR.FFN_GATE_INP),
+    obstacles=_obstacles,
+    write_settings=_write_settings,
+    extra=_extra,
+    translate=_translate,
+)

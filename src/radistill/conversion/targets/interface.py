@@ -1,8 +1,9 @@
 """What a target is: an architecture that students can have."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter
@@ -24,32 +25,26 @@ class TargetSettings(BaseModel):
     kind: str
 
 
-class GGUFFormat(Protocol):
+@dataclass(frozen=True)
+class GGUFFormat:
     """How llama.cpp wants the students of one target.
 
     Attributes:
         architecture: llama.cpp's name of it.
         float32: kinds of matrices that are never stored in fewer bits.
+        obstacles: features of a student that llama.cpp cannot compute, by name; empty if it can hold it.
+        write_settings: adds the model's sizes, multipliers, positions and kinds of layers to the metadata.
+        extra: tensors of the file, by name, that no weight of the folder holds.
+        translate: the tensors of the file, by name, that hold one weight of the folder, given its name, itself (or its
+            shape on the meta device) and the config. Raises a `RadistillError` for a weight that has no place.
     """
 
     architecture: MODEL_ARCH
     float32: tuple[MODEL_TENSOR, ...]
-
-    def obstacles(self, config: PreTrainedConfig) -> list[str]:
-        """Features of a student that llama.cpp cannot compute, by name; empty if it can hold it."""
-
-    def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
-        """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
-
-    def extra(self, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """Tensors of the file, by name, that no weight of the folder holds."""
-
-    def translate(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """The tensors of the file, by name, that hold one weight of the folder; on the meta device too, for the shapes.
-
-        Raises:
-            RadistillError: for a weight that has no place.
-        """
+    obstacles: Callable[[PreTrainedConfig], list[str]]
+    write_settings: Callable[[GGUFWriter, PreTrainedConfig], None]
+    extra: Callable[[PreTrainedConfig], dict[str, Tensor]]
+    translate: Callable[[str, Tensor, PreTrainedConfig], dict[str, Tensor]]
 
 
 class Target(ABC):
