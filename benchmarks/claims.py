@@ -48,8 +48,8 @@ from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.heldout import compare as distance
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.evaluation.comparison import compare_results, read_results
-from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.run_tasks import file_name, run_tasks, tasks_of
+from radistill.evaluation.statistics import paired_bootstrap
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
 from radistill.evaluation.tasks.gsm8k import judge as judge_number
