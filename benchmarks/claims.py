@@ -31,9 +31,9 @@ from radistill.data.records import DataSplits
 from radistill.data.settings import JsonlData
 from radistill.distillation.heldout import compare as distance
 from radistill.evaluation.comparison import compare_results, read_results
-from radistill.evaluation.paired import paired_bootstrap
 from radistill.evaluation.places import subjects_of
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
+from radistill.evaluation.statistics import paired_bootstrap
 from radistill.evaluation.tasks.gsm8k import INSTRUCTION
 from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import read_json, write_json, write_text

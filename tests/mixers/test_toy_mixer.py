@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from radistill.models.cache_argument import cache_argument
 from toy.mixer import AVERAGE
 from toy.target import ToyConfig, ToyForCausalLM, ToyHybrid, ToySettings
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,7 +23,6 @@ from radistill.export import export
 from radistill.files import read_json
 from radistill.mixers import MIXERS, register_mixer
 from radistill.models.anatomy import ARCHITECTURES
-from radistill.models.cache_argument import cache_argument
 from radistill.models.loading import load
 from radistill.models.sequences import Document
 from radistill.pipeline.estimate import estimate

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from radistill.models.cache_argument import cache_argument
+from radistill.models.generation import cache_argument
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "granitemoehybrid", "falcon_h1", "jamba", "qwen3_next"])

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from radistill.cli.recipe_options import LATEST, Set, recipe_of
+from radistill.cli.options import LATEST, Set, lengths, recipe_of
 
 _TASKS = "With --tasks"
 
@@ -86,7 +86,6 @@ def evaluate(
     What a model answers is kept, so an evaluation that was interrupted goes on where it was when the same command is
     given again. `radistill compare` sets several models side by side.
     """
-    from radistill.cli.lengths import lengths
     from radistill.errors import RadistillError
 
     given = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from radistill.cli.model_options import Device, Dtype, ModelSource, TrustRemoteCode
+from radistill.cli.options import Device, Dtype, ModelSource, TrustRemoteCode
 
 if TYPE_CHECKING:
     from radistill.models.loading import Model

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from radistill.cli.model_options import ModelSource, TrustRemoteCode
+from radistill.cli.options import ModelSource, TrustRemoteCode
 
 
 def inspect(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from radistill.cli.evaluate import evaluate
-from radistill.cli.recipe_options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of
+from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of
 
 
 def run(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from radistill.cli.model_options import Device, Dtype, TrustRemoteCode
+from radistill.cli.options import Device, Dtype, TrustRemoteCode, lengths
 
 
 def savings(
@@ -36,7 +36,6 @@ def savings(
     """
     from rich.console import Console
 
-    from radistill.cli.lengths import lengths
     from radistill.console import note
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of

@@ -1,19 +1,1 @@
 """Training, calibration and held-out data: sources, the teacher's responses, tokens."""
-
-from radistill.data.examples import Example
-from radistill.data.prepare import load_data, prepare
-from radistill.data.records import DataSplits, Record, hash_documents
-from radistill.data.settings import DataSettings, ResponseSettings
-from radistill.data.sources import draw
-
-__all__ = [
-    "DataSettings",
-    "DataSplits",
-    "Example",
-    "Record",
-    "ResponseSettings",
-    "draw",
-    "hash_documents",
-    "load_data",
-    "prepare",
-]

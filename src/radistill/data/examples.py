@@ -1,7 +1,7 @@
 """Examples before they are tokenised, and how a row of data becomes one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,3 +120,18 @@ def _kind(value: object) -> str:
     if value == []:
         return "an empty list"
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples of a source, in an order that is a function of its settings and the seed.
+
+    Attributes:
+        origin: where they come from, for messages.
+        examples: read only as far as they are needed.
+        heldout: rows meant for the held-out split alone; None if it is drawn from `examples`.
+    """
+
+    origin: str
+    examples: Iterable[Example]
+    heldout: Iterable[Example] | None = None

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from radistill.data.examples import Example, example_from_row
-from radistill.data.rows import Rows
+from radistill.data.examples import Example, Rows, example_from_row
 from radistill.data.settings import HubData
 from radistill.errors import RadistillError
 

@@ -4,8 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from radistill.data.examples import Example, example_from_row
-from radistill.data.rows import Rows
+from radistill.data.examples import Example, Rows, example_from_row
 from radistill.data.settings import JsonlData
 from radistill.errors import RadistillError
 

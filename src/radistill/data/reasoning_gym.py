@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from radistill.data.examples import Example
-from radistill.data.rows import Rows
+from radistill.data.examples import Example, Rows
 from radistill.data.settings import ReasoningGymData
 from radistill.errors import RadistillError
 

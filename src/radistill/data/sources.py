@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.data import hub, jsonl, reasoning_gym
-from radistill.data.examples import Example
-from radistill.data.rows import Rows
+from radistill.data.examples import Example, Rows
 from radistill.data.settings import DataSettings
 from radistill.errors import RadistillError
 

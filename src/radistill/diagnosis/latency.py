@@ -15,7 +15,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.anatomy import Component
-from radistill.models.cache_argument import cache_argument
+from radistill.models.generation import cache_argument
 from radistill.models.loading import Model
 from radistill.provenance import machine
 from radistill.speculation.masks import ComponentMask

@@ -9,8 +9,8 @@ from typing import Any
 
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
-from radistill.evaluation.paired import Difference, holm, mcnemar, paired_bootstrap
 from radistill.evaluation.run_tasks import SUMMARY, file_name
+from radistill.evaluation.statistics import Difference, holm, mcnemar, paired_bootstrap
 from radistill.evaluation.tasks.interface import Row
 from radistill.files import read_json
 

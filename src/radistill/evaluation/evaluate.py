@@ -9,7 +9,7 @@ from typing import Any
 from radistill.distillation.heldout import compare
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import is_correct
-from radistill.evaluation.intervals import wilson
+from radistill.evaluation.statistics import wilson
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from radistill.evaluation.intervals import wilson
+from radistill.evaluation.statistics import wilson
 from radistill.evaluation.tasks.interface import Row
 
 Figures = dict[str, Any]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.evaluation.comparison import LEVEL, Line
-from radistill.evaluation.paired import Difference
+from radistill.evaluation.statistics import Difference
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
 
 

@@ -1,6 +1,5 @@
 """Running code that a model wrote, locked down: `run_code` is the whole interface. See docs/evaluation.md."""
 
-from radistill.evaluation.sandbox.limits import Limits
-from radistill.evaluation.sandbox.run import Outcome, Status, layers, run_code
+from radistill.evaluation.sandbox.run import Limits, Outcome, Status, layers, run_code
 
 __all__ = ["Limits", "Outcome", "Status", "layers", "run_code"]

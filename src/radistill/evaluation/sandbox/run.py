@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from radistill.errors import RadistillError
-from radistill.evaluation.sandbox.limits import Limits
 
 Status = Literal["value", "error", "memory", "time", "output", "crash"]
 
@@ -30,6 +29,30 @@ _START = (
 )
 _IMPORT_ROOT = str(Path(__file__).parents[3])  # the folder that holds the package
 _POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use before it is stopped.
+
+    Attributes:
+        cpu_seconds: processor time.
+        wall_seconds: time by the clock, which a sleeping program uses too.
+        memory_bytes: address space, the interpreter's own 30 MiB included.
+        output_bytes: standard output, standard error and the value together, and the size of a file.
+        disk_bytes: all files of the working folder together.
+    """
+
+    cpu_seconds: int = 2
+    wall_seconds: float = 5.0
+    memory_bytes: int = 256 * 2**20
+    output_bytes: int = 64 * 2**10
+    disk_bytes: int = 4 * 2**20
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"sandbox limits: {name} is {value}, but must be above 0")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radistill.models.cache_argument import cache_argument
+from radistill.models.generation import cache_argument
 from radistill.models.loading import Model
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask

@@ -6,8 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from radistill.evaluation.intervals import wilson
-from radistill.evaluation.paired import holm, mcnemar, paired_bootstrap
+from radistill.evaluation.statistics import holm, mcnemar, paired_bootstrap, wilson
 
 
 def naive_mcnemar(only_first: int, only_second: int) -> float:

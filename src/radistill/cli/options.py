@@ -1,9 +1,16 @@
-"""What the commands that work on a recipe and its run folder have in common."""
+"""Options and arguments that several commands have."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+ModelSource = Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
 
 LATEST = Path("runs/latest")
 
@@ -50,3 +57,13 @@ def recipe_of(recipe: Path | None, out: Path) -> Path:
     if not own.exists():
         raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
     return own
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens, as in `--contexts 128,512`; RadistillError if it is anything else."""
+    from radistill.errors import RadistillError
+
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(words):
+        raise RadistillError(f"--contexts {text!r}: must be different numbers of tokens, as 128,512,2048")
+    return tuple(map(int, words))
