@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.export.weights import find_weights, read_weight, shape_of
 from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FILE_TYPES = {
     "float32": LlamaFileType.ALL_F32,
     "float16": LlamaFileType.MOSTLY_F16,
@@ -75,8 +77,8 @@ def write_gguf(
 
 def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, dtype: str) -> None:
     """Announce every tensor by its shape, then write them in the same order."""
-    if config.tie_word_embeddings:
-        weights = {name: path for name, path in weights.items() if name != "lm_head.weight"}
+    if config.tie_word_embeddings and _HEAD in weights and not _has_own_head(weights):
+        weights = {name: path for name, path in weights.items() if name != _HEAD}
     divisors, _ = rotary_scaling(config)
     if divisors is not None:
         writer.add_tensor_info(ROTARY_DIVISORS, list(divisors.shape), np.dtype(np.float32), divisors.nbytes)
@@ -94,6 +96,12 @@ def _write_weights(writer: GGUFWriter, weights: dict[str, Path], config: PreTrai
             for target, tensor in translate(name, read_weight(name, path), config).items():
                 writer.write_tensor_data(encode(name, tensor, storage_type(target, tensor, TYPES[dtype])))
             advance()
+
+
+def _has_own_head(weights: dict[str, Path]) -> bool:
+    """Whether the head differs from the embedding: transformers uses such a head even where the config ties the two."""
+    head, embedding = (read_weight(name, weights[name]) for name in (_HEAD, _EMBEDDING))
+    return not torch.equal(head, embedding)
 
 
 @contextmanager
