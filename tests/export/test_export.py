@@ -17,6 +17,7 @@ from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.export.lineage import lineage_of
 from radistill.files import read_json, write_json
+from radistill.models.loading import load
 from small_run import write_plan
 
 SOURCE_CARD = "---\nlicense: cc-by-4.0\nlanguage: en\n---\n\n# A source\n"
@@ -231,6 +232,25 @@ def test_an_earlier_export_is_replaced_only_when_asked(
     with pytest.raises(RadistillError, match="holds files that are no model"):
         export(run, "hf", other, force=True)
     assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_exported_is_what_is_loaded(tmp_path: Path) -> None:
+    """One file beside the shards of an older model; a head that the config ties and the file does not."""
+    model = small.save(tmp_path / "model", seed=1)
+    small.model().network.save_pretrained(tmp_path / "old", max_shard_size="60KB")
+    for file in (tmp_path / "old").glob("model*"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    config = read_json(tmp_path / "model" / "config.json")
+    write_json(tmp_path / "model" / "config.json", {**config, "tie_word_embeddings": True})
+    export(tmp_path / "model", "hf", tmp_path / "hf")
+    assert [file.name for file in (tmp_path / "hf").glob("model*")] == ["model.safetensors"]
+    assert load(tmp_path / "hf").fingerprint == load(tmp_path / "model").fingerprint == model.fingerprint
+    export(tmp_path / "model", "gguf", tmp_path / "m.gguf")
+    tensors = {
+        tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    }
+    assert torch.equal(tensors["token_embd.weight"], model.network.model.embed_tokens.weight)
+    assert torch.equal(tensors["output.weight"], model.network.lm_head.weight)
 
 
 def test_a_weight_that_is_no_number_leaves_no_folder(run: Path, tmp_path: Path) -> None:

@@ -221,6 +221,33 @@ def test_one_token_beyond_the_embedding_is_mentioned(folder: Path, capsys: pytes
     assert "tokens (1) that the network does not embed" in capsys.readouterr().err
 
 
+def test_a_head_that_the_config_ties_and_the_file_does_not(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = load(folder)
+    edit_config(folder, tie_word_embeddings=True)
+    model = load(folder)
+    assert "config.json has tie_word_embeddings, but the weights hold another lm_head" in capsys.readouterr().err
+    assert torch.equal(model.network.lm_head.weight, expected.network.lm_head.weight)
+    assert model.fingerprint == expected.fingerprint, "the config says what is computed"
+    model.save(tmp_path / "again")
+    assert load(tmp_path / "again").fingerprint == expected.fingerprint
+    assert capsys.readouterr().err == ""
+
+
+def test_one_file_is_read_before_the_shards_of_an_older_model(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "new", layers=2, seed=1)
+    tiny.build("llama", layers=2).save_pretrained(tmp_path / "old", max_shard_size="20KB")
+    for file in (tmp_path / "old").glob("model*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert (folder / "model.safetensors.index.json").is_file()
+    weights = load(folder).network.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
+    for shard in folder.glob("model-*.safetensors"):
+        shard.unlink()
+    assert load_config(folder).num_hidden_layers == 2
+
+
 def test_config_alone(folder: Path) -> None:
     assert load_config(folder).hidden_size == 32
     (folder / "model.safetensors").write_bytes(b"")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -19,6 +20,7 @@ from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.export.weights import find_weights, read_weight, shape_of
 from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FILE_TYPES = {
     "float32": LlamaFileType.ALL_F32,
     "float16": LlamaFileType.MOSTLY_F16,
@@ -88,8 +90,8 @@ def _write_weights(
     writer: GGUFWriter, weights: dict[str, Path], config: PreTrainedConfig, layout: GGUFFormat, dtype: str
 ) -> None:
     """Announce every tensor by its shape, then write them in the same order."""
-    if config.tie_word_embeddings:
-        weights = {name: path for name, path in weights.items() if name != "lm_head.weight"}
+    if config.tie_word_embeddings and _HEAD in weights and not _has_own_head(weights):
+        weights = {name: path for name, path in weights.items() if name != _HEAD}
     extra = layout.extra(config)
     for name, tensor in extra.items():
         writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), tensor.nbytes)
@@ -108,6 +110,12 @@ def _write_weights(
                 kind = storage_type(target, tensor, TYPES[dtype], layout.float32)
                 writer.write_tensor_data(encode(name, tensor, kind))
             advance()
+
+
+def _has_own_head(weights: dict[str, Path]) -> bool:
+    """Whether the head differs from the embedding: transformers uses such a head even where the config ties the two."""
+    head, embedding = (read_weight(name, weights[name]) for name in (_HEAD, _EMBEDDING))
+    return not torch.equal(head, embedding)
 
 
 @contextmanager

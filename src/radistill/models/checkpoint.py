@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from radistill.errors import RadistillError
 from radistill.files import read_json
 
+WEIGHT_INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -73,17 +74,19 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
 def check_weights(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, each of which has a complete header and all its bytes.
 
+    As transformers does, a single file is taken before an index, whose shards may be left over from an older model.
+
     Raises:
         RadistillError: naming the file that is missing or damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    index, single = folder / WEIGHT_INDEX, folder / "model.safetensors"
+    if index.is_file() and not single.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise RadistillError(f"{index}: weight_map is missing or empty")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
-        paths = [folder / "model.safetensors"]
+        paths = [single]
     for path in paths:
         if not path.is_file():
             others = sorted(other.name for other in folder.glob("*.bin"))

@@ -207,7 +207,20 @@ def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
         raise RadistillError(f"{folder}: the weights do not fit config.json ({one_line(error)})") from None
     network, info = loaded
     _check_loaded(folder, info)
+    _untie(folder, network)
     return network.eval()
+
+
+def _untie(folder: Path, network: PreTrainedModel) -> None:
+    """Let the config say what the network computes: transformers uses an `lm_head` that is not the embedding even where
+    the config ties the two."""
+    head: Any = network.get_output_embeddings()
+    embedding: Any = network.get_input_embeddings()
+    if head.weight is embedding.weight or not network.config.tie_word_embeddings:
+        return
+    if not torch.equal(head.weight, embedding.weight):
+        note(f"{folder}: config.json has tie_word_embeddings, but the weights hold another lm_head, which is used")
+        network.config.tie_word_embeddings = False
 
 
 def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
