@@ -83,6 +83,7 @@ def test_the_formats(tmp_path: Path) -> None:
         ({"messages": [USER, {"role": True, "content": "a"}]}, r"messages\[1\].role must be a text, not true or false"),
         ({"messages": [ASSISTANT]}, "no turn before the assistant's response"),
         ({"prompt": "a", "answer": [1]}, "answer must be a text or a number, not a list"),
+        ({"prompt": "a", "answer": " "}, "answer is empty"),
         ({"prompt": "\ud800"}, "prompt has half a surrogate pair at character 0"),
         ({"messages": [{"role": "user", "content": "ab\udc00"}]}, r"content has half a surrogate pair at character 2"),
     ],

@@ -11,6 +11,10 @@ RESPONSES = [
     ("<answer>`{'a': 1}`</answer>", "{'a': 1}"),
     ("<ANSWER>True</ANSWER>", "True"),
     ("<answer>(1, 2)", "(1, 2)"),  # cut before the tag was closed
+    ("[THOUGHT]\nIt doubles `x`.\n[/THOUGHT]\n[ANSWER]\nf(3) == 6\n[/ANSWER]", "f(3) == 6"),
+    ("[ANSWER] [1, ['a']] [/ANSWER]\n[PYTHON]\ndef f(y):", "[1, ['a']]"),
+    ("```python\nx[answer]\n```", "x[answer]"),
+    ("[ANSWER]\n'left open'", "'left open'"),
     ("It gives\n```python\nassert f([3]) == [3]\n```", "f([3]) == [3]"),
     ("```\nfirst\n```\nand then\n```py\n'second'\n```\ndone", "'second'"),
     ("So the result is `['x', 'y']`.", "['x', 'y']"),

@@ -1,71 +1,13 @@
 """Answers in responses as models write them, and what counts as right."""
 
+import json
 from typing import Any
 
 import pytest
 
+from radistill.data import reasoning_gym
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import extract_answer, extract_json, is_correct
-
-ANSWERS = [
-    # marks, the strongest first
-    ("Six and six make 12.\n#### 12", "12"),
-    ("#### 7\nLet me check again.\n#### 8", "8"),
-    ("####9", "9"),
-    ("#### $1,250.50 in total", "1250.50"),
-    (r"Thus \boxed{42} is it, in 3 steps.", "42"),
-    (r"\boxed{\text{about } 1{,}024 \text{ bytes}}", "1024"),
-    (r"\boxed{\$18}", "18"),
-    (r"\boxed{5", "5"),
-    (r"so \boxed{{7}}.", "7"),
-    ("The answer is 14. I used 3 steps.", "14"),
-    ("The answer is: **15**", "15"),
-    ("**Answer:** 16 apples", "16"),
-    ("Final answer = -3", "-3"),
-    ("The answer is $17.", "17"),
-    ("The answer is\n18", "18"),
-    ("The answer is 3. No, wait: the answer is 4.", "4"),
-    ("<answer> 21 </answer> (page 3)", "21"),
-    ("The answer is 1. #### 2", "2"),
-    (r"#### 2 and \boxed{3}", "2"),
-    # no mark: the last number
-    ("We have 3 + 4 = 7", "7"),
-    ("3 boxes of 12 make 36 eggs.", "36"),
-    ("It costs $1,234,567.", "1234567"),
-    ("a growth of 12.5%.", "12.5"),
-    ("from 10-3", "3"),
-    ("from 10 - 3", "3"),
-    ("x=-3", "-3"),
-    ("it is \u22125 degrees", "-5"),
-    ("(2)-1", "1"),
-    ("a debt of -$20", "-20"),
-    ("about .5", ".5"),
-    ("1e-05", "1e-05"),
-    ("12,5", "5"),
-    ("**42**", "42"),
-    ("_42_", "42"),
-    ("the 5th", "5"),
-    ("in layer x12", None),
-    ("1/2", "2"),
-    # marks without a number
-    ("The answer is unknown.", "unknown"),
-    ("I counted 5. The answer is unknown.", "unknown"),
-    (r"\boxed{\text{yes}}", r"\text{yes}"),
-    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    ("#### 1/2", "1/2"),
-    # nothing
-    ("", None),
-    ("####", None),
-    ("no idea", None),
-    ("The answer is", None),
-    ("the Answer: ", None),
-    ("I would rather not say. " * 200, None),
-]
-
-
-@pytest.mark.parametrize(("text", "answer"), ANSWERS)
-def test_extract_answer(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
+from radistill.evaluation.exact_match import check_verifier, extract_json, is_correct
 
 
 def gsm(answer: str) -> dict[str, Any]:
@@ -117,7 +59,8 @@ def test_extract_json(text: str, container: bool, value: Any) -> None:
         with pytest.raises(ValueError, match="no JSON"):
             extract_json(text, container)
     else:
-        found = extract_json(text, container)
+        found, written = extract_json(text, container)
+        assert json.loads(written) == value
         assert (found, type(found)) == (value, type(value))
 
 
@@ -184,9 +127,84 @@ def test_answers_of_own_data(response: str, answer: str, right: bool) -> None:
     assert is_correct(response, {"kind": "answer", "answer": answer}) is right
 
 
+@pytest.mark.parametrize(
+    ("response", "answer", "right"),
+    [
+        ("The answer is 1/3.", "1/3", True),
+        (r"\boxed{\frac{2}{6}}", "1/3", True),
+        ("The answer is 0.25.", "1/4", True),
+        ("#### 3 million", "3,000,000", True),
+        ("#### 1/0", "5", False),
+        ("<answer>**Paris**</answer>", "Paris", False),
+        ("It is this one.\n#### Paris", "steps\n#### Paris", True),
+        ("<answer>[1, 2]</answer> and not [3]", "[1, 2]", True),
+        ("[1, 2] and nothing else <answer>as said</answer>", "[1, 2]", True),
+    ],
+)
+def test_more_answers_of_own_data(response: str, answer: str, right: bool) -> None:
+    assert is_correct(response, {"kind": "answer", "answer": answer}) is right
+
+
+def test_an_exercise_may_take_a_rounded_number() -> None:
+    pytest.importorskip("reasoning_gym")
+    verifier = {"kind": "reasoning-gym", "task": "power_function", "answer": "-1234.5678", "metadata": {}}
+    assert is_correct("It is -1230.", verifier)
+    assert not is_correct("It is 1230.", verifier)
+    assert not is_correct("It is -1240.", verifier)
+
+
+HOSTILE = {
+    "nested lists": "[" * 1200 + "]" * 1200,
+    "nested objects": '{"a":' * 1200 + "1" + "}" * 1200,
+    "nested brackets": "(" * 1200 + "1" + ")" * 1200,
+    "signs": "-" * 1200 + "1",
+    "terms": "+".join("1" * 330),
+    "digits": "9" * 5000,
+    "digits in a list": f"[{'9' * 5000}]",
+    "exponent": "1e999999999",
+    "a power of powers": "9**9**9**9",
+    "exponent in a list": "[1e999999999]",
+    "infinite": "[Infinity, NaN]",
+    "nothing divided": "1/0",
+    "half a surrogate pair": "\ud800",
+    "half a surrogate pair in JSON": r'["\ud800"]',
+    "null character": "\0",
+    "leaves": "exit()",
+    "leaves by an exception": "__import__('sys').exit(0)",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("expected", ["5", "1/3", "word", "[1]", "true"])
+def test_hostile_answers_are_wrong(name: str, expected: str) -> None:
+    for response in (HOSTILE[name], f"<answer>{HOSTILE[name]}</answer>", f"The answer is {HOSTILE[name]}"):
+        assert is_correct(response, {"kind": "answer", "answer": expected}) is False
+        assert is_correct(response, {"kind": "reasoning-gym", "task": "codeio", "answer": expected}) is False
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_to_exercises_are_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifiers of all sorts: some parse, some compute, some evaluate."""
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setattr(reasoning_gym, "_SECONDS", 0.5)
+    for task, answer, metadata in (
+        ("binary_matrix", "0 1\n1 0", {}),
+        ("simple_integration", "X**2 + C", {"integrand": "2*X", "variable": "X"}),
+        ("list_functions", "[6, 7]", {}),
+        ("power_function", "12.5", {}),
+        ("graph_color", None, {"puzzle": {"vertices": [1], "edges": [], "num_colors": 3, "color_options": [1, 2, 3]}}),
+        ("rush_hour", None, {"board_config": "oooooo" * 6}),
+    ):
+        verifier = {"kind": "reasoning-gym", "task": task, "answer": answer, "metadata": metadata}
+        assert is_correct(f"<answer>{HOSTILE[name]}</answer>", verifier) is False
+
+
 def test_unknown_verifiers() -> None:
     with pytest.raises(RadistillError, match="kind is 'regex'; known kinds are reasoning-gym and answer"):
         is_correct("1", {"kind": "regex", "answer": "1"})
     pytest.importorskip("reasoning_gym")
     with pytest.raises(RadistillError, match="no task 'nonsense'"):
         is_correct("x", {"kind": "reasoning-gym", "task": "nonsense", "answer": "word"})
+    with pytest.raises(RadistillError, match="has no answer, which the kind answer needs"):
+        check_verifier({"kind": "answer"})

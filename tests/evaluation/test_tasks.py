@@ -13,7 +13,7 @@ from sandbox_here import needs_sandbox
 
 import tiny
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import extract_answer
+from radistill.evaluation.final_answer import extract_answer
 from radistill.evaluation.tasks import FAMILIES, TASKS, perplexity, task_of
 from radistill.evaluation.tasks.interface import Generated, Measured, Row, TaskSettings
 from radistill.models.loading import Model

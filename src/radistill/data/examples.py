@@ -112,7 +112,7 @@ def _verifier(row: Mapping[str, Any], where: str) -> dict[str, Any] | None:
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise RadistillError(f"{where}: answer must be a text or a number, not {_kind(answer)}")
-    return {"kind": "answer", "answer": str(answer)}
+    return {"kind": "answer", "answer": _text({"answer": str(answer)}, "answer", where)}
 
 
 def _kind(value: object) -> str:

@@ -3,14 +3,21 @@
 The generator of `codeio` executes code that is shipped with the package, in this process; see docs/data.md.
 """
 
+import ast
 import contextlib
 import difflib
 import hashlib
+import inspect
 import io
 import json
+import os
 import random
+import re
+import signal
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +25,10 @@ import numpy as np
 from radistill.data.examples import Example, Rows
 from radistill.data.settings import ReasoningGymData
 from radistill.errors import RadistillError
+
+_LITERAL = "python literal"
+_EVALUATING = re.compile(r"(?<![\w.])(?:sp\.|sympy\.)?(?:eval|exec|parse_expr|sympify)\(")
+_SECONDS = 5.0
 
 
 def read(settings: ReasoningGymData, seed: int) -> Rows:
@@ -48,7 +59,7 @@ def _create(task: str, options: dict[str, Any], seed: int, size: int) -> Any:
     spread = int.from_bytes(hashlib.sha256(f"{seed} {task}".encode()).digest()[:4])
     try:
         return dataset(config(seed=spread, size=size, **options))
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, AttributeError) as error:
         raise RadistillError(f"data.tasks: {task} does not take {options}: {error or type(error).__name__}") from None
 
 
@@ -78,8 +89,8 @@ def _exercises(task: str, dataset: Any) -> Iterator[Example]:
             verifier={
                 "kind": "reasoning-gym",
                 "task": task,
-                "answer": str(entry["answer"]),
-                "metadata": {key: value for key, value in metadata.items() if _is_json(value)},
+                "answer": None if entry["answer"] is None else str(entry["answer"]),
+                "metadata": {key: kept for key, value in metadata.items() if (kept := _kept(value)) is not None},
             },
         )
 
@@ -99,9 +110,65 @@ def _entry(dataset: Any, index: int) -> dict[str, Any]:
         np.random.set_state(numpy)
 
 
-def _is_json(value: object) -> bool:
+@cache
+def evaluates_answers(task: str) -> bool:
+    """Whether a task's verifier evaluates a model's answer as Python."""
+    return _EVALUATING.search(inspect.getsource(registry()[task][0].score_answer)) is not None
+
+
+def full_score(verifier: Mapping[str, Any], answer: str) -> bool:
+    """Whether an exercise's own verifier gives an answer the full score; what it stumbles over is wrong."""
+    metadata = {key: _restored(value) for key, value in verifier.get("metadata", {}).items()}
+    entry = {"answer": verifier["answer"], "metadata": metadata}
+    scorer = _scorer(verifier["task"])
+
+    def scores() -> bool:
+        try:
+            return bool(scorer.score_answer(answer, entry) == 1.0)
+        except Exception:  # any error, such as a parser's
+            return False
+
+    return _in_time(scores) if evaluates_answers(verifier["task"]) else scores()
+
+
+def _in_time(holds: Callable[[], bool]) -> bool:
+    """Whether it holds, in a copy of this process: what is evaluated may never end, or end its process."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if holds() else 1)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + _SECONDS
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.001)
+    return ended[1] == 0
+
+
+@cache
+def _scorer(task: str) -> Any:
+    dataset, config = registry()[task]
+    return dataset(config(seed=0))
+
+
+def _kept(value: object) -> Any:
+    """A value that survives JSON: itself, or as a literal where JSON would change it; None if there is neither.
+
+    Verifiers compare with tuples, and look up numbers in mappings; JSON makes lists and texts of them.
+    """
+    if _equals(value, lambda: json.loads(json.dumps(value, allow_nan=False))):
+        return value
+    return {_LITERAL: repr(value)} if _equals(value, lambda: ast.literal_eval(repr(value))) else None
+
+
+def _restored(value: Any) -> Any:
+    return ast.literal_eval(value[_LITERAL]) if isinstance(value, dict) and value.keys() == {_LITERAL} else value
+
+
+def _equals(value: object, again: Callable[[], object]) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+        return bool(again() == value)
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    return True

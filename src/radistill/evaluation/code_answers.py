@@ -6,8 +6,9 @@ import re
 LONGEST_ANSWER = 10_000
 """Characters; what is longer is no answer to any question of this kind."""
 
-# A tag that is only named, in backticks of its own, opens nothing.
-_TAG = re.compile(r"(?:(?<!`)<answer>|<answer>(?!`))(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+# Ours, and CRUXEval's own. A tag that is only named, in backticks of its own, opens nothing.
+_OPENING, _CLOSING = r"(?:(?i:<answer>)|\[ANSWER\])", r"(?:(?i:</answer>)|\[/ANSWER\]|$)"
+_TAG = re.compile(rf"(?:(?<!`){_OPENING}|{_OPENING}(?!`))(.*?){_CLOSING}", re.DOTALL)
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|$)", re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _GIVEN = re.compile(
@@ -19,8 +20,8 @@ _OF_RESULT = re.compile(r"return|result|output|produc|achiev|yield|give", re.IGN
 def extract_code(response: str) -> str | None:
     """The expression that a response commits itself to.
 
-    It is what stands, in this order of preference and last in the text, in `<answer>` tags, in a fenced block, in
-    backticks, or on the last line. Fences and backticks within the tags are taken off, and `assert` before it.
+    It is what stands, in this order of preference and last in the text, in `<answer>` or `[ANSWER]` tags, in a fenced
+    block, in backticks, or on the last line. Fences and backticks within the tags, and `assert`, are taken off.
 
     Returns:
         The expression as it was written; None if there is none, or if it is longer than any answer can be.

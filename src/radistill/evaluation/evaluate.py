@@ -8,7 +8,7 @@ from typing import Any
 
 from radistill.distillation.heldout import compare
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import is_correct
+from radistill.evaluation.exact_match import check_verifier, is_correct
 from radistill.evaluation.statistics import wilson
 from radistill.models.generation import end_tokens, generate
 from radistill.models.loading import Model
@@ -77,13 +77,16 @@ def evaluate(
         name: shown on progress bars.
 
     Raises:
-        RadistillError: without documents, or with verifiers that do not match them.
+        RadistillError: without documents, or with verifiers that do not match them or cannot judge.
     """
     settings = settings or EvaluateSettings()
     if not documents:
         raise RadistillError("data.heldout: no documents to evaluate on; ask for at least one")
     if verifiers is not None and len(verifiers) != len(documents):
         raise RadistillError(f"evaluate: {len(verifiers)} verifiers for {len(documents)} documents")
+    for verifier in verifiers or []:
+        if verifier is not None:
+            check_verifier(verifier)
     comparison = compare(
         base.network,
         model.network,

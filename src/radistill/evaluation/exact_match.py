@@ -1,4 +1,4 @@
-"""Exact match: find the answer in a response, and compare it with the right one.
+"""Exact match: compare the answer in a response with the right one.
 
 Two numbers match if they are equal as numbers (`288.0` and `288`), two JSON values if they are equal as values. Answers
 of other kinds are scored by the exercise's own verifier in reasoning-gym, and match at its full score.
@@ -7,54 +7,24 @@ of other kinds are scored by the exercise's own verifier in reasoning-gym, and m
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
-from functools import cache
+from fractions import Fraction
 from typing import Any
 
-from radistill.data.reasoning_gym import registry
+from radistill.data.reasoning_gym import full_score, registry
 from radistill.errors import RadistillError
+from radistill.evaluation.final_answer import extract_answer, extract_words, plain_number
 
-# A minus after a digit, letter or closing bracket is a subtraction: the number in "10-3" is 3.
-_NUMBER = re.compile(
-    r"(?:(?<![^\W_])(?<![.)\]])([-+\u2212]))?\$?"  # sign, currency
-    r"(?<![^\W_])(?<!\.)"  # not within a word or after a decimal point
-    r"((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"  # digits, perhaps grouped by commas
-    r"((?:[eE][-+]?[0-9]+)?)"
-)
-_FRACTION = re.compile(r"\\[dt]?frac|[0-9]\s*/\s*[0-9]")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer[*_\s]*(?:is\b|:|=)[\s*_:=]*(?=(\S[^\n]*))", re.IGNORECASE)
-_LATEX = (("{,}", ","), (r"\!", ""), (r"\,", ""), (r"\$", "$"))
+_LONGEST_NUMBER = 1000
 
 
-def extract_answer(text: str) -> str | None:
-    r"""The answer that a response commits itself to.
-
-    It is what stands, in this order of preference and last in the text, in `<answer>` tags, after `####`, in
-    `\boxed{}`, or after "answer is" or "answer:"; of that, the first number, else the words. Without any such mark it
-    is the last number of the text.
-
-    Returns:
-        A number as plain digits, without grouping commas, currency or percent signs; or words; None if there is
-        neither mark nor number.
-    """
-    marked = _marked(text)
-    if marked is None:
-        numbers = list(_NUMBER.finditer(text))
-        return _digits(numbers[-1]) if numbers else None
-    number = None if _FRACTION.search(marked) else _NUMBER.search(marked)
-    return _digits(number) if number else marked.strip("*_ \t").rstrip(".")
-
-
-def extract_json(text: str, container: bool) -> Any:
-    """The last JSON value in a text: the last object or array, or the last scalar that stands in none.
+def extract_json(text: str, container: bool) -> tuple[Any, str]:
+    """The last JSON value in a text, and as it is written: the last object or array, or a scalar that is in none.
 
     Raises:
         ValueError: if there is none.
     """
     decoder = json.JSONDecoder()
-    found: list[Any] = []
+    found: list[tuple[Any, str]] = []
     position = 0
     # A value begins at a bracket or quote, or, outside of words, at a number or literal.
     start = re.compile(r'[{\["]|(?<![\w.])(?:-?[0-9]|true\b|false\b|null\b)')
@@ -65,14 +35,29 @@ def extract_json(text: str, container: bool) -> Any:
             position = match.start() + 1
             continue
         if isinstance(value, dict | list) == container:
-            found.append(value)
+            found.append((value, text[match.start() : position]))
     if not found:
         raise ValueError("no JSON value")
     return found[-1]
 
 
+def check_verifier(verifier: Mapping[str, Any]) -> None:
+    """Check that `is_correct` can judge answers by a verifier.
+
+    Raises:
+        RadistillError: if its kind is unknown, or reasoning-gym is needed and lacks the task or is not installed.
+    """
+    kind = verifier.get("kind")
+    if kind not in ("reasoning-gym", "answer"):
+        raise RadistillError(f"verifier: kind is {kind!r}; known kinds are reasoning-gym and answer")
+    if "answer" not in verifier:
+        raise RadistillError(f"verifier: has no answer, which the kind {kind} needs")
+    if kind == "reasoning-gym" and verifier.get("task") not in registry():
+        raise RadistillError(f"verifier: the installed reasoning-gym has no task {verifier.get('task')!r}")
+
+
 def is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
-    """Whether a response gives the right answer.
+    """Whether a response gives the right answer. A response cannot make it raise: what cannot be read is wrong.
 
     Args:
         response: the text that a model wrote.
@@ -80,75 +65,61 @@ def is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
             the answer may also be a whole solution with the result behind `####`.
 
     Raises:
-        RadistillError: if the kind is unknown, or reasoning-gym is needed and not installed.
+        RadistillError: as `check_verifier`.
     """
-    kind, expected = verifier.get("kind"), str(verifier.get("answer", "")).strip()
-    if kind not in ("reasoning-gym", "answer"):
-        raise RadistillError(f"verifier: kind is {kind!r}; known kinds are reasoning-gym and answer")
-    if kind == "answer" and _HASHES.search(expected):
+    check_verifier(verifier)
+    try:
+        return _is_correct(response, verifier)
+    # Nested too deeply, too many digits for an integer, half a surrogate pair: no right answer looks like that.
+    except (RecursionError, MemoryError, ValueError, ArithmeticError):
+        return False
+
+
+def _is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
+    is_exercise = verifier["kind"] == "reasoning-gym"
+    expected = "" if verifier["answer"] is None else str(verifier["answer"]).strip()
+    if not is_exercise and "####" in expected:
         expected = extract_answer(expected) or expected
 
-    right = _value(expected)
-    if right is not None:
-        return right == _value(extract_answer(response) or "")
+    right = plain_number(expected)
+    # An exercise may ask for a notation, or for a fraction in its lowest terms.
+    if right is not None and (not is_exercise or (right == expected and "/" not in right)):
+        return _is_number(right, extract_answer(response) or "", verifier if is_exercise else None)
     is_json, value = _json(expected)
-    answer = _words(response)
+    answer = extract_words(response)
     if is_json:
+        container = isinstance(value, dict | list)
         try:
-            given = extract_json(response, container=isinstance(value, dict | list))
+            given, answer = extract_json(answer, container)
         except ValueError:
-            return False
+            given, answer = extract_json(response, container)
         same = _same(given, value)
         # Of unequal values codeio's verifier says how alike they are, by a tree distance that takes minutes.
         if same or verifier.get("task") == "codeio":
             return same
-        answer = json.dumps(given)
-    if kind == "answer":
-        return answer.rstrip(".").casefold() == expected.rstrip(".").casefold()
-    return _score(verifier, answer)
+    if is_exercise:
+        return full_score(verifier, answer)
+    return answer.rstrip(".").casefold() == expected.rstrip(".").casefold()
 
 
-def _marked(text: str) -> str | None:
-    """What stands at the strongest mark of an answer, at its last occurrence; None without any."""
-    for find in (_TAG.findall, _HASHES.findall, _boxed, _ANSWER_IS.findall):
-        found = [content for content in find(text) if content.strip()]
-        if found:
-            return str(found[-1]).strip()
-    return None
+def _is_number(right: str, given: str, exercise: Mapping[str, Any] | None) -> bool:
+    """Whether two numbers are equal, or an exercise takes the given one, such as one that is rounded."""
+    digits = plain_number(given)
+    if digits is None:
+        return False
+    expected, value = _value(right), _value(digits)
+    if value == expected or exercise is None:
+        return value == expected
+    # Not all verifiers see a sign.
+    return (value < 0) == (expected < 0) and full_score(exercise, digits)
 
 
-def _boxed(text: str) -> list[str]:
-    r"""The contents of every `\boxed{}`, braces within them included."""
-    contents = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, position = 1, match.end()
-        while position < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            position += 1
-        content = text[match.end() : position - 1 if depth == 0 else position]
-        for latex, plain in _LATEX:
-            content = content.replace(latex, plain)
-        contents.append(content)
-    return contents
-
-
-def _words(response: str) -> str:
-    """The answer as words: what is marked as such, else the whole response."""
-    return (_marked(response) or response).strip().strip("*_").strip()
-
-
-def _digits(match: re.Match[str]) -> str:
-    sign = "-" if match[1] in ("-", "\u2212") else ""
-    return sign + match[2].replace(",", "") + match[3]
-
-
-def _value(text: str) -> Decimal | None:
-    """The number that a text consists of; None if it is not one, or not only one."""
-    match = _NUMBER.fullmatch(text.strip().rstrip("%").rstrip("."))
-    try:
-        return Decimal(_digits(match)) if match else None
-    except InvalidOperation:  # an exponent beyond all bounds
-        return None
+def _value(digits: str) -> Fraction:
+    """The value of plain digits, perhaps with an exponent or a divisor; an ArithmeticError beyond all bounds."""
+    above, _, below = digits.partition("/")
+    if len(digits) > _LONGEST_NUMBER or re.search("[eE][-+]?0*[1-9][0-9]{3}", digits):
+        raise OverflowError
+    return Fraction(above) / Fraction(below or 1)
 
 
 def _json(text: str) -> tuple[bool, Any]:
@@ -165,22 +136,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other))
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
-
-
-def _score(verifier: Mapping[str, Any], answer: str) -> bool:
-    entry = {"answer": verifier["answer"], "metadata": verifier.get("metadata", {})}
-    scorer = _scorer(verifier["task"])
-    try:
-        score = scorer.score_answer(answer, entry)
-    except Exception:  # a verifier may stumble over a senseless answer with any error, such as a parser's
-        return False
-    return bool(score == 1.0)
-
-
-@cache
-def _scorer(task: str) -> Any:
-    tasks = registry()
-    if task not in tasks:
-        raise RadistillError(f"verifier: the installed reasoning-gym has no task {task!r}")
-    dataset, config = tasks[task]
-    return dataset(config(seed=0))

@@ -5,7 +5,8 @@ The examples were written for this file and are in no data set.
 """
 
 from radistill.data.examples import Example
-from radistill.evaluation.exact_match import extract_answer, is_correct
+from radistill.evaluation.exact_match import is_correct
+from radistill.evaluation.final_answer import extract_answer
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.models.loading import Model

@@ -1,19 +1,16 @@
 """`reasoning-gym:TASK`: exercises that the package of that name generates, judged by their verifiers."""
 
-import inspect
-import re
-
 from radistill.data.examples import Example
-from radistill.data.reasoning_gym import read, registry
+from radistill.data.reasoning_gym import evaluates_answers, read, registry
 from radistill.data.settings import ReasoningGymData
 from radistill.data.sources import take
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import extract_answer, is_correct
+from radistill.evaluation.exact_match import is_correct
+from radistill.evaluation.final_answer import extract_answer
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.models.loading import Model
 
 _EXERCISES = 100
-_EVALUATING = re.compile(r"(?<![\w.])(?:sp\.|sympy\.)?(?:eval|exec|parse_expr|sympify)\(")
 
 
 def task(name: str) -> Generated:
@@ -22,9 +19,8 @@ def task(name: str) -> Generated:
     Raises:
         RadistillError: if the package is missing, or its verifier runs a model's answer as code.
     """
-    tasks = registry()
     # An unknown name is reported by the generator, with names that are close.
-    if name in tasks and _EVALUATING.search(inspect.getsource(tasks[name][0].score_answer)):
+    if name in registry() and evaluates_answers(name):
         raise RadistillError(
             f"reasoning-gym:{name}: its verifier evaluates a model's answer as Python, in this process; "
             "choose a task whose verifier only reads"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import extract_answer
+from radistill.evaluation.final_answer import extract_answer
 from radistill.evaluation.sentences import SENTENCES
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.models.loading import Model
