@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from radistill.models.cache_argument import cache_argument
 from toy.mixer import AVERAGE
 from toy.target import ToyConfig, ToyForCausalLM, ToyHybrid, ToySettings
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,6 +22,7 @@ from radistill.export import export
 from radistill.files import read_json
 from radistill.mixers import MIXERS, register_mixer
 from radistill.models.anatomy import ARCHITECTURES
+from radistill.models.generation import cache_argument
 from radistill.models.loading import load
 from radistill.models.sequences import Document
 from radistill.pipeline.estimate import estimate
@@ -84,8 +84,8 @@ def test_a_whole_run(finished: Path) -> None:
     assert student.anatomy.ssm_state_bytes() == 2 * 24 * 4
     assert student.network.config.average_decay == 0.7
     evaluation = read_json(out / "evaluation.json")
-    assert 0 < evaluation["rad"]["kl"] < evaluation["draft"]["kl"]
-    assert evaluation["rad"]["kv_bytes_per_token"] * 2 == evaluation["base"]["kv_bytes_per_token"]
+    assert 0 < evaluation["hybrid"]["kl"] < evaluation["draft"]["kl"]
+    assert evaluation["hybrid"]["kv_bytes_per_token"] * 2 == evaluation["base"]["kv_bytes_per_token"]
     assert "replaced by a moving average" in (out / "report.html").read_text()
 
 
