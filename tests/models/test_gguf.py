@@ -291,6 +291,11 @@ def test_generation_ends_at_every_token_that_the_file_names(tmp_path: Path) -> N
 
 
 def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    tiny_gguf.write(tmp_path / "model.gguf", rename=lambda name: "" if name == "blk.1.ffn_up.weight" else name)
+    with pytest.raises(
+        RadistillError, match=r"model\.gguf: the tensor of model\.layers\.1\.mlp\.up_proj\.weight is missing"
+    ):
+        load(tmp_path / "model.gguf")
     tiny_gguf.write(tmp_path / "model.gguf", rename=lambda name: name.replace("blk.1.ffn_up", "rope_freqs"))
     with pytest.raises(RadistillError, match=r"Llama 3 scaling give the 2048 divisors in rope_freqs\.weight"):
         load(tmp_path / "model.gguf")
@@ -305,7 +310,16 @@ def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RadistillError, match=r"the tensor blk\.0\.ffn_other\.weight has no place"):
         load(tmp_path / "model.gguf")
     tiny_gguf.write(tmp_path / "model.gguf", extra=_set("llama.block_count", 3))
-    with pytest.raises(RadistillError, match=r"model\.gguf: the tensor of model\.layers\.2\..* is missing"):
+    with pytest.raises(RadistillError, match=r"llama\.block_count is 3 and there are tensors of 2 layers"):
+        load(tmp_path / "model.gguf")
+    tiny_gguf.write(tmp_path / "model.gguf", rename=lambda name: name.replace("blk.1.ffn_up.", "blk.1.ffn_up"))
+    with pytest.raises(RadistillError, match=r"the tensor blk\.1\.ffn_upweight has no place"):
+        load(tmp_path / "model.gguf")
+    tiny_gguf.write(tmp_path / "model.gguf", extra=_set("llama.attention.head_count", 0))
+    with pytest.raises(RadistillError, match="with 0 heads in a width of 32"):
+        load(tmp_path / "model.gguf")
+    tiny_gguf.write(tmp_path / "model.gguf", extra=_set("llama.attention.head_count_kv", 0))
+    with pytest.raises(RadistillError, match=r"model\.gguf: transformers refuses these sizes"):
         load(tmp_path / "model.gguf")
     tiny_gguf.write(tmp_path / "model.gguf", extra=_set("llama.feed_forward_length", 96))
     with pytest.raises(RadistillError, match=r"blk\.0\.ffn_gate\.weight has shape \[64, 32\], but .* \[96, 32\]"):

@@ -58,7 +58,7 @@ def write(
         extra: adds further metadata or tensors.
         parts_of: tensors in each part of a split file; 0 writes one file.
         kind: how matrices are stored; the network has the numbers that they are rounded to.
-        rename: from llama.cpp's name of a tensor to the one in the file.
+        rename: from llama.cpp's name of a tensor to the one in the file; "" leaves it out.
     """
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
     network = tiny.build(family, layers=2, seed=seed, vocab_size=ROWS, **{**special, **settings})
@@ -90,7 +90,8 @@ def write(
         stored = gguf.quantize(
             np.ascontiguousarray(weight), kind if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
         )
-        writer.add_tensor(rename(_translate(name)), stored, raw_dtype=kind if weight.ndim == 2 else None)
+        if target := rename(_translate(name)):
+            writer.add_tensor(target, stored, raw_dtype=kind if weight.ndim == 2 else None)
         if weight.ndim == 2:
             rounded = torch.from_numpy(np.array(gguf.dequantize(gguf.quantize(parameter.detach().numpy(), kind), kind)))
             parameter.data.copy_(rounded)

@@ -88,13 +88,18 @@ def read_gguf(path: Path) -> Reading:
     contents = read_contents(path)
     account = Account(path, contents.metadata)
     tokenizer = read_tokenizer(account)
-    config = read_config(account, contents, len(tokenizer))
     stops = [token_id(account, role, len(tokenizer)) for role in ("eos", "eot", "eom")]
-    account.close()
-    for role in ("bos", "eos", "pad", "unk"):
-        setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
-    anatomy_of(config)
-    weights = find_weights(contents, config)
+    try:
+        config = read_config(account, contents, len(tokenizer))
+        account.close()
+        for role in ("bos", "eos", "pad", "unk"):
+            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+        anatomy_of(config)
+        weights = find_weights(contents, config)
+    except RadistillError:
+        raise
+    except Exception as error:  # transformers validates with errors of many types
+        raise RadistillError(f"{path}: transformers refuses these sizes ({one_line(error)})") from None
     return Reading(config, weights, tokenizer, list(dict.fromkeys(token for token in stops if token is not None)))
 
 

@@ -1,5 +1,6 @@
 """A GGUF file's network as a transformers config, and its tensors under transformers' names."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from radistill.errors import RadistillError
-from radistill.models.checkpoint import one_line, quiet
+from radistill.models.checkpoint import quiet
 from radistill.models.gguf.account import Account
 from radistill.models.gguf.file import Contents, Stored
 from radistill.models.gguf.rotary import DIVISORS, rope_parameters
@@ -17,6 +18,7 @@ from radistill.models.gguf.rotary import DIVISORS, rope_parameters
 # neighbours in it, for which its converter reorders the rows of queries and keys.
 _ROTATES_NEIGHBOURS = {"llama": True, "qwen2": False, "qwen3": False}
 
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(\w+)")
 _MODEL_PARTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_PARTS = {
     "attn_norm": "input_layernorm",
@@ -65,6 +67,13 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
         )
     context = account.need(f"{arch}.context_length", int)
     width, heads = account.need(f"{arch}.embedding_length", int), account.need(f"{arch}.attention.head_count", int)
+    layers = account.need(f"{arch}.block_count", int)
+    held = {found[1] for name in contents.tensors if (found := _IN_LAYER.fullmatch(name))}
+    if min(context, width, heads) < 1 or layers != len(held):
+        raise RadistillError(
+            f"{account.path}: {arch}.block_count is {layers} and there are tensors of {len(held)} layers, with "
+            f"{heads} heads in a width of {width}; download or convert the file again"
+        )
     head_size = account.take(f"{arch}.attention.key_length", width // heads)
     account.only(f"{arch}.attention.value_length", head_size, because=f"keys have {head_size} numbers per head")
     account.only(f"{arch}.attention.causal", True, because="only causal attention is read")
@@ -79,7 +88,7 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
         "vocab_size": tokens,
         "hidden_size": width,
         "intermediate_size": account.need(f"{arch}.feed_forward_length", int),
-        "num_hidden_layers": account.need(f"{arch}.block_count", int),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": account.take(f"{arch}.attention.head_count_kv", heads),
         "head_dim": head_size,
@@ -96,11 +105,8 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
     fields["rope_parameters"] = rope_parameters(
         account, arch, context, head_size, None if divisors is None else divisors.read(DIVISORS)
     )
-    try:
-        with quiet():
-            return CONFIG_MAPPING[arch](**fields, architectures=[f"{arch.capitalize()}ForCausalLM"], dtype="float32")
-    except Exception as error:  # transformers validates with errors of many types
-        raise RadistillError(f"{account.path}: transformers refuses these sizes ({one_line(error)})") from None
+    with quiet():
+        return CONFIG_MAPPING[arch](**fields, architectures=[f"{arch.capitalize()}ForCausalLM"], dtype="float32")
 
 
 def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weight]:
@@ -141,8 +147,8 @@ def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weig
 
 
 def _target(name: str) -> str:
-    stem, _, suffix = name.rpartition(".")
-    if stem.startswith("blk."):
-        _, layer, part = stem.split(".", 2)
+    if found := _IN_LAYER.fullmatch(name):
+        layer, part, suffix = found.groups()
         return f"model.layers.{layer}.{_LAYER_PARTS.get(part)}.{suffix}"
+    stem, _, suffix = name.rpartition(".")
     return f"{_MODEL_PARTS.get(stem)}.{suffix}"
