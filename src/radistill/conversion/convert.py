@@ -109,7 +109,7 @@ def convert(
     with torch.no_grad():
         for layer in layers:
             block = after.mixer(network, layer)
-            attention = _attention(teacher.network, before, layer)
+            attention = cast(Attention, before.mixer(teacher.network, layer))
             initialisation.fill(block, attention, Context(_shape(before, attention), _generator(seed, layer)))
             if name := unwritten(block):
                 raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
@@ -149,7 +149,7 @@ def check_conversion(source: str, network: PreTrainedModel, settings: TargetSett
     if init is None:
         return
     anatomy = anatomy_of(network)
-    shape = _shape(anatomy, _attention(network, anatomy, anatomy.attention_layers[0]))
+    shape = _shape(anatomy, cast(Attention, anatomy.mixer(network, anatomy.attention_layers[0])))
     if obstacles := find_initialisation(init, settings).obstacles(geometry, shape):
         raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
 
@@ -237,10 +237,6 @@ def _layer_numbers(replace: Sequence[int] | HasReplace) -> tuple[int, ...]:
         return tuple(operator.index(number) for number in numbers)
     except TypeError:
         raise RadistillError(f"replace is {numbers!r}; it must be a list of layer numbers, or a plan") from None
-
-
-def _attention(network: PreTrainedModel, anatomy: Anatomy, layer: int) -> Attention:
-    return cast(Attention, anatomy.mixer(network, layer))
 
 
 def _shape(anatomy: Anatomy, attention: Attention) -> AttentionShape:

@@ -50,32 +50,29 @@ def translate(name: str, tensor: Tensor, geometry: Mamba2Geometry) -> tuple[MODE
     """Kind, suffix and form of a block's parameter, named as in the block; None for one that has no place."""
     if name not in _KINDS:
         return None
-    kind, suffix = _KINDS[name]
     inner, states, heads = geometry.inner, geometry.groups * geometry.state, geometry.heads
-
-    def widened(tensor: Tensor, *sizes: int) -> Tensor:
-        """Append to each segment along the first dimension the zeros of the heads or groups that are added."""
-        parts = ((part, *[torch.zeros_like(part)] * (_copies(geometry) - 1)) for part in tensor.split(sizes))
-        return torch.cat([part for pair in parts for part in pair])
-
+    segments = {
+        "in_proj": [inner, inner, states, states, heads],
+        "conv1d": [inner, states, states],
+        "norm": [inner],
+        "out_proj": [inner],
+    }
+    rows = tensor.T if name == "out_proj.weight" else tensor
+    parts = rows.split(segments.get(name.partition(".")[0], [heads]))
+    added = _copies(geometry) - 1
+    wide = torch.cat([piece for part in parts for piece in (part, *[torch.zeros_like(part)] * added)])
     match name:
-        case "in_proj.weight":
-            value = widened(tensor, inner, inner, states, states, heads)
         case "conv1d.weight":
-            value = widened(tensor, inner, states, states).squeeze(1)
-        case "conv1d.bias":
-            value = widened(tensor, inner, states, states)
+            wide = wide.squeeze(1)
         case "norm.weight":
-            value = widened(tensor, inner).reshape(geometry.groups * _copies(geometry), -1)
+            wide = wide.reshape(geometry.groups * _copies(geometry), -1)
         case "out_proj.weight":
-            value = widened(tensor.T, inner).T
+            wide = wide.T
         case "A_log":
-            value = -torch.exp(widened(tensor, heads).float())[:, None]
+            wide = -torch.exp(wide.float())[:, None]
         case "D":
-            value = widened(tensor, heads)[:, None]
-        case _:
-            value = widened(tensor, heads)
-    return kind, suffix, value
+            wide = wide[:, None]
+    return *_KINDS[name], wide
 
 
 def _copies(geometry: Mamba2Geometry) -> int:
