@@ -305,4 +305,4 @@ def test_bad_settings_are_refused(field: dict[str, Any]) -> None:
 def test_header_says_what_it_is_of(tmp_path: Path) -> None:
     store = store_of(tiny.model("llama"), tmp_path, quick(teacher_store={"top_k": 4}))
     header = json.loads((store.folder / "store.json").read_text())
-    assert (header["top_k"], header["vocabulary"], header["precision"]) == (4, 260, None)
+    assert (header["top_k"], header["vocabulary"], header["compute"]) == (4, 260, "None")

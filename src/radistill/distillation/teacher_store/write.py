@@ -13,7 +13,7 @@ from radistill.console import note, progress
 from radistill.distillation.heldout import CHUNK_NUMBERS
 from radistill.distillation.losses import top_k_of
 from radistill.distillation.modes import evaluating, placed
-from radistill.distillation.precision import Precision, computing
+from radistill.distillation.precision import Precision, compute_format, computing
 from radistill.distillation.teacher_store.layout import (
     FORMATS,
     HEADER,
@@ -63,7 +63,7 @@ def store_teacher(
         settings: how much is kept.
         vocabulary: the student's; probabilities are over the entries that both have.
         folder: where stores lie.
-        precision: number format to compute in, as in training; None is that of the weights.
+        precision: as in training.
         device: where the teacher computes; None is where it is.
         processes: who share the shards; each has the whole teacher, and all must call this together.
 
@@ -72,6 +72,7 @@ def store_teacher(
     """
     vocabulary = min(vocabulary, teacher.anatomy.vocab_size)
     top_k = min(settings.top_k, vocabulary)
+    compute = compute_format(precision, teacher.network.dtype)
     parts = shards(documents)
     header = {
         "teacher": teacher.fingerprint,
@@ -79,7 +80,7 @@ def store_teacher(
         "vocabulary": vocabulary,
         "top_k": top_k,
         "tokens_per_batch": settings.tokens_per_batch,
-        "precision": precision,
+        "compute": str(compute),
         "formats": {name: str(dtype) for name, dtype in FORMATS.items()},
         "shard_tokens": SHARD_TOKENS,
         "documents": documents_hash(parts),
@@ -96,7 +97,7 @@ def store_teacher(
             progress("teacher store", len(parts), "shards", done=len(parts) - len(missing)) as advance,
         ):
             for number, index in enumerate(mine):
-                tensors = _read(teacher, parts[index], settings.tokens_per_batch, top_k, vocabulary, precision)
+                tensors = _read(teacher, parts[index], settings.tokens_per_batch, top_k, vocabulary, compute)
                 _write(shard_path(own, index), tensors)
                 advance(min(processes.count, len(missing) - number * processes.count))
         processes.wait()
@@ -124,14 +125,14 @@ def _read(
     tokens_per_batch: int,
     k: int,
     vocabulary: int,
-    precision: Precision | None,
+    compute: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """The tensors of a shard."""
     device = teacher.network.device
     found: dict[Document, dict[str, Tensor]] = {}
     for group in batches(part, tokens_per_batch):
         batch = collate(group, teacher.pad_token_id, device)
-        with computing(precision, device):
+        with computing(compute, device):
             kept = _kept(response_states(teacher.network, batch), k, vocabulary)
         if kept["tail"].isnan().any() or kept["log_probabilities"].isnan().any():
             names = ", ".join(document.id for document in group)
