@@ -32,7 +32,7 @@ from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
 from radistill.files import hash_json, read_json, write_json, write_text
 from radistill.models.loading import Model
-from radistill.models.sequences import Document, batches
+from radistill.models.sequences import Document, batches, hash_documents
 from radistill.provenance import machine, seed_everything, versions
 
 ROOT = Path(__file__).parent.parent
@@ -227,9 +227,8 @@ def _size(documents: list[Document]) -> dict[str, int]:
 
 
 def shared(case: Case) -> Any:
-    text = hash_json([list(document.tokens) for document in [*case.train, *case.heldout]])
     return [
-        text,
+        hash_documents([*case.train, *case.heldout]),
         GEOMETRY.model_dump(mode="json"),
         case.tokens_per_batch,
         case.seed,

@@ -2,7 +2,7 @@
 
 from radistill.data.examples import Example
 from radistill.data.prepare import load_data, prepare
-from radistill.data.records import DataSplits, Record, hash_documents
+from radistill.data.records import DataSplits, Record
 from radistill.data.settings import DataSettings, ResponseSettings
 from radistill.data.sources import draw
 
@@ -13,7 +13,6 @@ __all__ = [
     "Record",
     "ResponseSettings",
     "draw",
-    "hash_documents",
     "load_data",
     "prepare",
 ]

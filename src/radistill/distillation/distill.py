@@ -25,7 +25,7 @@ from radistill.files import hash_json
 from radistill.models.generation import seeded
 from radistill.models.loading import Model
 from radistill.models.processor import warn_if_slow
-from radistill.models.sequences import Document
+from radistill.models.sequences import Document, hash_documents
 from radistill.models.ssd.install import use_fast_ssd
 from radistill.processes import is_main, join
 
@@ -268,13 +268,14 @@ def training_key(
     seed: int,
 ) -> str:
     """Hash of everything that the result depends on, the start weights included."""
-    documents = [[[d.id, d.tokens, d.response_start] for d in part] for part in (train, heldout)]
+    # Batches are formed in the order of the ids, which are no part of the text: they may be a path as someone spelt it.
+    texts = [hash_documents(sorted(part, key=lambda document: document.id)) for part in (train, heldout)]
     return hash_json(
         [
             student.fingerprint,
             # The key of a store covers its settings too.
             teacher.key if isinstance(teacher, StoredTeacher) else teacher.fingerprint,
-            documents,
+            texts,
             settings.section,
             settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
             sorted(new_parameters),

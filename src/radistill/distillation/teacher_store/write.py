@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,22 +19,20 @@ from radistill.distillation.teacher_store.layout import (
     FORMATS,
     HEADER,
     SHARD_TOKENS,
-    documents_hash,
     response_tokens,
     shard_path,
     shards,
     store_folder,
-    store_key,
     tokenizer_hash,
 )
 from radistill.distillation.teacher_store.read import StoredTeacher, is_whole
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.errors import RadistillError
-from radistill.files import write_json
+from radistill.files import hash_json, write_json
 from radistill.models.inspection import human_bytes
 from radistill.models.loading import Model
 from radistill.models.logits import ResponseStates, response_states
-from radistill.models.sequences import Document, batches, collate
+from radistill.models.sequences import Document, batches, collate, hash_documents
 from radistill.processes import ALONE, Processes
 
 
@@ -83,9 +82,9 @@ def store_teacher(
         "compute": str(compute),
         "formats": {name: str(dtype) for name, dtype in FORMATS.items()},
         "shard_tokens": SHARD_TOKENS,
-        "documents": documents_hash(parts),
+        "documents": hash_documents(chain(*parts)),
     }
-    own = store_folder(folder, store_key(header))
+    own = store_folder(folder, hash_json(header))
     missing = processes.decide(lambda: [index for index in range(len(parts)) if not is_whole(shard_path(own, index))])
     mine = missing[processes.index :: processes.count]
     try:
