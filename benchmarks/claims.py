@@ -45,7 +45,7 @@ from radistill.data.records import DataSplits, Record
 from radistill.data.settings import JsonlData, ResponseSettings
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.distillation.heldout import compare as distance
+from radistill.distillation.heldout import distance
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.evaluation.comparison import compare, read_results
 from radistill.evaluation.paired import paired_bootstrap

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.compilation import uncompiled
-from radistill.distillation.heldout import Distance, compare, compare_with_known
+from radistill.distillation.heldout import Distance, distance, distance_to_stored
 from radistill.distillation.losses import TopK, chunked_sum
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
@@ -302,11 +302,11 @@ class Training:
         most = self.settings.tokens_per_batch
         with computing(self._compute, self._student.device):
             if isinstance(self._teacher, StoredTeacher):
-                return compare_with_known(
+                return distance_to_stored(
                     self._teacher.of, self._student, self._heldout, self._pad_token_id, most, self._processes
                 )
             with computing(self._compute, self._teacher.device):
-                return compare(
+                return distance(
                     self._teacher, self._student, self._heldout, self._pad_token_id, most, processes=self._processes
                 )
 
