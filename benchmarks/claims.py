@@ -29,7 +29,7 @@ from common.curves import drawing
 from common.overlap import overlap
 from radistill.data.records import DataSplits
 from radistill.data.settings import JsonlData
-from radistill.distillation.heldout import compare as distance
+from radistill.distillation.heldout import distance
 from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.places import subjects_of
 from radistill.evaluation.run_tasks import run_tasks, tasks_of

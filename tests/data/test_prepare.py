@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from radistill.errors import RadistillError
 from radistill.models import generation
 from radistill.models.generation import generate
 from radistill.models.loading import Model
-from radistill.models.sequences import Document
+from radistill.models.sequences import Document, hash_documents
 
 
 def rows_file(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -88,13 +87,12 @@ def test_a_record_survives_its_row(tmp_path: Path) -> None:
 
 
 def test_hashes_follow_the_tokens() -> None:
-    record = Record(Example("a", text="x"), Document("a", (1, 2, 3), 1))
-    base = DataSplits([record], [], []).hash("train")
-    assert DataSplits([], [record], []).hash("calibration") == base
-    for document in (Document("a", (1, 2, 4), 1), Document("a", (1, 2, 3), 2), Document("a", (12, 3), 1)):
-        assert DataSplits([replace(record, document=document)], [], []).hash("train") != base
-    assert DataSplits([replace(record, document=Document("b", (1, 2, 3), 1))], [], []).hash("train") == base
-    assert DataSplits([record, record], [], []).hash("train") != base
+    document = Document("a", (1, 2, 3), 1)
+    base = hash_documents([document])
+    for other in (Document("a", (1, 2, 4), 1), Document("a", (1, 2, 3), 2), Document("a", (12, 3), 1)):
+        assert hash_documents([other]) != base
+    assert hash_documents([Document("b", (1, 2, 3), 1)]) == base
+    assert hash_documents([document, document]) != base
 
 
 @pytest.mark.parametrize("content", [None, "not json\n", '{"id": "a"}\n', '{"id": "a", "text": "b", "tokens": [1]}\n'])

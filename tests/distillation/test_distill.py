@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 from radistill.conversion import convert, new_parameters
 from radistill.distillation.distill import DistillResult, distill
-from radistill.distillation.heldout import compare
+from radistill.distillation.heldout import distance
 from radistill.distillation.loop import batch_order, parameter_groups
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
@@ -177,9 +177,9 @@ def test_two_half_batches_are_one_batch() -> None:
 
 def test_measures_at_the_start_on_the_way_and_at_the_end() -> None:
     teacher, student = models("random")
-    at_start = compare(teacher.network, student.network, HELDOUT, teacher.pad_token_id)
+    at_start = distance(teacher.network, student.network, HELDOUT, teacher.pad_token_id)
     result = run(student, teacher, with_(steps=5, eval_steps=2, keep="last"))
-    at_end = compare(teacher.network, student.network, HELDOUT, teacher.pad_token_id)
+    at_end = distance(teacher.network, student.network, HELDOUT, teacher.pad_token_id)
     assert [row["step"] for row in result.evaluations] == [0, 2, 4, 5]
     assert [row["step"] for row in result.curve] == [1, 2, 3, 4, 5]
     assert result.evaluations[0] == pytest.approx(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from radistill.distillation import heldout
-from radistill.distillation.heldout import compare
+from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document
 
@@ -30,7 +30,7 @@ def near(network: PreTrainedModel, vocabulary: int) -> PreTrainedModel:
 @torch.no_grad()
 def naive(teacher: PreTrainedModel, student: PreTrainedModel, documents: list[Document]) -> dict[str, float]:
     """Each document alone, unpadded, with all its logits; the means over all response tokens."""
-    kl, agreed, nll = [], [], {"student": [], "teacher": []}
+    kl, agreed, nll = [], [], []
     for document in documents:
         ids = torch.tensor([document.tokens])
         logits = {"student": student(input_ids=ids).logits[0], "teacher": teacher(input_ids=ids).logits[0]}
@@ -39,15 +39,13 @@ def naive(teacher: PreTrainedModel, student: PreTrainedModel, documents: list[Do
             row = {name: part[position - 1, :size] for name, part in logits.items()}
             kl += naive_forward_kl(row["teacher"][None], row["student"][None])
             agreed.append(row["teacher"].argmax() == row["student"].argmax())
-            for name, values in row.items():
-                nll[name].append(-log_softmax(values.tolist(), 1.0)[document.tokens[position]])
+            nll.append(-log_softmax(row["student"].tolist(), 1.0)[document.tokens[position]])
     count = len(kl)
     return {
         "tokens": count,
         "kl": sum(kl) / count,
         "agreement": sum(map(bool, agreed)) / count,
-        "student_nll": sum(nll["student"]) / count,
-        "teacher_nll": sum(nll["teacher"]) / count,
+        "student_nll": sum(nll) / count,
     }
 
 
@@ -57,7 +55,7 @@ def test_equals_a_plain_loop(tokens_per_batch: int, padded: int, monkeypatch: py
     monkeypatch.setattr(heldout, "CHUNK_NUMBERS", 7 * 260)  # so that chunks end inside batches
     teacher, student = tiny.build("llama"), near(tiny.build("llama"), padded)
     documents = [*HELDOUT, Document("shortest", (5, 6), 1)]
-    found = compare(teacher, student, documents, PAD, tokens_per_batch)
+    found = distance(teacher, student, documents, PAD, tokens_per_batch)
     expected = naive(teacher, student, documents)
     assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, rel=1e-5)
     assert found.kl > 0.01  # the two differ, so that a wrong mask would show
@@ -66,14 +64,13 @@ def test_equals_a_plain_loop(tokens_per_batch: int, padded: int, monkeypatch: py
 
 def test_a_model_agrees_with_itself() -> None:
     network = tiny.build("llama")
-    found = compare(network, network, HELDOUT, PAD)
+    found = distance(network, network, HELDOUT, PAD)
     assert (found.kl, found.agreement) == (0.0, 1.0)
-    assert found.student_nll == found.teacher_nll
 
 
 def test_networks_are_left_as_they_were() -> None:
     teacher, student = tiny.build("llama").eval(), tiny.build("llama", attention_dropout=0.5, seed=1).train()
-    assert compare(teacher, student, HELDOUT, PAD) == compare(teacher, student, HELDOUT, PAD)  # no dropout in it
+    assert distance(teacher, student, HELDOUT, PAD) == distance(teacher, student, HELDOUT, PAD)  # no dropout in it
     assert student.training
     assert not teacher.training
     assert all(parameter.grad is None for parameter in student.parameters())
@@ -86,10 +83,10 @@ def test_nan_is_an_error_that_names_the_document(poisoned: str) -> None:
         networks[poisoned].get_input_embeddings().weight[250] = math.nan
     documents = [Document("sound", (1, 2, 3), 1), Document("poisoned", (1, 250, 3, 4), 1)]
     with pytest.raises(RadistillError, match=r"not finite on the documents poisoned$"):
-        compare(networks["teacher"], networks["student"], documents, PAD, tokens_per_batch=4)
+        distance(networks["teacher"], networks["student"], documents, PAD, tokens_per_batch=4)
 
 
 def test_no_documents_are_an_error() -> None:
     network = tiny.build("llama")
     with pytest.raises(RadistillError, match="no documents"):
-        compare(network, network, [], PAD)
+        distance(network, network, [], PAD)

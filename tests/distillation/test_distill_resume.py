@@ -94,6 +94,9 @@ def test_a_finished_run_is_not_trained_again(
     assert_same(outcome(tmp_path), uninterrupted)
     monkeypatch.setattr(loop, "chunked_sum", None)
     assert_same(outcome(tmp_path), uninterrupted)
+    teacher, student = models()
+    train, heldout = ([replace(document, id=f"./{document.id}") for document in part] for part in (TRAIN, HELDOUT))
+    run(student, teacher, RESUMABLE, folder=tmp_path, train=train, heldout=heldout)  # whatever the documents are called
     remove_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -192,6 +195,10 @@ def test_whatever_changes_the_result_makes_it_another_run() -> None:
     }
     keys = [training_key(*base[:place], changed, *base[place + 1 :]) for place, changed in changes.items()]
     assert len({training_key(*base), *keys}) == 1 + len(keys)
+    respelt = [[replace(document, id=f"./{document.id}") for document in part] for part in (TRAIN, HELDOUT)]
+    assert training_key(*base[:2], *respelt, *base[4:]) == training_key(*base)
+    reordered = [replace(document, id=str(place)) for place, document in zip(range(99, 0, -1), TRAIN, strict=False)]
+    assert training_key(*base[:2], reordered, *base[3:]) != training_key(*base)  # other batches
     patient = RESUMABLE.model_copy(update={"save_seconds": 60, "report_to": "none", "teacher_device": "cpu"})
     assert training_key(*base[:4], patient, ["b", "a"], 0) == training_key(*base)
 

@@ -13,7 +13,7 @@ from distill_case import HELDOUT, RESUMABLE, lasting, models, run, steps_kept, w
 from torch import Tensor
 
 from radistill.distillation import loop
-from radistill.distillation.heldout import compare
+from radistill.distillation.heldout import distance
 from radistill.distillation.settings import DistillSettings
 from radistill.distillation.stopping import WINDOW, Divergence, best_step, out_of_patience
 from radistill.errors import RadistillError
@@ -88,7 +88,7 @@ def test_the_best_weights_come_out(
     result = run(student, teacher, WORSENING, folder=tmp_path if kept_in == "folder" else None)
     measures = {row["step"]: row["kl"] for row in result.evaluations if row["step"] > 0}
     assert measures[result.kept_step] == min(measures.values()) < measures[9]
-    assert compare(teacher.network, student.network, HELDOUT, teacher.pad_token_id, 110).kl == pytest.approx(
+    assert distance(teacher.network, student.network, HELDOUT, teacher.pad_token_id, 110).kl == pytest.approx(
         measures[result.kept_step], rel=1e-6
     )
     assert lasting(result) == worsened[0]
@@ -101,7 +101,7 @@ def test_the_last_weights_come_out_if_asked_for() -> None:
     teacher, student = models()
     result = run(student, teacher, WORSENING.model_copy(update={"keep": "last"}))
     assert result.kept_step == 9
-    assert compare(teacher.network, student.network, HELDOUT, teacher.pad_token_id, 110).kl == pytest.approx(
+    assert distance(teacher.network, student.network, HELDOUT, teacher.pad_token_id, 110).kl == pytest.approx(
         result.evaluations[-1]["kl"], rel=1e-6
     )
 

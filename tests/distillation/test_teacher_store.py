@@ -19,7 +19,7 @@ from test_distill_heldout import PAD, near
 
 import tiny
 from radistill.distillation.distill import training_key
-from radistill.distillation.heldout import compare, compare_with_known
+from radistill.distillation.heldout import distance, distance_to_stored
 from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import TeacherStoreSettings, layout, store_teacher, write
 from radistill.errors import RadistillError
@@ -117,10 +117,10 @@ def test_a_few_tokens_teach_too(tmp_path: Path) -> None:
         teacher_store={"top_k": 32},
     )
     teacher, student = models()
-    before = compare(teacher.network, student.network, TRAIN, PAD)
+    before = distance(teacher.network, student.network, TRAIN, PAD)
     store = store_of(teacher, tmp_path, settings)
     result = run(student, store, settings, heldout=TRAIN)
-    after = compare(teacher.network, student.network, TRAIN, PAD)
+    after = distance(teacher.network, student.network, TRAIN, PAD)
     assert after.kl < 0.5 * before.kl
     assert result.evaluations[-1]["kl"] <= after.kl
     assert result.evaluations[-1]["agreement"] == pytest.approx(after.agreement)
@@ -133,10 +133,10 @@ def test_the_held_out_measure_is_a_lower_bound_and_agreement_exact(
 ) -> None:
     teacher = tiny.model("llama")
     student = near(tiny.build("llama"), 272)
-    full = compare(teacher.network, student, HELDOUT, PAD)
+    full = distance(teacher.network, student, HELDOUT, PAD)
     settings = TeacherStoreSettings(top_k=top_k)
     store = store_teacher(teacher, HELDOUT, settings, vocabulary=272, folder=tmp_path)
-    found = compare_with_known(store.of, student, HELDOUT, PAD, tokens_per_batch)
+    found = distance_to_stored(store.of, student, HELDOUT, PAD, tokens_per_batch)
     assert (found.tokens, found.agreed) == (full.tokens, full.agreed)
     assert found.student_nll == pytest.approx(full.student_nll)
     assert 0 < found.kl <= full.kl * (1 + 1e-3)
@@ -305,4 +305,4 @@ def test_bad_settings_are_refused(field: dict[str, Any]) -> None:
 def test_header_says_what_it_is_of(tmp_path: Path) -> None:
     store = store_of(tiny.model("llama"), tmp_path, quick(teacher_store={"top_k": 4}))
     header = json.loads((store.folder / "store.json").read_text())
-    assert (header["top_k"], header["vocabulary"], header["precision"]) == (4, 260, None)
+    assert (header["top_k"], header["vocabulary"], header["compute"]) == (4, 260, "None")

@@ -137,15 +137,26 @@ def test_they_distil_a_run_as_one_process_does(launched: Path) -> None:
     assert not (launched / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "changes"),
+    [
+        ("bfloat16", torch.float32, {"precision": "bfloat16", "gradient_checkpointing": True}),
+        ("loaded", torch.bfloat16, {"other_learning_rate": 0.0}),  # float32 beside frozen bfloat16 in one layer
+    ],
+)
 @pytest.mark.parametrize("launched", ["fsdp2"], indirect=True)
-def test_in_bfloat16_they_are_near_to_one_process(launched: Path) -> None:
+def test_in_bfloat16_they_are_near_to_one_process(
+    launched: Path, name: str, dtype: torch.dtype, changes: dict[str, Any]
+) -> None:
     """The layers of a sharded model have bfloat16 weights; in one process, products alone are in bfloat16."""
-    settings = TWENTY.model_copy(update={"steps": 3, "precision": "bfloat16", "gradient_checkpointing": True})
     teacher, student = tied_models()
-    expected = run(student, teacher, settings).curve
-    found = read_json(launched / "bfloat16-0.json")["curve"]
+    for model in (teacher, student):
+        model.network.to(dtype)
+    expected = run(student, teacher, TWENTY.model_copy(update={"steps": 3, **changes})).curve
+    found = read_json(launched / f"{name}-0.json")["curve"]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=0.02)
-    first, second = (load_file(launched / f"bfloat16-{index}.safetensors") for index in (0, 1))
+    first, second = (load_file(launched / f"{name}-{index}.safetensors") for index in (0, 1))
+    assert {tensor.dtype for tensor in first.values()} == {dtype}
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
 
 

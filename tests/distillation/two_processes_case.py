@@ -61,8 +61,10 @@ def tied_models() -> tuple[Model, Model]:
     return teacher, convert(teacher, REPLACED, init="random")
 
 
-def _uninterrupted(folder: Path, name: str, **changes: Any) -> None:
+def _uninterrupted(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> None:
     teacher, student = tied_models()
+    for model in (teacher, student):
+        model.network.to(dtype)
     of_teacher = weights(teacher)
     result = run(student, teacher, TWENTY.model_copy(update=changes), folder=folder / name)
     assert all(torch.equal(tensor, of_teacher[name]) for name, tensor in weights(teacher).items())
@@ -138,4 +140,5 @@ if __name__ == "__main__":
     _finetuned(place)
     if join("cpu").sharded:  # with DDP, the layers compute as they do in one process
         _uninterrupted(place, "bfloat16", steps=3, precision="bfloat16", gradient_checkpointing=True)
+        _uninterrupted(place, "loaded", torch.bfloat16, steps=3, other_learning_rate=0.0)
         run_recipe(load_recipe(place / "recipe.yaml"), place / "run", ["distill"])

@@ -1,8 +1,6 @@
 """Prepared data: examples with their tokens, and the files that hold them."""
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,10 +60,6 @@ class DataSplits:
         """The tokens of one split."""
         return [record.document for record in self.records(split)]
 
-    def hash(self, split: SplitName) -> str:
-        """SHA-256 over the tokens of one split."""
-        return hash_documents(self.documents(split))
-
     def save(self, folder: Path) -> None:
         """Write `train.jsonl`, `calibration.jsonl` and `heldout.jsonl`, each in one step."""
         for split in SPLITS:
@@ -80,14 +74,6 @@ class DataSplits:
             RadistillError: if a file is missing, or a line is not a prepared record.
         """
         return cls(*(_load(Path(folder) / f"{split}.jsonl") for split in SPLITS))
-
-
-def hash_documents(documents: Iterable[Document]) -> str:
-    """SHA-256 over the tokens and the beginnings of the responses, in order."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(json.dumps([document.tokens, document.response_start]).encode())
-    return digest.hexdigest()
 
 
 def example_of(row: dict[str, Any]) -> Example:

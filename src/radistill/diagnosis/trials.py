@@ -15,7 +15,7 @@ from radistill.diagnosis.objectives import Objective
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.loading import Model
-from radistill.models.sequences import Batch, Document, batches, collate
+from radistill.models.sequences import Batch, Document, batches, collate, hash_documents
 from radistill.speculation.masks import ComponentMask
 from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
@@ -90,7 +90,7 @@ class Trials:
         self.documents = documents
         self.substitutes = substitutes
         self.tokens_per_batch = tokens_per_batch
-        self.calibration_hash = hash_json([[list(d.tokens), d.response_start] for d in documents])
+        self.calibration_hash = hash_documents(documents)
         self.calibration_tokens = sum(len(document.tokens) for document in documents)
         self._known: dict[tuple[int, ...], Judgement] = {}
         self._file = self._open(folder)

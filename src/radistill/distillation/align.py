@@ -280,7 +280,7 @@ def _fit(
         parameter.requires_grad_(True)
     variance = _variance(cached)
     before = _unexplained(block, apart)
-    with master_weights(block, "bfloat16"):
+    with master_weights(block, None):
         output = mixer.output(block) if settings.solve_output else None
         if output is not None:
             solve_output(block, output, cached)

@@ -15,7 +15,7 @@ from radistill.distillation.compilation import compiled
 from radistill.distillation.loop import Training
 from radistill.distillation.modes import evaluating, placed, recomputing, training_only
 from radistill.distillation.on_policy import OnPolicy
-from radistill.distillation.precision import master_weights
+from radistill.distillation.precision import compute_format, master_weights
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.distillation.sharding import sharded
 from radistill.distillation.stopping import deferred_interrupt
@@ -24,9 +24,9 @@ from radistill.distillation.tracking import tracked
 from radistill.files import hash_json
 from radistill.mixers import use_fast_paths
 from radistill.models.generation import seeded
-from radistill.models.loading import DTYPES, Model
+from radistill.models.loading import Model
 from radistill.models.number_formats import warn_if_slow
-from radistill.models.sequences import Document
+from radistill.models.sequences import Document, hash_documents
 from radistill.processes import is_main, join
 
 # Settings that change how a run is watched or kept, or where it computes, not what comes out of it.
@@ -89,7 +89,8 @@ def distill(
     start, it goes on from the last complete checkpoint and ends, on a CPU with the same number of threads, with the
     same curve and weights as a run that was never interrupted. The last checkpoint stays until the caller, who knows
     when the student is saved, calls `remove_checkpoints(folder)`; until then a further call returns its result at once.
-    The student comes out in the number format it was loaded in; `precision` says what it is trained in.
+    The student comes out in the number format it was loaded in, and is trained in float32 unless `precision` says
+    otherwise.
 
     Started in several processes, by torchrun or `accelerate launch`, all of which call this with the same arguments,
     it shares each optimiser step among them: with DDP, or with FSDP2 where the launcher says so. All of them end with
@@ -160,16 +161,16 @@ def _train(
     trained: PreTrainedModel = student.network
     taught = teacher if isinstance(teacher, StoredTeacher) else teacher.network
     names = {name for name, _ in trained.named_parameters() if settings.trains(name in new_parameters)}
+    compute = compute_format(settings.precision, trained.dtype)
     with ExitStack() as stack:
         stack.enter_context(training_only(trained, names))
         stack.enter_context(master_weights(trained, settings.precision))
-        if settings.precision:
-            warn_if_slow(DTYPES[settings.precision], trained.device)
+        if compute and compute != student.network.dtype:
+            warn_if_slow(compute, trained.device)
         if isinstance(taught, PreTrainedModel):
             stack.enter_context(evaluating(taught))
             stack.enter_context(placed(taught, settings.teacher_device))
         if processes.sharded:
-            compute = DTYPES[settings.precision] if settings.precision else None
             if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel) and taught.device == trained.device:
                 taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
             trained = stack.enter_context(sharded(trained, student.anatomy, processes.count, compute))
@@ -187,6 +188,7 @@ def _train(
             settings,
             new_parameters=new_parameters,
             pad_token_id=student.pad_token_id,
+            compute=compute,
             folder=folder,
             checkpoints=checkpoints,
             seed=seed,
@@ -266,13 +268,14 @@ def training_key(
     seed: int,
 ) -> str:
     """Hash of everything that the result depends on, the start weights included."""
-    documents = [[[d.id, d.tokens, d.response_start] for d in part] for part in (train, heldout)]
+    # Batches are formed in the order of the ids, which are no part of the text: they may be a path as someone spelt it.
+    texts = [hash_documents(sorted(part, key=lambda document: document.id)) for part in (train, heldout)]
     return hash_json(
         [
             student.fingerprint,
             # The key of a store covers its settings too.
             teacher.key if isinstance(teacher, StoredTeacher) else teacher.fingerprint,
-            documents,
+            texts,
             settings.section,
             settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
             sorted(new_parameters),

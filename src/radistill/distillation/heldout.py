@@ -53,23 +53,7 @@ class Distance:
         return self.student_nll_sum / self.tokens
 
 
-@dataclass(frozen=True)
-class Comparison(Distance):
-    """The distance of two networks, and how well the teacher knows the text.
-
-    Attributes:
-        teacher_nll_sum: -log p of the actual tokens under the teacher, nats.
-    """
-
-    teacher_nll_sum: float
-
-    @property
-    def teacher_nll(self) -> float:
-        """Mean -log p of the response tokens under the teacher, nats."""
-        return self.teacher_nll_sum / self.tokens
-
-
-def compare(
+def distance(
     teacher_network: PreTrainedModel,
     student_network: PreTrainedModel,
     documents: Sequence[Document],
@@ -77,7 +61,7 @@ def compare(
     tokens_per_batch: int = 2048,
     description: str | None = None,
     processes: Processes = ALONE,
-) -> Comparison:
+) -> Distance:
     """Run both networks over the documents, teacher-forced, and compare their next-token distributions.
 
     Both run in evaluation mode and without gradients, each on its own device. Vocabularies of different padded size
@@ -102,11 +86,10 @@ def compare(
         return at_output(student_network, batch, partial(_sums, teacher))
 
     with evaluating(teacher_network, student_network):
-        tokens, kl, agreed, *nll = _total(sums, 5, documents, tokens_per_batch, description, processes)
-    return Comparison(int(tokens), kl, int(agreed), *nll)
+        return _total(sums, documents, tokens_per_batch, description, processes)
 
 
-def compare_with_known(
+def distance_to_stored(
     known: Callable[[Sequence[Document]], TopK],
     student_network: PreTrainedModel,
     documents: Sequence[Document],
@@ -114,40 +97,38 @@ def compare_with_known(
     tokens_per_batch: int = 2048,
     processes: Processes = ALONE,
 ) -> Distance:
-    """`compare` with a teacher of whom only the largest probabilities are known, and the sum of the others.
+    """`distance` to a teacher of whom only the largest probabilities are known, and the sum of the others.
 
     Its KL is over those as categories, which is at most the KL over the vocabulary; all else is exact.
 
     Args:
         known: the distributions of the response tokens of documents, in their order.
-        student_network: as in `compare`, like all that follows.
+        student_network: as in `distance`, like all that follows.
 
     Raises:
-        RadistillError: as in `compare`.
+        RadistillError: as in `distance`.
     """
 
     def sums(group: Sequence[Document]) -> Tensor:
         batch = collate(group, pad_token_id, student_network.device)
-        return at_output(student_network, batch, partial(_known_sums, known(group).to(student_network.device)))
+        return at_output(student_network, batch, partial(_sums, known(group).to(student_network.device)))
 
     with evaluating(student_network):
-        tokens, kl, agreed, nll = _total(sums, 4, documents, tokens_per_batch, None, processes)
-    return Distance(int(tokens), kl, int(agreed), nll)
+        return _total(sums, documents, tokens_per_batch, None, processes)
 
 
 def _total(
     sums: Callable[[Sequence[Document]], Tensor],
-    count: int,
     documents: Sequence[Document],
     tokens_per_batch: int,
     description: str | None,
     processes: Processes,
-) -> list[float]:
-    """What `sums` gives for batches of all documents, [count] each, added up; refuses what is not finite."""
+) -> Distance:
+    """What `sums` gives for batches of all documents, [4] each, added up; refuses what is not finite."""
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
-    table = torch.zeros(len(groups), count, dtype=torch.float64)
+    table = torch.zeros(len(groups), 4, dtype=torch.float64)
     shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
     with torch.no_grad(), shown as advance:
         for start in range(0, len(groups), processes.count):
@@ -162,42 +143,25 @@ def _total(
         group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
         names = ", ".join(document.id for document in group)
         raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
-    return [float(value) for value in table.sum(dim=0)]
+    tokens, kl, agreed, nll = table.sum(dim=0).tolist()
+    return Distance(int(tokens), kl, int(agreed), nll)
 
 
-def _sums(of_teacher: ResponseStates, of_student: ResponseStates) -> Tensor:
-    """[5], the sums of a `Comparison`, in float64; the logits are made of a few tokens at a time."""
+def _sums(of_teacher: ResponseStates | TopK, of_student: ResponseStates) -> Tensor:
+    """[4], the sums of a `Distance`, in float64; the logits are made of a few tokens at a time."""
     vocabulary = min(of_teacher.vocabulary, of_student.vocabulary)
     chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
     for start in range(0, len(of_student.targets), chunk):
         rows = slice(start, start + chunk)
         student = of_student.logits(rows, vocabulary).float()
-        teacher = of_teacher.logits(rows, vocabulary).to(student.device).float()
-        target = of_student.targets[rows]
-        values = (
-            forward_kl(teacher, student),
-            teacher.argmax(dim=-1) == student.argmax(dim=-1),
-            torch.nn.functional.cross_entropy(student, target, reduction="none"),
-            torch.nn.functional.cross_entropy(teacher, target, reduction="none"),
-        )
-        parts.append(torch.stack([value.double().sum() for value in values]))
-    sums = torch.stack(parts).sum(dim=0)
-    return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])
-
-
-def _known_sums(of_teacher: TopK, of_student: ResponseStates) -> Tensor:
-    """[4], the sums of a `Distance`, in float64."""
-    chunk = max(1, CHUNK_NUMBERS // of_teacher.vocabulary)
-    parts = []
-    for start in range(0, len(of_student.targets), chunk):
-        rows = slice(start, start + chunk)
-        teacher, student = of_teacher[rows], of_student.logits(rows, of_teacher.vocabulary).float()
-        values = (
-            over_categories(forward_kl)(teacher, student),
-            teacher.best == student.argmax(dim=-1),
-            torch.nn.functional.cross_entropy(student, of_student.targets[rows], reduction="none"),
-        )
-        parts.append(torch.stack([value.double().sum() for value in values]))
+        if isinstance(of_teacher, TopK):
+            known = of_teacher[rows]
+            kl, best = over_categories(forward_kl)(known, student), known.best
+        else:
+            teacher = of_teacher.logits(rows, vocabulary).to(student.device).float()
+            kl, best = forward_kl(teacher, student), teacher.argmax(dim=-1)
+        nll = torch.nn.functional.cross_entropy(student, of_student.targets[rows], reduction="none")
+        parts.append(torch.stack([value.double().sum() for value in (kl, best == student.argmax(dim=-1), nll)]))
     sums = torch.stack(parts).sum(dim=0)
     return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])

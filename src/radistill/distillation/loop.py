@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.compilation import uncompiled
-from radistill.distillation.heldout import Distance, compare, compare_with_known
+from radistill.distillation.heldout import Distance, distance, distance_to_stored
 from radistill.distillation.losses import TopK, chunked_sum
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
@@ -71,6 +71,7 @@ class Training:
         *,
         new_parameters: Collection[str],
         pad_token_id: int,
+        compute: torch.dtype | None,
         folder: Path | None,
         checkpoints: Checkpoints | None,
         seed: int,
@@ -88,6 +89,7 @@ class Training:
             settings: of the stage that this is.
             new_parameters: names of the parameters that get `new_block_learning_rate`.
             pad_token_id: what fills short rows.
+            compute: format of matrix products, of the teacher's too; None is that of the weights.
             folder: where a batch that gives no finite loss is written to; None writes none.
             checkpoints: None saves none.
             seed: of the order of batches.
@@ -101,6 +103,7 @@ class Training:
         self._heldout = heldout
         self._new_parameters = new_parameters
         self._pad_token_id = pad_token_id
+        self._compute = compute
         self._folder = folder
         self._checkpoints = checkpoints
         self._on_policy = on_policy
@@ -248,7 +251,7 @@ class Training:
         if not self._is_own(position):
             return documents
         assert self._on_policy is not None
-        with computing(self.settings.precision, self._student.device), uncompiled(self.settings.compile):
+        with computing(self._compute, self._student.device), uncompiled(self.settings.compile):
             return self._on_policy.write(self._student, documents, position)
 
     def _is_own(self, position: int) -> bool:
@@ -273,7 +276,7 @@ class Training:
         batch = collate(documents, self._pad_token_id, device)
         total = partial(self._total, self._is_own(position), self._of_teacher(documents, batch))
         # The network is the student, perhaps wrapped for several processes; it is called the same way.
-        with computing(self.settings.precision, device):
+        with computing(self._compute, device):
             return at_output(cast(PreTrainedModel, self._network), batch, total)
 
     def _of_teacher(self, documents: Sequence[Document], batch: Batch) -> ResponseStates | TopK | None:
@@ -282,7 +285,7 @@ class Training:
             return None
         if isinstance(self._teacher, StoredTeacher):
             return self._teacher.of(documents).to(self._student.device)
-        with torch.no_grad(), computing(self.settings.precision, self._teacher.device):
+        with torch.no_grad(), computing(self._compute, self._teacher.device):
             return response_states(self._teacher, Batch(*(part.to(self._teacher.device) for part in batch)))
 
     def _total(self, own: bool, teacher: ResponseStates | TopK | None, student: ResponseStates) -> Tensor:
@@ -296,14 +299,14 @@ class Training:
 
     def _distance(self) -> Distance:
         """From teacher to student, on the held-out documents."""
-        precision, most = self.settings.precision, self.settings.tokens_per_batch
-        with computing(precision, self._student.device):
+        most = self.settings.tokens_per_batch
+        with computing(self._compute, self._student.device):
             if isinstance(self._teacher, StoredTeacher):
-                return compare_with_known(
+                return distance_to_stored(
                     self._teacher.of, self._student, self._heldout, self._pad_token_id, most, self._processes
                 )
-            with computing(precision, self._teacher.device):
-                return compare(
+            with computing(self._compute, self._teacher.device):
+                return distance(
                     self._teacher, self._student, self._heldout, self._pad_token_id, most, processes=self._processes
                 )
 

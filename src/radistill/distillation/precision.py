@@ -1,4 +1,4 @@
-"""Computing in bfloat16 while what is trained stays in float32."""
+"""Computing in a half-precision format while what is trained stays in float32."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,19 +7,26 @@ from typing import Literal
 import torch
 from torch import nn
 
-from radistill.models.loading import DTYPES
-
-Precision = Literal["bfloat16"]
-"""Number formats to compute in, where it is not that of the weights."""
+Precision = Literal["bfloat16", "weights"]
+"""What a recipe can say of number formats, besides nothing; see `TrainingSettings.precision`."""
 
 
-def computing(precision: Precision | None, device: torch.device) -> AbstractContextManager[None]:
+def compute_format(precision: Precision | None, weights: torch.dtype) -> torch.dtype | None:
+    """The format to compute in, beside float32 weights, for a network loaded in the format `weights`.
+
+    None where the weights themselves say it.
+    """
+    if precision is None:
+        return weights if _is_half(weights) else None
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def computing(compute: torch.dtype | None, device: torch.device) -> AbstractContextManager[None]:
     """Within the block, matrix products run in that format, and what needs more range in float32, as torch chooses.
 
-    This is torch's autocast. Trainer's own `bf16` would put it around the student only, and leave the student's
-    forward wrapped.
+    This is torch's autocast; None is without.
     """
-    return nullcontext() if precision is None else torch.autocast(device.type, DTYPES[precision])
+    return nullcontext() if compute is None else torch.autocast(device.type, compute)
 
 
 @contextmanager
@@ -30,11 +37,13 @@ def master_weights(network: nn.Module, precision: Precision | None) -> Iterator[
 
     Args:
         network: its parameters' `requires_grad` say what is trained.
-        precision: None leaves all weights as they are.
+        precision: "weights" leaves all weights as they are.
     """
-    formats = {parameter: parameter.dtype for parameter in network.parameters() if parameter.requires_grad}
-    if precision is None:
-        formats = {}
+    formats = {
+        parameter: parameter.dtype
+        for parameter in network.parameters()
+        if parameter.requires_grad and _is_half(parameter.dtype) and precision != "weights"
+    }
     for parameter in formats:
         parameter.data = parameter.data.float()
     try:
@@ -43,3 +52,7 @@ def master_weights(network: nn.Module, precision: Precision | None) -> Iterator[
         for parameter, dtype in formats.items():
             parameter.grad = None  # its format is that of training
             parameter.data = parameter.data.to(dtype)
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype.itemsize < torch.float32.itemsize

@@ -65,8 +65,8 @@ class TrainingSettings(BaseModel):
     )
     precision: Precision | None = Field(
         default=None,
-        description="number format to compute in, with trained weights in float32; null computes and trains in the "
-        "weights' own",
+        description="number format to compute in, with trained weights in float32; null is that of the weights; "
+        "`weights` computes and trains in theirs, where updates that are small beside a weight round away",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="keep only the inputs of layers for the backward, and compute each layer again there"

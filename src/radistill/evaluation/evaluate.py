@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from radistill.distillation.heldout import compare
+from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import check_verifier, is_correct
 from radistill.evaluation.statistics import wilson
@@ -87,7 +87,7 @@ def evaluate(
     for verifier in verifiers or []:
         if verifier is not None:
             check_verifier(verifier)
-    comparison = compare(
+    found = distance(
         base.network,
         model.network,
         documents,
@@ -102,9 +102,9 @@ def evaluate(
         if verifier is not None
     ]
     return Evaluation(
-        kl=comparison.kl,
-        agreement=comparison.agreement,
-        perplexity=math.exp(comparison.student_nll),
+        kl=found.kl,
+        agreement=found.agreement,
+        perplexity=math.exp(found.student_nll),
         exact_match=sum(correct) / len(correct) if correct else None,
         exact_match_n=len(correct),
         exact_match_interval=wilson(sum(correct), len(correct)) if correct else None,
@@ -112,7 +112,7 @@ def evaluate(
         kv_bytes_per_token=model.anatomy.kv_bytes_per_token(),
         ssm_state_bytes=model.anatomy.ssm_state_bytes(),
         n_documents=len(documents),
-        n_tokens=comparison.tokens,
+        n_tokens=found.tokens,
         answers=answers,
     )
 

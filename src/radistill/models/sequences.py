@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from radistill.files import hash_json
+
 
 @dataclass(frozen=True)
 class Document:
@@ -31,6 +33,16 @@ class Document:
             raise ValueError(
                 f"document {self.id}: response_start {self.response_start} is not within 1 to {len(self.tokens) - 1}"
             )
+
+    @property
+    def content(self) -> tuple[tuple[int, ...], int]:
+        """What results depend on: the tokens and where the response starts. The id, which may be a path, is not."""
+        return self.tokens, self.response_start
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """SHA-256 over the contents of documents, in order."""
+    return hash_json([document.content for document in documents])
 
 
 class Batch(NamedTuple):

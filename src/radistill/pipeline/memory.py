@@ -127,7 +127,7 @@ def trained_parameters(training: TrainingSettings, shape: HybridShape) -> int:
 
 def trained_bytes(training: TrainingSettings, recipe: Recipe) -> int:
     """Bytes of a trained weight in end-to-end training, of its gradient, and of each of its moments."""
-    return 4 if training.precision else BYTES[recipe.dtype]
+    return BYTES[recipe.dtype] if training.precision == "weights" else 4
 
 
 def memory_of_stages(
@@ -290,7 +290,7 @@ def _training(
     documents = recipe.data.train
     response_tokens = min(bounds.tokens(training.tokens_per_batch, documents), documents * bounds.trained)
     trained = trained_parameters(training, shape) * trained_bytes(training, recipe)
-    if training.precision:
+    if training.precision == "bfloat16":
         number = BYTES[training.precision]
     beside = training.taught and training.teacher_store is None
     logits = (_LOGITS_OF_A_STEP if beside else 1) * min(response_tokens * base.vocab_size, DISTILL_CHUNK) * number

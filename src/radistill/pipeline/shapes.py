@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.conversion.targets import TARGETS, TargetSettings
-from radistill.distillation.precision import Precision, computing, master_weights
+from radistill.distillation.precision import Precision, compute_format, computing, master_weights
 from radistill.mixers import use_fast_paths, without_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import quiet
@@ -85,7 +85,7 @@ def hybrid_shape(
         step: batch of one end-to-end step; None counts none.
         block_step: batch of one step of a block's fit; None counts none.
         train_everything: whether other weights than the new blocks' are trained.
-        precision: what the end-to-end step computes in; None is `dtype`.
+        precision: of the end-to-end step, as in its settings.
         recompute: whether the end-to-end step keeps only the inputs of layers and computes each again.
         trust_remote_code: as in the recipe.
     """
@@ -117,7 +117,8 @@ def hybrid_shape(
         step_bytes = None
         with path:
             if step is not None and not experts:
-                with master_weights(student, precision), computing(precision, torch.device("cpu")):
+                compute = compute_format(precision, dtype)
+                with master_weights(student, precision), computing(compute, torch.device("cpu")):
                     forward = partial(end_to_end, step)
                     step_bytes = (
                         recomputed_bytes(anatomy.layers(student), forward)
@@ -126,7 +127,7 @@ def hybrid_shape(
                     )
             block_bytes = None
             if block_step is not None:
-                with master_weights(blocks[0], "bfloat16"):
+                with master_weights(blocks[0], None):
                     block_bytes = kept_bytes(blocks[0], partial(fit, block_step))
             return HybridShape(
                 anatomy=anatomy,

@@ -11,7 +11,7 @@ Temperature = Annotated[
 ]
 
 
-class Divergence(BaseModel):
+class DistributionLoss(BaseModel):
     """Settings of a loss between two distributions; called with logits of both, it gives the loss of each token."""
 
     model_config = ConfigDict(extra="forbid")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from radistill.distillation.losses.base import Divergence
+from radistill.distillation.losses.base import DistributionLoss
 from radistill.models.divergence import kl_of_logs, log_probabilities, skewed_kl_of_logs
 
 
@@ -39,7 +39,7 @@ def generalised_jsd(
     return temperature**2 * value
 
 
-class GeneralisedJSD(Divergence):
+class GeneralisedJSD(DistributionLoss):
     """Jensen-Shannon divergence with a weight: bounded, and between the two KLs."""
 
     kind: Literal["jsd"] = "jsd"

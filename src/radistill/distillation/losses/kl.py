@@ -4,11 +4,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from radistill.distillation.losses.base import Divergence
+from radistill.distillation.losses.base import DistributionLoss
 from radistill.models.divergence import forward_kl
 
 
-class ForwardKL(Divergence):
+class ForwardKL(DistributionLoss):
     """KL from teacher to student: the student must give weight to everything that the teacher says."""
 
     kind: Literal["forward-kl"] = "forward-kl"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from radistill.distillation.losses.base import Divergence
+from radistill.distillation.losses.base import DistributionLoss
 from radistill.models.divergence import kl_of_logs, log_probabilities
 
 
@@ -24,7 +24,7 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
     return temperature**2 * kl_of_logs(student, teacher)
 
 
-class ReverseKL(Divergence):
+class ReverseKL(DistributionLoss):
     """KL from student to teacher: the student must not say what the teacher would not, and may leave things out."""
 
     kind: Literal["reverse-kl"] = "reverse-kl"

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from radistill.distillation.losses.base import Divergence
+from radistill.distillation.losses.base import DistributionLoss
 from radistill.models.divergence import log_probabilities, skewed_kl_of_logs
 
 
@@ -28,7 +28,7 @@ def skewed_kl(teacher_logits: Tensor, student_logits: Tensor, alpha: float = 0.1
     return temperature**2 * skewed_kl_of_logs(teacher, student, alpha)
 
 
-class SkewedKL(Divergence):
+class SkewedKL(DistributionLoss):
     """KL from the teacher to a mixture of teacher and student: a forward KL that stays finite."""
 
     kind: Literal["skewed-kl"] = "skewed-kl"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from radistill.distillation.losses.base import Divergence
+from radistill.distillation.losses.base import DistributionLoss
 from radistill.models.divergence import log_probabilities
 
 
@@ -27,7 +27,7 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor, temperature:
     return temperature / 2 * (teacher.exp() - student.exp()).abs().sum(dim=-1)
 
 
-class TotalVariation(Divergence):
+class TotalVariation(DistributionLoss):
     """Half the sum of the differences of all probabilities: how often the teacher would reject the student's token."""
 
     kind: Literal["total-variation"] = "total-variation"

@@ -6,7 +6,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,14 +26,6 @@ FORMATS = {
 }
 """Number formats of the tensors of a shard; those of `TopK`, response token after response token."""
 
-Content = tuple[tuple[int, ...], int]
-"""What a document's distributions depend on: its tokens, and where its response starts."""
-
-
-def content(document: Document) -> Content:
-    """What tells a document from others here: its name does not count."""
-    return document.tokens, document.response_start
-
 
 def response_tokens(document: Document) -> int:
     """How many of a document's tokens have a distribution in the store."""
@@ -45,7 +36,7 @@ def shards(documents: Sequence[Document]) -> list[list[Document]]:
     """The documents of each shard, equal ones once; the order is that of the documents."""
     made: list[list[Document]] = []
     room = 0
-    for document in {content(document): document for document in documents}.values():
+    for document in {document.content: document for document in documents}.values():
         if room <= 0:
             made.append([])
             room = SHARD_TOKENS
@@ -64,11 +55,6 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def documents_hash(parts: Sequence[Sequence[Document]]) -> str:
-    """Hash of which tokens lie in which shard."""
-    return hash_json([[content(document) for document in part] for part in parts])
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of which token has which id."""
     return hash_json(tokenizer.get_vocab())
@@ -78,8 +64,3 @@ def bytes_per_token(top_k: int) -> int:
     """Bytes of one response token's distribution."""
     sizes = {name: dtype.itemsize for name, dtype in FORMATS.items()}
     return top_k * (sizes["ids"] + sizes["log_probabilities"]) + sizes["tail"] + sizes["best"]
-
-
-def store_key(header: dict[str, Any]) -> str:
-    """Hash of what `store.json` says."""
-    return hash_json(header)

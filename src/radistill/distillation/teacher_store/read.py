@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,14 @@ from radistill.distillation.losses import TopK
 from radistill.distillation.teacher_store.layout import (
     FORMATS,
     HEADER,
-    Content,
     bytes_per_token,
-    content,
-    documents_hash,
     response_tokens,
     shard_path,
     shards,
-    store_key,
 )
 from radistill.errors import RadistillError
-from radistill.files import read_json
-from radistill.models.sequences import Document
+from radistill.files import hash_json, read_json
+from radistill.models.sequences import Document, hash_documents
 
 _IN_MEMORY = {"ids": torch.long, "log_probabilities": torch.float32, "tail": torch.float32, "best": torch.long}
 
@@ -45,21 +42,21 @@ class StoredTeacher:
         self.folder = folder
         header: dict[str, Any] = read_json(folder / HEADER)
         parts = shards(documents)
-        if header.get("documents") != documents_hash(parts):
+        if header.get("documents") != hash_documents(chain(*parts)):
             raise RadistillError(f"{folder}: the teacher store is of other documents; remove it to write it anew")
         missing = [path for index in range(len(parts)) if not (path := shard_path(folder, index)).exists()]
         if missing:
             raise RadistillError(f"{missing[0]}: no such file; remove {folder / HEADER} to have it written again")
-        self.key = store_key(header)
+        self.key = hash_json(header)
         self.vocabulary: int = header["vocabulary"]
         self.top_k: int = header["top_k"]
         self.tokenizer: str = header["tokenizer"]
-        self._places: dict[Content, tuple[int, int]] = {}  # shard and first row in it
+        self._places: dict[tuple[tuple[int, ...], int], tuple[int, int]] = {}  # shard and first row in it
         self.tokens = 0
         for index, part in enumerate(parts):
             row = 0
             for document in part:
-                self._places[content(document)] = (index, row)
+                self._places[document.content] = (index, row)
                 row += response_tokens(document)
             self.tokens += row
 
@@ -78,7 +75,7 @@ class StoredTeacher:
         with ExitStack() as stack:
             opened: dict[int, Any] = {}
             for document in documents:
-                shard, row = self._places[content(document)]
+                shard, row = self._places[document.content]
                 path = shard_path(self.folder, shard)
                 try:
                     if shard not in opened:

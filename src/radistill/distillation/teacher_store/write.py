@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,27 +14,25 @@ from radistill.console import note, progress
 from radistill.distillation.heldout import CHUNK_NUMBERS
 from radistill.distillation.losses import top_k_of
 from radistill.distillation.modes import evaluating, placed
-from radistill.distillation.precision import Precision, computing
+from radistill.distillation.precision import Precision, compute_format, computing
 from radistill.distillation.teacher_store.layout import (
     FORMATS,
     HEADER,
     SHARD_TOKENS,
-    documents_hash,
     response_tokens,
     shard_path,
     shards,
     store_folder,
-    store_key,
     tokenizer_hash,
 )
 from radistill.distillation.teacher_store.read import StoredTeacher, is_whole
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.errors import RadistillError
-from radistill.files import write_json
+from radistill.files import hash_json, write_json
 from radistill.models.inspection import human_bytes
 from radistill.models.loading import Model
 from radistill.models.logits import ResponseStates, response_states
-from radistill.models.sequences import Document, batches, collate
+from radistill.models.sequences import Document, batches, collate, hash_documents
 from radistill.processes import ALONE, Processes
 
 
@@ -63,7 +62,7 @@ def store_teacher(
         settings: how much is kept.
         vocabulary: the student's; probabilities are over the entries that both have.
         folder: where stores lie.
-        precision: number format to compute in, as in training; None is that of the weights.
+        precision: as in training.
         device: where the teacher computes; None is where it is.
         processes: who share the shards; each has the whole teacher, and all must call this together.
 
@@ -72,6 +71,7 @@ def store_teacher(
     """
     vocabulary = min(vocabulary, teacher.anatomy.vocab_size)
     top_k = min(settings.top_k, vocabulary)
+    compute = compute_format(precision, teacher.network.dtype)
     parts = shards(documents)
     header = {
         "teacher": teacher.fingerprint,
@@ -79,12 +79,12 @@ def store_teacher(
         "vocabulary": vocabulary,
         "top_k": top_k,
         "tokens_per_batch": settings.tokens_per_batch,
-        "precision": precision,
+        "compute": str(compute),
         "formats": {name: str(dtype) for name, dtype in FORMATS.items()},
         "shard_tokens": SHARD_TOKENS,
-        "documents": documents_hash(parts),
+        "documents": hash_documents(chain(*parts)),
     }
-    own = store_folder(folder, store_key(header))
+    own = store_folder(folder, hash_json(header))
     missing = processes.decide(lambda: [index for index in range(len(parts)) if not is_whole(shard_path(own, index))])
     mine = missing[processes.index :: processes.count]
     try:
@@ -96,7 +96,7 @@ def store_teacher(
             progress("teacher store", len(parts), "shards", done=len(parts) - len(missing)) as advance,
         ):
             for number, index in enumerate(mine):
-                tensors = _read(teacher, parts[index], settings.tokens_per_batch, top_k, vocabulary, precision)
+                tensors = _read(teacher, parts[index], settings.tokens_per_batch, top_k, vocabulary, compute)
                 _write(shard_path(own, index), tensors)
                 advance(min(processes.count, len(missing) - number * processes.count))
         processes.wait()
@@ -124,14 +124,14 @@ def _read(
     tokens_per_batch: int,
     k: int,
     vocabulary: int,
-    precision: Precision | None,
+    compute: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """The tensors of a shard."""
     device = teacher.network.device
     found: dict[Document, dict[str, Tensor]] = {}
     for group in batches(part, tokens_per_batch):
         batch = collate(group, teacher.pad_token_id, device)
-        with computing(precision, device):
+        with computing(compute, device):
             kept = _kept(response_states(teacher.network, batch), k, vocabulary)
         if kept["tail"].isnan().any() or kept["log_probabilities"].isnan().any():
             names = ", ".join(document.id for document in group)

@@ -17,7 +17,7 @@ from radistill.evaluation.tasks.rows import read_rows
 from radistill.files import hash_json
 from radistill.models.loading import Model
 from radistill.models.logits import response_states
-from radistill.models.sequences import Document, batches, collate
+from radistill.models.sequences import Document, batches, collate, hash_documents
 
 _TOKENS_PER_BATCH = 2048
 _NUMBERS_AT_ONCE = 2**24
@@ -29,7 +29,7 @@ def _measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], 
     windows: dict[str, list[Document]] = {example.id: _windows(model, example) for example in examples}
     nats: dict[str, float] = {}
     groups = batches([document for parts in windows.values() for document in parts], _TOKENS_PER_BATCH)
-    keys = [hash_json([model.fingerprint, [(part.tokens, part.response_start) for part in group]]) for group in groups]
+    keys = [hash_json([model.fingerprint, hash_documents(group)]) for group in groups]
     finished = read_batches(cache)
     waiting = dict(enumerate(examples))
     with progress("perplexity", len(groups), "batches", done=sum(key in finished for key in keys)) as advance:
