@@ -67,7 +67,7 @@ def arguments_of(expression: str) -> str:
     return expression
 
 
-def _source(expression: str, node: ast.expr | ast.keyword) -> str:
+def _source(expression: str, node: ast.AST) -> str:
     """A part of an expression as it is written: `ast.unparse` refuses some, such as long sums."""
     return ast.get_source_segment(expression, node) or expression
 
