@@ -16,6 +16,8 @@ from radistill.evaluation.tasks.cruxeval import arguments_of, judge_input, judge
         ("f([1], k='a') == {'b': 'c == d'}", "{'b': 'c == d'}"),
         ("1 == 1", "1 == 1"),
         ("no code (", "no code ("),
+        ("f(1) == (2 +\n 3)", "(2 +\n 3)"),
+        ("f('é') == 'ö'", "'ö'"),
     ],
 )
 def test_output_of(expression: str, output: str) -> None:
@@ -30,6 +32,8 @@ def test_output_of(expression: str, output: str) -> None:
         ("3 == f(1)", "1"),
         ("f(*[1, 2], **{'c': 3})", "*[1, 2], **{'c': 3}"),
         ("f()", ""),
+        ("f(x for x in 'ab')", "(x for x in 'ab')"),
+        ("f('é', (1,\n2))", "'é', (1,\n2)"),
         ("1, 'a'", "1, 'a'"),
         ("[1, 2], k=3", "[1, 2], k=3"),
         ("g(1)", "g(1)"),
@@ -135,3 +139,50 @@ def test_a_call_that_returns_something_else_is_no_right_input() -> None:
     example = Example("a", messages=({"role": "user", "content": "?"},), verifier=verifier)
     assert not judge_input(example, "The call `f('a')` returns `'b'`.").correct
     assert judge_input(example, "The call `f('b')` returns `'b'`.").correct
+
+
+DIGITS = "0x" + "f" * 5000  # no decimal literal may have as many
+HOSTILE = {
+    "terms": "+".join(["1"] * 330),
+    "signs": "-" * 340 + "1",
+    "many signs": "-" * 5000 + "1",
+    "brackets": "[" * 99 + "]" * 99,
+    "many brackets": "[" * 4000 + "]" * 4000,
+    "attributes": "x" + ".y" * 3000,
+    "an f-string with every quote": "f'{'''\"\"\" \\n'''}'",
+    "an f-string in f-strings": "f'{f\"{1}\"!r:>{1}}'",
+    "digits": "9" * 5000,
+    "more digits than can be written": DIGITS,
+    "a number beyond floats": f"{DIGITS} == 1.5",
+    "infinite": "1e999",
+    "not a number": "float('nan')",
+    "half a surrogate pair": "'\ud800'",
+    "half a surrogate pair, spelt": "'\\ud800'",
+    "null character": "'\0'",
+    "a list in itself": "(lambda a: a.append(a) or a)([])",
+    "a mapping in itself": "(lambda a: a.update(a=a) or a)({})",
+    "deep lists": "__import__('functools').reduce(lambda a, _: [a], range(3000), 1)",
+    "a repr that lies": "type('V', (), {'__repr__': lambda s: '[' * 3000})()",
+    "a repr of many signs": "type('V', (), {'__repr__': lambda s: '-' * 3000 + '1'})()",
+    "a repr of many digits": f"type('V', (), {{'__repr__': lambda s: '{DIGITS}'}})()",
+    "a repr with half a surrogate pair": "type('V', (), {'__repr__': lambda s: chr(0xd800)})()",
+    "a repr with a null character": "type('V', (), {'__repr__': lambda s: chr(0)})()",
+    "a mapping as key": "type('V', (), {'__repr__': lambda s: '{{}: 1}'})()",
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_are_wrong(name: str) -> None:
+    example = asked("def f(x):\n    return [[x]]", "[['b']]")
+    assert judge_output(example, f"<answer>{HOSTILE[name]}</answer>").correct is False
+    assert judge_output(example, f"<answer>f(1) == {HOSTILE[name]}</answer>").correct is False
+    assert judge_input(example, f"<answer>f({HOSTILE[name]})</answer>").correct is False
+
+
+@needs_sandbox
+def test_a_long_sum_is_an_argument_like_any_other() -> None:
+    example = asked("def f(x):\n    return x", "90")
+    assert judge_input(example, f"<answer>f({' + '.join(['1'] * 90)})</answer>").correct
+    assert judge_input(example, f"<answer>f({'-' * 60}90) == 90</answer>").correct
+    assert judge_output(example, f"<answer>f(1) == {' + '.join(['1'] * 90)}</answer>").correct

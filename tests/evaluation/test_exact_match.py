@@ -133,7 +133,7 @@ def test_answers_of_own_data(response: str, answer: str, right: bool) -> None:
         ("The answer is 1/3.", "1/3", True),
         (r"\boxed{\frac{2}{6}}", "1/3", True),
         ("The answer is 0.25.", "1/4", True),
-        ("#### 3 million", "3,000,000", True),
+        (r"\boxed{3 \times 10^6}", "3,000,000", True),
         ("#### 1/0", "5", False),
         ("<answer>**Paris**</answer>", "Paris", False),
         ("It is this one.\n#### Paris", "steps\n#### Paris", True),

@@ -132,7 +132,7 @@ READ: list[tuple[str, str, str | None]] = [
     ("time", "#### 8:30", "8:30"),
     ("time", "He leaves at 7:15 and comes home at 8:30.", None),
     ("ratio", "The answer is 3:2.", "3:2"),
-    ("large", "#### 3 million", "3e6"),
+    ("unit", "#### $3 million", "3"),  # as in word problems that ask for millions
     ("large", r"The answer is $2 \times 10^{3}$.", "2e3"),
     ("large", "The answer is 2.5*10^3 grams", "2.5e3"),
     ("large", r"\boxed{10^6}", "1e6"),
@@ -158,6 +158,9 @@ READ: list[tuple[str, str, str | None]] = [
     ("refusal", "I am sorry, but I cannot say how many of the 3 boys came.", None),
     ("refusal", "5 boys came. It is not possible to tell how old the 2 others are.", None),
     ("refusal", "I'm unable to solve this one.", None),
+    ("no refusal", "As she cannot buy half a box, she buys 8 boxes.", "8"),
+    ("no refusal", "So 18 - 16 = 2 girls were not able to come.", "2"),
+    ("equation", "She needs 48 - 36 = 12 more beads.", "12"),
     ("refusal, then an answer", "At first I couldn't see it with 3 boys. But then there are 7.", "7"),
     ("digits", "الإجابة هي ٢٠", "20"),
     ("digits", "الجواب: ١٬٢٣٤٫٥", "1234.5"),

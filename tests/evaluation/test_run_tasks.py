@@ -127,6 +127,22 @@ def test_unfinished_answers_count_as_they_stand_and_are_shown_apart(
         assert low < 5 / 9 < high
 
 
+def test_a_hostile_answer_is_one_wrong_row(
+    model: Model, settings: TaskSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["[" * 1200, "9" * 5000, "\ud800 #### 12", *["#### 12"] * 6]
+    monkeypatch.setattr(model.tokenizer, "decode", lambda tokens, **_: said[tokens[0]])
+
+    def generate(_: Model, prompts: list[list[int]], on_response: Callable[..., None], **__: Any) -> None:
+        for index in range(len(prompts)):
+            on_response(index, [index])
+
+    monkeypatch.setattr(module, "generate", generate)
+    figures = run_tasks(model, tasks_of(["gsm8k"], TaskSettings()), settings, tmp_path / "out")["gsm8k"]
+    assert (figures["n"], figures["correct"]) == (9, 1)
+    assert [row["response"] for row in rows_of(tmp_path / "out", "gsm8k")] == said
+
+
 def test_what_follows_the_stop_is_not_the_answer(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, ["x"] * 4, model, ended=False)
     settings = TaskSettings(contexts=(256,), limit=2)

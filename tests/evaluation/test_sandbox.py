@@ -66,6 +66,13 @@ REFUSED = {
     "exec": "import os\nos.execv('/bin/sh', ['sh', '-c', 'sleep 100'])",
     "multiprocessing": "import multiprocessing\np = multiprocessing.Process(target=print)\np.start()",
     "kill the parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+    "signal the parent through a pipe": """
+import fcntl, os, signal
+r, w = os.pipe()
+fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())
+fcntl.fcntl(r, 10, signal.SIGKILL)
+fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)
+os.write(w, b'x')""",
     "kill everything": "import os, signal\nos.kill(-1, signal.SIGKILL)",
     "connect": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 1)",
     "listen": "import socket\nsocket.socket().listen()",
@@ -103,6 +110,7 @@ CRASHING = {
 NO_AUDIT = "from radistill.evaluation.sandbox.inside import audit; audit.install = lambda folder: None; main("
 NO_NAMESPACES = "from radistill.evaluation.sandbox.inside import namespaces; namespaces.enter = lambda disk: None; "
 NO_LANDLOCK = "from radistill.evaluation.sandbox.inside import landlock; landlock.confine = lambda writable: False; "
+OLD_LANDLOCK = "from radistill.evaluation.sandbox.inside import landlock; landlock._SCOPES = 0; "
 NO_SECCOMP = "from radistill.evaluation.sandbox.inside import seccomp; seccomp.filter_calls = lambda writable: False; "
 NO_KERNEL = NO_NAMESPACES + NO_LANDLOCK + NO_SECCOMP + "main("
 
@@ -181,6 +189,15 @@ NATIVE = {
     "socket": "socket(2, 1, 0)",
     "kill": "kill(getppid(), 9)",
     "signal to another by thread": "syscall(234, getppid(), getppid(), 9)",
+    "owner of a pipe": "fcntl(1, 8, getppid())",
+    "owner of a pipe by a structure": "fcntl(1, 15, struct.pack('ii', 1, getppid()))",
+    "signal of a pipe": "fcntl(1, 10, 9)",
+    "signals of a pipe": "fcntl(1, 4, 0x2000)",
+    "signals of a pipe, among other flags": "fcntl(1, 4, 0x2802)",
+    "signals of a pipe by ioctl": "ioctl(1, 0x5452, b'\\1\\0\\0\\0')",
+    "watching a folder": "fcntl(os.open('.', 0), 1026, 0x80000002)",
+    "a lease": "fcntl(os.open('/dev/null', 0), 1024, 0)",
+    "broken memory pages": "madvise(0, 0, 100)",
     "ptrace": "ptrace(16, getppid(), 0, 0)",
     "mount": "mount(b'none', b'/mnt', b'tmpfs', 0, 0)",
     "unshare": "unshare(0x10000000)",
@@ -199,7 +216,7 @@ NATIVE = {
 
 def native(name: str) -> str:
     expression = NATIVE[name].replace("getppid()", "c.getppid()")
-    return f"import ctypes\nc = ctypes.CDLL(None)\nassert c.{expression} >= 0"
+    return f"import ctypes, os, struct\nc = ctypes.CDLL(None)\nassert c.{expression} >= 0"
 
 
 @linux
@@ -217,7 +234,11 @@ def test_the_kernel_refuses_native_code(
 
 
 @linux
-@pytest.mark.parametrize("missing", [NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK], ids=["n", "l", "nl"])
+@pytest.mark.parametrize(
+    "missing",
+    [NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK, OLD_LANDLOCK, NO_NAMESPACES + OLD_LANDLOCK],
+    ids=["n", "l", "nl", "old", "n old"],
+)
 @pytest.mark.parametrize("name", [name for name in NATIVE if name != "read a secret"])
 def test_native_code_is_refused_where_the_kernel_offers_less(
     name: str, missing: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
@@ -232,7 +253,8 @@ def test_native_code_is_refused_where_the_kernel_offers_less(
 @pytest.mark.parametrize(
     "name",
     [
-        "shell", "subprocess", "exec", "kill the parent", "connect", "write outside", "append to a file",
+        "shell", "subprocess", "exec", "kill the parent", "signal the parent through a pipe",
+        "connect", "write outside", "append to a file",
         "write by a path that climbs", "delete a file", "delete a tree", "rename a file", "symlink to outside",
         "hard link", "change a mode", "raise its own limits", "daemon",
     ],
@@ -245,6 +267,50 @@ def test_the_audit_hook_alone_refuses_what_python_does(
     outcome = hostile(REFUSED[name], outside, listener)
     assert outcome.status == "error", outcome
     assert "PermissionError" in outcome.text or name == "connect"
+
+
+@linux
+@pytest.mark.parametrize("missing", ["", NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK, OLD_LANDLOCK])
+def test_no_pipe_signals_the_evaluation(
+    missing: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by any one step: each is tried, whatever became of the others."""
+    monkeypatch.setattr(run, "_START", run._START.replace("main(", missing + NO_AUDIT))
+    code = """
+import fcntl, os, signal, struct
+r, w = os.pipe()
+flags = fcntl.fcntl(r, fcntl.F_GETFL)
+for end in (0, 1, 2, r, w):
+    for command, value in ((8, os.getppid()), (15, struct.pack("ii", 1, os.getppid())), (10, int(signal.SIGUSR1)),
+                           (4, flags | os.O_ASYNC)):
+        try: fcntl.fcntl(end, command, value)
+        except OSError: pass
+os.write(w, b"x")
+os.write(1, b"x")
+os.read(r, 1)"""
+    came = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    try:
+        assert hostile(code, outside, listener).status == "value"
+        time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not came
+
+
+@linux
+def test_what_python_does_with_descriptors_is_allowed() -> None:
+    code = """
+import os
+r, w = os.pipe()
+copy = os.dup(r)
+os.set_inheritable(copy, True)
+file = open(os.dup(w), "w")
+file.write("x" * 10)
+file.close()
+x = [b"y" * 10**6 for _ in range(50)]
+del x"""
+    assert run_code(code, "os.get_inheritable(copy), os.read(copy, 9)").text == ("(True, b'xxxxxxxxx')")
 
 
 def test_without_seccomp_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

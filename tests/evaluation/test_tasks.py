@@ -14,7 +14,7 @@ from sandbox_here import needs_sandbox
 import tiny
 from radistill.errors import RadistillError
 from radistill.evaluation.final_answer import extract_answer
-from radistill.evaluation.tasks import FAMILIES, TASKS, perplexity, task_of
+from radistill.evaluation.tasks import FAMILIES, TASKS, cruxeval, perplexity, task_of
 from radistill.evaluation.tasks.interface import Generated, Measured, Row, TaskSettings
 from radistill.models.loading import Model
 
@@ -219,6 +219,7 @@ def test_perplexity_needs_texts(model: Model, tmp_path: Path) -> None:
         ("{", "neither a JSON list nor JSON lines"),
         ('[{"question": 1}', "neither a JSON list nor JSON lines"),
         ('{"question": "?"}\n', "row 1: has no answer, which gsm8k needs"),
+        ("[" * 100_000, "neither a JSON list nor JSON lines"),
         ("3\n", "row 1: has no question, answer"),
     ],
 )
@@ -228,6 +229,49 @@ def test_data_that_cannot_be_read_is_named(model: Model, tmp_path: Path, content
     with pytest.raises(RadistillError, match=message) as error:
         generated("gsm8k").read(model, TaskSettings(data={"gsm8k": path}))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("gsm8k", {"answer": "none at all"}, "its answer has no number: 'none at all'"),
+        ("gsm8k", {"answer": "7 + 3\n#### x"}, "its answer has no number"),
+        ("gsm8k-fewshot", {"answer": "####"}, "its answer has no number"),
+        ("gsm8k", {"question": "\ud800"}, "question has half a surrogate pair at character 0"),
+        ("svamp", {"Answer": "many"}, "its answer has no number: 'many'"),
+        ("svamp", {"Body": "ab\udc00"}, "Body has half a surrogate pair at character 2"),
+        ("cruxeval-o", {"output": "V()"}, r"output is no Python literal: 'V\(\)'"),
+        ("cruxeval-i", {"output": "[" * 3000}, "output is no Python literal"),
+        ("cruxeval-o", {"output": 3}, "output is not a text"),
+        ("cruxeval-i", {"code": "def f(:"}, "code is no Python"),
+        ("cruxeval-o", {"input": "1), (2"}, r"input is no list of arguments: '1\), \(2'"),
+        ("cruxeval-o", {"code": "x = '\udc00'"}, "code has half a surrogate pair"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_refused_with_its_number(
+    model: Model, tmp_path: Path, task: str, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cruxeval, "layers", lambda: ())
+    row = {"question": "?", "answer": "#### 7", "Body": "A.", "Question": "?", "Answer": 7.0,
+           "code": "def f(x): return x", "input": "1", "output": "1"}  # fmt: skip
+    path = lines(tmp_path / "rows.jsonl", [row, row | change])
+    assert len(generated(task).read(model, TaskSettings(data={task: path}, limit=1))) == 1
+    with pytest.raises(RadistillError, match=rf"rows.jsonl, row 2: {message}"):
+        generated(task).read(model, TaskSettings(data={task: path}))
+
+
+HOSTILE = ["[" * 1200, "9" * 5000, "1e999999999", "#### 1/0", "\ud800", "\0", "", "-" * 5000 + "1", "exit()"]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "svamp", "recall", "reasoning-gym:chain_sum", "reasoning-gym:jugs"])
+def test_hostile_answers_are_wrong_and_end_nothing(name: str, model: Model, tmp_path: Path) -> None:
+    rows = [WORD_PROBLEMS[0] | {"Body": "A.", "Question": "?", "Answer": 7.0}]
+    data = {name: lines(tmp_path / "rows.jsonl", rows)} if name in ("gsm8k", "svamp") else {}
+    task = generated(name)
+    [example, *_] = task.read(model, TaskSettings(data=data, limit=1, contexts=(256,) if name == "recall" else None))
+    for said in HOSTILE:
+        for response in (said, f"<answer>{said}</answer>", f"The answer is {said}"):
+            assert task.judge(example, task.answer_in(response)[0]).correct is False
 
 
 def test_a_missing_file_and_a_missing_hub_are_named(model: Model, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def _messages(value: object, where: str) -> list[dict[str, Any]]:
         for key in ("role", "content"):
             if not isinstance(turn.get(key), str):
                 raise RadistillError(f"{where}: messages[{number}].{key} must be a text, not {_kind(turn.get(key))}")
-            _check_unicode(turn[key], f"{where}: messages[{number}].{key}")
+            check_unicode(turn[key], f"{where}: messages[{number}].{key}")
     return [dict(turn) for turn in value]
 
 
@@ -94,12 +94,12 @@ def _text(row: Mapping[str, Any], key: str, where: str, empty: bool = False) -> 
         raise RadistillError(f"{where}: {key} must be a text, not {_kind(value)}")
     if not value.strip() and not empty:
         raise RadistillError(f"{where}: {key} is empty")
-    _check_unicode(value, f"{where}: {key}")
+    check_unicode(value, f"{where}: {key}")
     return value
 
 
-def _check_unicode(value: str, where: str) -> None:
-    """JSON can spell half a surrogate pair (`"\\ud800"`), which no tokenizer or file takes."""
+def check_unicode(value: str, where: str) -> None:
+    """RadistillError for half a surrogate pair, which JSON can spell (`"\\ud800"`) and no tokenizer or file takes."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

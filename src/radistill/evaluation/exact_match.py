@@ -56,6 +56,12 @@ def check_verifier(verifier: Mapping[str, Any]) -> None:
         raise RadistillError(f"verifier: the installed reasoning-gym has no task {verifier.get('task')!r}")
 
 
+def result_of(solution: str) -> str:
+    """What a solution comes to: the answer behind its `####`, or all of it where it has none."""
+    result = solution.rpartition("####")[2].strip()
+    return (extract_answer(f"#### {result}") or result) if result != solution else solution
+
+
 def is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
     """Whether a response gives the right answer. A response cannot make it raise: what cannot be read is wrong.
 
@@ -78,8 +84,8 @@ def is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
 def _is_correct(response: str, verifier: Mapping[str, Any]) -> bool:
     is_exercise = verifier["kind"] == "reasoning-gym"
     expected = "" if verifier["answer"] is None else str(verifier["answer"]).strip()
-    if not is_exercise and "####" in expected:
-        expected = extract_answer(expected) or expected
+    if not is_exercise:
+        expected = result_of(expected)
 
     right = plain_number(expected)
     # An exercise may ask for a notation, or for a fraction in its lowest terms.

@@ -35,7 +35,8 @@ _FURTHER, _NEAR = 10, 40  # questions and characters to look at: no text shall t
 _STEP = re.compile(r"\b(?:step|part)\s*\d+", re.IGNORECASE)
 _HEADING = re.compile(r"\d+[.):]\s+[*_]*[^\W\d]")
 _REFUSAL = re.compile(
-    r"\b(?:can(?:no|')t|can not|could(?: no|n')t|unable to|impossible to|not (?:able|possible|enough)|insufficient)\b",
+    r"\b(?:can(?:no|')t|can not|could(?: no|n')t|(?:unable|impossible|not able|not possible|not enough|insufficient))\b"
+    r"(?:\W+\w+){0,4}?\W+(?:answer|solve|say|tell|know|determine|calculate|compute|information|data)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\u3002\uff01\uff1f\u061f\u06d4\u0964\n]+")
@@ -82,9 +83,6 @@ _SAME_NUMBER: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<![0-9])(?:\*\*|__)|(?:\*\*|__)(?![0-9])|`", ""),  # emphasis, and no power
     (r"(?<=[0-9])\s*(?:[×*·x]|\\times|\\cdot)\s*10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?", r"e\1"),
     (r"(?<![0-9.^])10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?", r"1e\1"),
-    (r"(?<=[0-9])\s*thousand\b", "e3"),
-    (r"(?<=[0-9])\s*million\b", "e6"),
-    (r"(?<=[0-9])\s*billion\b", "e9"),
 )
 
 
@@ -229,10 +227,10 @@ def _is_sum(numbers: list[re.Match[str]]) -> bool:
 
 
 def _is_circumstance(number: re.Match[str]) -> bool:
-    before = max(0, number.start() - _NEAR)
-    return bool(_CIRCUMSTANCE.search(number.string, before, number.start())) or bool(
-        _COMPARISON.match(number.string, number.end())
-    )
+    text, start = number.string, max(0, number.start() - _NEAR)
+    if text[start : number.start()].endswith(("=", "= ")):
+        return False
+    return bool(_CIRCUMSTANCE.search(text, start, number.start()) or _COMPARISON.match(text, number.end()))
 
 
 def _digits(number: re.Match[str]) -> str:

@@ -183,4 +183,5 @@ def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """Half a surrogate pair, which a file cannot hold, stays as JSON spells it."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"

@@ -51,7 +51,9 @@ def output_of(expression: str) -> str:
         sides = [tree.left, tree.comparators[0]]
         others = [side for side in sides if not is_call(side)]
         if len(others) == 1:
-            return ast.unparse(others[0])
+            # In brackets, for it may have stood in some and on several lines.
+            source = _source(expression, others[0])
+            return f"({source})" if "\n" in source else source
     return expression
 
 
@@ -61,8 +63,13 @@ def arguments_of(expression: str) -> str:
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
         tree = next((side for side in (tree.left, tree.comparators[0]) if is_call(side)), tree)
     if isinstance(tree, ast.Call) and is_call(tree):
-        return ", ".join(map(ast.unparse, [*tree.args, *tree.keywords]))
+        return ", ".join(_source(expression, node) for node in [*tree.args, *tree.keywords])
     return expression
+
+
+def _source(expression: str, node: ast.AST) -> str:
+    """A part of an expression as it is written: `ast.unparse` refuses some, such as long sums."""
+    return ast.get_source_segment(expression, node) or expression
 
 
 def judge_output(example: Example, response: str) -> Verdict:
@@ -82,11 +89,12 @@ def _judged(
     assert example.verifier is not None
     if answer is None:
         return Verdict(False, None)
-    answer = part(answer)
+    expected = ast.literal_eval(example.verifier["answer"])
     try:
-        value = value_of(answer, example.verifier["code"])
-        return Verdict(_equal(value, ast.literal_eval(example.verifier["answer"])), answer)
-    except _NoValue:
+        answer = part(answer)
+        return Verdict(bool(value_of(answer, example.verifier["code"]) == expected), answer)
+    # Besides: what is nested too deeply to compare, and an integer too long to write down.
+    except (_NoValue, RecursionError, MemoryError, ValueError, ArithmeticError):
         return Verdict(False, answer)
 
 
@@ -136,16 +144,27 @@ def _literal(text: str) -> Any:
         raise _NoValue from None
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _problem(row: dict[str, Any]) -> str | None:
+    """Why answers to a row cannot be judged; None if they can."""
+    for field in ("code", "input", "output"):
+        if not isinstance(row[field], str):
+            return f"{field} is not a text"
     try:
-        return bool(one == other)
-    except RecursionError:
-        return False
+        _literal(row["output"])
+    except _NoValue:
+        return f"output is no Python literal: {row['output'][:60]!r}"
+    try:
+        ast.parse(row["code"])
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        return f"code is no Python ({error})"
+    call = parsed(f"f({row['input']}\n)")
+    return None if call is not None and is_call(call) else f"input is no list of arguments: {row['input'][:60]!r}"
 
 
 def _read(name: str, prompt: str, settings: TaskSettings) -> list[Example]:
     layers()  # whether answers can be judged here, before any is written
-    rows = read_rows((name, "cruxeval"), settings, ("cruxeval-org/cruxeval", None, "test"), ("code", "input", "output"))
+    hub = ("cruxeval-org/cruxeval", None, "test")
+    rows = read_rows((name, "cruxeval"), settings, hub, ("code", "input", "output"), _problem)
     return [
         Example(
             str(row.get("id", f"cruxeval-{number}")),

@@ -5,8 +5,8 @@ The examples were written for this file and are in no data set.
 """
 
 from radistill.data.examples import Example
-from radistill.evaluation.exact_match import is_correct
-from radistill.evaluation.final_answer import extract_answer
+from radistill.evaluation.exact_match import is_correct, result_of
+from radistill.evaluation.final_answer import extract_answer, plain_number
 from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.models.loading import Model
@@ -59,6 +59,12 @@ _WORKED = [
 _PREFIX = "".join(f"Question: {question}\nAnswer: {steps}\n#### {answer}\n\n" for question, steps, answer in _WORKED)
 
 
+def without_number(answer: object) -> str | None:
+    """What is wrong with a row's answer; None if it has a number that answers can be compared with."""
+    text = str(answer).strip()
+    return None if plain_number(result_of(text)) else f"its answer has no number: {text[-60:]!r}"
+
+
 def judge(example: Example, response: str) -> Verdict:
     """Whether the response's number is the right one."""
     assert example.verifier is not None
@@ -66,7 +72,8 @@ def judge(example: Example, response: str) -> Verdict:
 
 
 def _read(settings: TaskSettings, name: str) -> list[tuple[str, str, dict[str, str]]]:
-    rows = read_rows((name, "gsm8k"), settings, ("openai/gsm8k", "main", "test"), ("question", "answer"))
+    hub = ("openai/gsm8k", "main", "test")
+    rows = read_rows((name, "gsm8k"), settings, hub, ("question", "answer"), lambda row: without_number(row["answer"]))
     return [
         (f"gsm8k-{number}", str(row["question"]), {"kind": "answer", "answer": str(row["answer"])})
         for number, row in enumerate(rows, start=1)

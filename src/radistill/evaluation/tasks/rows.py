@@ -1,15 +1,21 @@
 """Rows of a benchmark, from a file or else from the hub."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from radistill.data.examples import check_unicode
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import TaskSettings
 
 
 def read_rows(
-    names: tuple[str, ...], settings: TaskSettings, hub: tuple[str, str | None, str], fields: tuple[str, ...]
+    names: tuple[str, ...],
+    settings: TaskSettings,
+    hub: tuple[str, str | None, str],
+    fields: tuple[str, ...],
+    problem: Callable[[dict[str, Any]], str | None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """The first `settings.limit` rows of a task's data, in their order.
 
@@ -18,9 +24,10 @@ def read_rows(
         settings: the files and the limit.
         hub: id, configuration and split to load where there is no file.
         fields: what every row must have.
+        problem: why answers to a row cannot be judged; None if they can.
 
     Raises:
-        RadistillError: if the data cannot be read or a row lacks a field.
+        RadistillError: if the data cannot be read, a row lacks a field, or answers to it cannot be judged.
     """
     task = names[0]
     path = next((settings.data[name] for name in names if name in settings.data), None)
@@ -32,6 +39,10 @@ def read_rows(
         missing = [name for name in fields if not isinstance(row, dict) or row.get(name) is None]
         if missing:
             raise RadistillError(f"{where}, row {number}: has no {', '.join(missing)}, which {task} needs")
+        for name in fields:
+            check_unicode(str(row[name]), f"{where}, row {number}: {name}")
+        if reason := problem(row):
+            raise RadistillError(f"{where}, row {number}: {reason}")
     return rows
 
 
@@ -46,7 +57,7 @@ def _from_file(path: Path) -> list[Any]:
         if text.lstrip().startswith("["):
             return list(json.loads(text))
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RadistillError(f"{path}: neither a JSON list nor JSON lines ({error})") from None
 
 

@@ -1,18 +1,22 @@
 """SVAMP: elementary word problems with misleading details (arXiv 2103.07191); the number is compared."""
 
 from radistill.data.examples import Example
-from radistill.evaluation.tasks.gsm8k import INSTRUCTION, judge
+from radistill.evaluation.tasks.gsm8k import INSTRUCTION, judge, without_number
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.models.loading import Model
 
 
 def _read(model: Model, settings: TaskSettings) -> list[Example]:
-    rows = read_rows(("svamp",), settings, ("ChilleD/SVAMP", None, "test"), ("Body", "Question", "Answer"))
+    hub = ("ChilleD/SVAMP", None, "test")
+    fields = ("Body", "Question", "Answer")
+    rows = read_rows(("svamp",), settings, hub, fields, lambda row: without_number(row["Answer"]))
     return [
         Example(
             f"svamp-{number}",
-            messages=({"role": "user", "content": f"{_problem(row['Body'], row['Question'])}\n\n{INSTRUCTION}"},),
+            messages=(
+                {"role": "user", "content": f"{_problem(str(row['Body']), str(row['Question']))}\n\n{INSTRUCTION}"},
+            ),
             verifier={"kind": "answer", "answer": str(row["Answer"])},
         )
         for number, row in enumerate(rows, start=1)

@@ -11,6 +11,7 @@ _REFUSED = (
     "socket.",
     "subprocess.",
     "ctypes.",
+    "fcntl.",
     "os.system",
     "os.exec",
     "os.fork",

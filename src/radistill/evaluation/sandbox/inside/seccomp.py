@@ -1,7 +1,9 @@
 """Layer `seccomp` (Linux, x86-64 and AArch64): which calls of the kernel exist at all for the program.
 
 What is not listed fails with EPERM: among others everything that makes a process or thread (fork, clone, exec), a
-socket, a namespace or a mount, that signals, traces or watches another process, or that raises a limit.
+socket, a namespace or a mount, that signals, traces or watches another process, or that raises a limit. Calls
+that do several things, such as `fcntl` and `ioctl`, pass only for what Python has a use for: a pipe, too, can be told
+to signal any process (F_SETOWN, F_SETSIG, O_ASYNC).
 """
 
 import ctypes
@@ -38,7 +40,6 @@ _READING = {
     "select": (23, 0),
     "sched_yield": (24, 124),
     "mremap": (25, 216),
-    "madvise": (28, 233),
     "dup": (32, 23),
     "dup2": (33, 0),
     "nanosleep": (35, 101),
@@ -48,7 +49,6 @@ _READING = {
     "getpid": (39, 172),
     "exit": (60, 93),
     "uname": (63, 160),
-    "fcntl": (72, 25),
     "getdents": (78, 0),
     "getcwd": (79, 17),
     "chdir": (80, 49),
@@ -108,6 +108,11 @@ _CHANGING_FILES = {
     "renameat2": (316, 276),
 }
 _OPEN, _OPENAT, _IOCTL, _TGKILL, _PRLIMIT = (2, 0), (257, 56), (16, 29), (234, 131), (302, 261)
+_FCNTL, _MADVISE = (72, 25), (28, 233)
+_SET_FLAGS = 4
+_DUPLICATE_OR_FLAGS = (0, 1, 2, 3, _SET_FLAGS, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+_O_ASYNC = 0x2000
+_USUAL_ADVICE = (0, 1, 2, 3, 4, 8, 14, 15)  # NORMAL to DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE; others break memory pages
 _TERMINAL_OR_CLOEXEC = (0x5401, 0x5413, 0x5450, 0x5451, 0x541B)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX, FIONREAD
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -165,6 +170,9 @@ def _instructions(column: int, architecture: int, writable: bool) -> list[Instru
     own = [os.getpid()]
     program += _if_number(_TGKILL[column], _only_if_argument(0, own))  # abort() and raise()
     program += _if_number(_PRLIMIT[column], _only_if_argument(0, [0, *own]))  # reading; no hard limit can be raised
+    program += _if_number(_MADVISE[column], _only_if_argument(2, _USUAL_ADVICE))
+    setting = [_argument(1), (_EQUAL, 0, 4, _SET_FLAGS), *_unless_argument_has(2, _O_ASYNC)]
+    program += _if_number(_FCNTL[column], [*setting, *_only_if_argument(1, _DUPLICATE_OR_FLAGS)])
     program += _if_number(_IOCTL[column], _only_if_argument(1, _TERMINAL_OR_CLOEXEC))
     allowed = [(_RETURN, 0, 0, _ALLOW)]
     if _OPEN[column]:
