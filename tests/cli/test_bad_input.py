@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     ),
     "swaps without fitted blocks": (
         lambda s: s.run("--by", "replaceability", "--set", "align=null"),
-        "diagnose.by is replaceability, which needs fitted blocks, but align is null; give align a section, or set "
+        "diagnose.by is replaceability, which needs fitted blocks, but align is null; give it a section, or set "
         "diagnose.by: redundancy",
     ),
     "restoring layers of no student": (

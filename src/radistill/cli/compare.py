@@ -30,17 +30,14 @@ def compare(
     from radistill.evaluation.places import results_of
     from radistill.files import write_json
     from radistill.report.task_table import comparison_table
-    from radistill.runs.folder import MAIN
+    from radistill.runs.folder import MAIN, RunFolder
 
-    if len(set(models)) < len(models):
-        raise RadistillError("compare: name each model once")
-    found = {name: results_of(name, alone=len(models) == 1) for name in models}
-    if len(models) == 1:
-        places = found[models[0]]
-        if len(places) < 2:
-            raise RadistillError("compare: name at least two models, or one run folder")
-    else:  # a run among others stands for its hybrid
-        places = {name: of[MAIN if len(of) > 1 else name] for name, of in found.items()}
+    alone = len(models) == 1 and RunFolder(models[0]).record.is_file()
+    if len(set(models)) < max(2 - alone, len(models)):
+        raise RadistillError("compare: name at least two models, each of them once, or one run folder")
+    found = {name: results_of(name, alone=alone) for name in models}
+    # A run among others stands for its hybrid.
+    places = found[models[0]] if alone else {name: of.get(MAIN) or of[name] for name, of in found.items()}
     results = [read_results(name, place) for name, place in places.items()]
     names = [one.name for one in results]
     lines = compare_results(results)
