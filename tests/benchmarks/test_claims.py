@@ -16,7 +16,6 @@ import pytest
 
 import tiny
 from radistill import convert
-from radistill.errors import RadistillError
 from radistill.evaluation.tasks.cruxeval import judge_input, judge_output
 from radistill.models.loading import load
 from radistill.models.sequences import Document
@@ -82,54 +81,6 @@ def test_the_first_documents_that_have_so_many_tokens(module: Any) -> None:
     documents = [Document("x", tuple(range(length)), 1) for length in (4, 3, 5)]
     assert [len(first(documents, tokens)) for tokens in (1, 4, 5, 7, 8, 12, 99)] == [1, 1, 2, 2, 3, 3, 3]
     assert first([], 5) == []
-
-
-def test_a_rate_that_breaks_training_is_out_of_the_choice(module: Any) -> None:
-    students = module("common.students")
-
-    def probe(rate: float) -> float:
-        if rate > limit:
-            raise RadistillError("the gradient is not finite")
-        return 1 / rate
-
-    limit = 5e-4
-    assert students.best_rate("zero", probe) == (
-        3e-4,
-        {"0.0001": 1e4, "0.0003": pytest.approx(1 / 3e-4), "0.001": None},
-    )
-    limit = 0
-    with pytest.raises(RadistillError, match="not finite"):
-        students.best_rate("zero", probe)
-
-
-@pytest.mark.parametrize(
-    ("optimum", "further", "best", "tried"),
-    [
-        (3e-4, 4, 3e-4, [1e-4, 3e-4, 1e-3]),
-        (3e-3, 4, 3e-3, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
-        (1e-2, 1, 3e-3, [1e-4, 3e-4, 1e-3, 3e-3]),
-        (1e-2, 0, 1e-3, [1e-4, 3e-4, 1e-3]),
-        (3e-5, 4, 3e-5, [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]),
-        (1e-9, 9, 1e-7, [1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3]),
-    ],
-)
-def test_a_best_rate_has_a_worse_one_on_either_side(
-    module: Any, optimum: float, further: int, best: float, tried: list[float]
-) -> None:
-    found, rates = module("common.students").best_rate(
-        "zero", lambda rate: abs(math.log10(rate / optimum)), further=further
-    )
-    assert (found, list(rates)) == (best, [f"{rate:g}" for rate in tried])
-
-
-def test_a_rate_beyond_the_edge_that_breaks_training_ends_the_choice(module: Any) -> None:
-    def probe(rate: float) -> float:
-        if rate > 1e-3:
-            raise RadistillError("the gradient is not finite")
-        return 1 / rate
-
-    found, rates = module("common.students").best_rate("zero", probe, further=4)
-    assert (found, rates["0.003"], len(rates)) == (1e-3, None, 4)
 
 
 def test_a_kl_is_compared_with_that_of_the_same_teacher_and_budget_only(module: Any) -> None:

@@ -404,6 +404,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.hidden",
         "distill.on_policy",
         "distill.teacher_store",
+        "distill.rate_search",
         "finetune",
         "finetune.data",
         "finetune.data.responses",

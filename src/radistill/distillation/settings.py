@@ -15,6 +15,7 @@ from radistill.distillation.losses import (
 )
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
+from radistill.distillation.rates import RateSearch
 from radistill.distillation.stopping import Measure
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
@@ -154,6 +155,11 @@ class DistillSettings(TrainingSettings):
         default=None,
         description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
         "the student",
+    )
+    rate_search: RateSearch | None = Field(
+        default=None,
+        description="a choice of `new_block_learning_rate` by short trainings, which a run makes before the training; "
+        "null trains at that field's rate, as the library's `distill` does anyway",
     )
 
     @property
