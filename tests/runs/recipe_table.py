@@ -97,7 +97,7 @@ def _words(annotation: Any, limits: str = "") -> str:
     if origin is dict:
         return "mapping"
     if origin is list:
-        return f"list of {_words(arguments[0])}"
+        return f"list, each a {_words(arguments[0])}"
     if origin is Annotated:
         inner = [part for extra in arguments[1:] for part in getattr(extra, "metadata", [extra])]
         return _words(arguments[0], _limits(inner))

@@ -29,8 +29,9 @@ from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document, hash_documents
 from radistill.processes import is_main, join
 
-# Settings that change how a run is watched or kept, or where it computes, not what comes out of it.
-_WITHOUT_EFFECT = {"save_seconds", "report_to", "teacher_device"}
+# Settings that change how a run is watched or kept, where it computes or what its rate is chosen from, not what comes
+# out of it.
+_WITHOUT_EFFECT = {"save_seconds", "report_to", "teacher_device", "rate_search"}
 
 
 @dataclass(frozen=True)

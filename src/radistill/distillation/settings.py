@@ -151,11 +151,15 @@ class DistillSettings(TrainingSettings):
         default=None,
         description="batches of responses that the student writes itself, as it is then; null trains on documents only",
     )
-    rate_search: RateSearch | None = Field(default=None, description="search")
     teacher_store: TeacherStoreSettings | None = Field(
         default=None,
         description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
         "the student",
+    )
+    rate_search: RateSearch | None = Field(
+        default=None,
+        description="a choice of `new_block_learning_rate` by short trainings, which a run makes before the training; "
+        "null trains at that field's rate, as the library's `distill` does anyway",
     )
 
     @property

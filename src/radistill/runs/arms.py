@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from radistill.conversion.targets import TargetSettings, find_initialisation
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import SelectorSettings
-from radistill.distillation.rates import RateSearch
+from radistill.distillation.rates import Rates, RateSearch
 from radistill.errors import RadistillError
 from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain
 from radistill.runs.sections import AlignStage, DistillStage, FinetuneStage, Initialisation, Selector, Target
 
 Stage = TypeVar("Stage", AlignStage, DistillStage, FinetuneStage)
-_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _DIFFERENT = "the fields that differ, by their names; null leaves it out"
 
 
@@ -36,7 +36,7 @@ class ArmSettings(BaseModel):
     align: dict[str, Any] | None = Field(default={}, description=f"the fit of its blocks: {_DIFFERENT}")
     distill: dict[str, Any] | None = Field(default={}, description=f"its end-to-end training: {_DIFFERENT}")
     finetune: dict[str, Any] | None = Field(default={}, description=f"its fine-tuning: {_DIFFERENT}")
-    rate: _Rate | list[_Rate] | None = Field(
+    rate: Rate | Rates | None = Field(
         default=None,
         description="learning rate of its new blocks in `distill`, or rates to choose from as `rate_search` does. Left "
         "out, it is the main one's, but where blocks are not fitted what their start wants: 1e-2 for `transfer`, "
