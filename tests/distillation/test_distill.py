@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import HELDOUT, REPLACED, TRAIN, models, run, weights
+from distill_case import HELDOUT, REPLACED, TRAIN, lasting, models, run, weights
 from pydantic import ValidationError
 from test_losses import log_softmax, naive, naive_forward_kl
 from torch import Tensor
@@ -64,6 +64,18 @@ def committed_run(accumulation: int) -> DistillResult:
         eval_steps=8,
     )
     return run(student, teacher, settings)
+
+
+def test_gradients_that_were_there_before_count_for_nothing() -> None:
+    results = []
+    for left_over in (0.0, 1.0):
+        teacher, student = models()
+        for parameter in student.network.parameters():
+            parameter.grad = torch.full_like(parameter, left_over) if left_over else None
+        results.append((lasting(run(student, teacher, QUICK)), weights(student)))
+        assert all(parameter.grad is None for parameter in student.network.parameters())
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
 
 
 def test_frozen_weights_and_the_teacher_stay_bit_for_bit() -> None:

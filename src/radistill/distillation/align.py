@@ -328,6 +328,7 @@ def _train(
         losses.append(loss.item())
         if len(norms) < 10:
             norms.append(norm.item())
+    block.zero_grad(set_to_none=True)
     return losses, norms
 
 

@@ -23,12 +23,16 @@ def evaluating(*networks: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def training_only(network: PreTrainedModel, names: Collection[str]) -> Iterator[None]:
-    """Within the block, the network is in training mode, and gradients flow to the parameters of these names alone."""
+    """Within the block, the network is in training mode, and gradients flow to the parameters of these names alone.
+
+    No parameter brings a gradient along, or takes one away.
+    """
     training, parameters = network.training, dict(network.named_parameters())
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     network.train()
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
+        parameter.grad = None
     try:
         yield
     finally:
