@@ -84,6 +84,8 @@ def test_the_table_has_the_figures(tmp_path: Path) -> None:
     assert "same tokens" in rows[5]
     assert '<tr class="hybrid">' in table[0]
     assert "2,914 response tokens of 16 held-out documents" in html
+    differs = "selector: uniform; target: granite-hybrid with groups heads; init: transfer; align: none."
+    assert f"as the hybrid, but {differs}" in " ".join(html.split())
 
 
 def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The table of results and the sentences below it: what each figure is, over what, and what does not compare."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from radistill.report.arms import START, Arm, arms_of
 from radistill.report.numbers import (
@@ -151,7 +152,7 @@ def _arm_note(run: Run, arm: HybridResults) -> str:
     text = ""
     if run.recipe is not None and arm.name in run.recipe.arms:
         given = run.recipe.arms[arm.name].differences()
-        text = f"as the hybrid, but {'; '.join(f'{field} {words(value)}' for field, value in given.items())}. "
+        text = f"as the hybrid, but {'; '.join(f'{field}: {_brief(value)}' for field, value in given.items())}. "
     ours, theirs = _budget(run, arm)
     if ours is None or theirs is None:
         return f"{text}How much it was trained is not known, so this page does not show that it had the same budget."
@@ -162,6 +163,14 @@ def _arm_note(run: Run, arm: HybridResults) -> str:
     if fitted and not theirs_fitted:
         text += f" Only the hybrid had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
     return text
+
+
+def _brief(value: Any) -> str:
+    """A choice by its kind, and what it sets besides."""
+    if not isinstance(value, dict):
+        return words(value)
+    others = {key: item for key, item in value.items() if key != "kind" and item is not None}
+    return " with ".join(filter(None, [str(value.get("kind", "")), words(others) if others else ""]))
 
 
 def _bare_percent(arm: Arm, metric: str) -> str:

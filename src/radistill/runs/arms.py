@@ -45,7 +45,8 @@ class ArmSettings(BaseModel):
 
     def differences(self) -> dict[str, Any]:
         """What is not as in the main one, as plain data."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        usual = ArmSettings().model_dump(mode="json")
+        return {name: value for name, value in self.model_dump(mode="json").items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
