@@ -8,7 +8,7 @@ The recipe is run as `radistill run` runs it, once for each seed, in runs/NAME-S
 Where the recipe's data file is not there, it is made: half of it GSM8K's training questions, if DATA is given, and the
 rest generated code-tracing exercises. DATA is a folder with `gsm8k/train.jsonl` and, for the tasks, `gsm8k/dev.jsonl`,
 `cruxeval/dev.jsonl` and `svamp/SVAMP.json`; nothing is fetched. With --minutes, a run ends by itself with exit code 75,
-and the same command goes on. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only.
+and the same command goes on.
 The result is written to benchmarks/results/NAME.json, and a figure of the first seed's curves beside it.
 """
 
