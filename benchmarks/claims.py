@@ -8,7 +8,7 @@ The recipe is run as `radistill run` runs it, once for each seed, in runs/NAME-S
 Where the recipe's data file is not there, it is made: half of it GSM8K's training questions, if DATA is given, and the
 rest generated code-tracing exercises. DATA is a folder with `gsm8k/train.jsonl` and, for the tasks, `gsm8k/dev.jsonl`,
 `cruxeval/dev.jsonl` and `svamp/SVAMP.json`; nothing is fetched. With --minutes, a run ends by itself with exit code 75,
-and the same command goes on. `benchmarks/common/pieces.py` cuts large files for machines that take small ones only.
+and the same command goes on.
 The result is written to benchmarks/results/NAME.json, and a figure of the first seed's curves beside it.
 """
 
@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from common.code_tracing import exercises
-from common.curves import drawing
+from common.figure import curves
 from common.overlap import overlap
+from common.result import RESULTS, ROOT, parser_of
 from radistill.data.records import DataSplits
 from radistill.data.settings import JsonlData
 from radistill.distillation.heldout import distance
@@ -43,7 +44,6 @@ from radistill.provenance import machine, versions
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import Recipe, load_recipe
 
-ROOT = Path(__file__).parents[1]
 UNFINISHED = 75
 """Exit code of a slice that is over before the work is."""
 
@@ -95,19 +95,19 @@ def less(one: list[tuple[float, int]], other: list[tuple[float, int]]) -> dict[s
 def measure(recipe: Recipe, folder: RunFolder, baseline: str) -> dict[str, Any]:
     """The figures of every hybrid of a finished run."""
     of_each, result = nats(folder, recipe), {}
-    curves = {arm.name: read_json(folder.hybrid(arm.name).distill) for arm in recipe.hybrids}
+    trainings = {arm.name: read_json(folder.hybrid(arm.name).distill) for arm in recipe.hybrids}
     for arm in recipe.hybrids:
         files = folder.hybrid(arm.name)
         kl = less(of_each[arm.name], [(0.0, 1)] * len(of_each[arm.name]))
-        found = {"kl": kl["difference"], "interval": kl["interval"], "evaluations": curves[arm.name]["evaluations"]}
-        found |= {name: curves[arm.name][name] for name in ("tokens", "seconds")}
+        found = {"kl": kl["difference"], "interval": kl["interval"], "evaluations": trainings[arm.name]["evaluations"]}
+        found |= {name: trainings[arm.name][name] for name in ("tokens", "seconds")}
         found["replace"] = read_json(files.plan)["replace"]
         rates = files.rates / "rates.json"
         found["rates"] = read_json(rates) if rates.exists() else None
         fit = read_json(files.align) if arm.align else None
         found["unexplained"] = {str(one["layer"]): one["unexplained_after"] for one in fit["layers"]} if fit else None
-        if baseline in curves:
-            found["token_ratio"] = token_ratio(curves[arm.name], curves[baseline])
+        if baseline in trainings:
+            found["token_ratio"] = token_ratio(trainings[arm.name], trainings[baseline])
         found["less"] = {name: less(of_each[arm.name], of_each[name]) for name in of_each if name != arm.name}
         result[arm.name] = found
     return result
@@ -178,7 +178,7 @@ def over_seeds(seeds: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run a slice, and write the result when all is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, help="folder with gsm8k, cruxeval and svamp")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as in `radistill run`")
@@ -202,11 +202,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(UNFINISHED)
-    out = given.out or ROOT / "benchmarks" / "results" / f"{given.recipe.stem}.json"
+    out = given.out or RESULTS / f"{given.recipe.stem}.json"
     write_json(out, result)
     first = result["seeds"][str(given.seeds[0])]["arms"]
     title = f"{len(first['hybrid']['replace'])} attention layers replaced, then distilled"
-    write_text(out.with_suffix(".svg"), f"{drawing(first, title)}\n")
+    write_text(out.with_suffix(".svg"), f"{curves(first, title)}\n")
     for seed, found in result["seeds"].items():
         for name, arm in found["arms"].items():
             low, high = arm["interval"]

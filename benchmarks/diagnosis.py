@@ -18,57 +18,52 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from markupsafe import Markup
 
+from common.figure import drawing
+from common.result import RESULTS, ROOT, parser_of, write_result
 from radistill import load, load_data
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
 from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import (
-    EQUAL_PASSES,
-    All,
-    Bayes,
-    Gates,
-    Greedy,
-    KLGuided,
-    LeaveOneOut,
-    Selector,
-    Uniform,
-)
+from radistill.diagnosis.selectors import EQUAL_PASSES, All, Bayes, Gates, Greedy, KLGuided, LeaveOneOut, Uniform
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
-from radistill.files import read_json, write_json, write_text
+from radistill.files import read_json, write_text
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
-from radistill.provenance import machine, seed_everything, versions
+from radistill.provenance import seed_everything
 from radistill.report.svg import Scale, line, tag, text
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask
 
-ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "runs" / "benchmark-diagnosis"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all parts of the benchmark share."""
+    """What all parts of the benchmark share: a model, its documents, and what the command line says."""
 
     model: Model
     calibration: list[Document]
     heldout: list[Document]
     fit: list[Document]
-    budget: int
-    passes: float
-    objective: str
-    seed: int
-    folder: Path
-    decoded_documents: int
-    decoded_trials: int
-    decoded_tokens: int
+    given: argparse.Namespace
+
+    def trials(self, documents: list[Document], objective: str | None = None, **settings: Any) -> Trials:
+        """Judges sets by an objective, the command line's unless another is named."""
+        judge = make_objective(objective or self.given.objective, self.model, 1024, FOLDER, draft_length=4)
+        return Trials(self.model, documents, judge, **({"folder": FOLDER} | settings))
+
+    def search(self, selector: Any, trials: Trials) -> Found:
+        """A search with the passes that every selector has."""
+        given = self.given
+        return search(selector, trials, given.budget, seed=given.seed, passes=given.passes, folder=FOLDER)
 
 
 def selectors(case: Case) -> dict[str, Any]:
@@ -77,23 +72,16 @@ def selectors(case: Case) -> dict[str, Any]:
     All maximise the same objective; Bayesian optimisation maximises RAD's own too, warm and as published. There are no
     seconds in it, because a set that one selector has judged is looked up by the next.
     """
-    objective = make_objective(case.objective, case.model, 1024, case.folder)
-    trials = Trials(case.model, case.calibration, objective, folder=case.folder)
-    heldout = Trials(case.model, case.heldout, objective, folder=case.folder)
-    everyone = All().each(case.passes, "redundancy")
-    found = rank_selectors(everyone, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
+    given = case.given
+    trials, heldout = case.trials(case.calibration), case.trials(case.heldout)
+    everyone = All().each(given.passes, "redundancy")
+    found = rank_selectors(everyone, trials, given.budget, seed=given.seed, passes=given.passes, folder=FOLDER)
     print_ranking(found, trials)
-    by_objective = [(case.objective, one) for one in found]
-    published = Trials(
-        case.model,
-        case.calibration,
-        make_objective("accepted-length", case.model, 1024, case.folder),
-        folder=case.folder,
-    )
+    by_objective = [(given.objective, one) for one in found]
+    published = case.trials(case.calibration, "accepted-length")
     for warm in (True, False):
-        bayes = Bayes(trials=int(case.passes * 2), startup=10 if warm else 20, warm_start=warm)
-        one = search(bayes, published, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
-        by_objective.append(("accepted-length", one))
+        bayes = Bayes(trials=int(given.passes * 2), startup=10 if warm else 20, warm_start=warm)
+        by_objective.append(("accepted-length", case.search(bayes, published)))
     rows = [
         {
             "selector": one.selector.kind + (", as published" if not getattr(one.selector, "warm_start", True) else ""),
@@ -114,26 +102,21 @@ def replaceability(case: Case) -> dict[str, Any]:
     """Plans by redundancy and by replaceability, each judged with the attention of its layers skipped and swapped."""
     started = time.perf_counter()
     settings = AlignSettings(steps=60, tokens_per_batch=1024)
-    blocks = fit_blocks(case.model, case.fit, settings, init="random", folder=case.folder / "blocks")
+    blocks = fit_blocks(case.model, case.fit, settings, init="random", folder=FOLDER / "blocks")
     seconds = time.perf_counter() - started
-    objective = make_objective(case.objective, case.model, 1024, case.folder)
-    skips = Trials(case.model, case.calibration, objective, folder=case.folder)
-    swaps = Trials(case.model, case.calibration, objective, folder=case.folder, substitutes=blocks)
-    heldout = {
-        "skipped": Trials(case.model, case.heldout, objective, folder=case.folder),
-        "swapped": Trials(case.model, case.heldout, objective, folder=case.folder, substitutes=blocks),
-    }
-    ways: dict[str, tuple[Selector, Trials]] = {
+    skips, swaps = case.trials(case.calibration), case.trials(case.calibration, substitutes=blocks)
+    heldout = {"skipped": case.trials(case.heldout), "swapped": case.trials(case.heldout, substitutes=blocks)}
+    ways: dict[str, tuple[Any, Trials]] = {
         "uniform": (Uniform(), skips),
         "greedy by redundancy": (Greedy(), skips),
         "greedy by replaceability": (Greedy(), swaps),
-        "gates by replaceability": (Gates(steps=int(case.passes / 2.5)), swaps),
+        "gates by replaceability": (Gates(steps=int(case.given.passes / 2.5)), swaps),
         "leave-one-out by replaceability": (LeaveOneOut(), swaps),
         "kl-guided": (KLGuided(), swaps),
     }
     rows = []
     for name, (selector, trials) in ways.items():
-        found = search(selector, trials, case.budget, seed=case.seed, passes=case.passes, folder=case.folder)
+        found = case.search(selector, trials)
         layers = found.selection.layers
         judged = {how: _figures(on.judge(layers, limited=False)) for how, on in heldout.items()}
         passes = round(found.forward_tokens / trials.calibration_tokens, 2)
@@ -159,20 +142,19 @@ def speedup(case: Case) -> dict[str, Any]:
     counts, one prompt at a time, as in Draft & Verify; each trial counts with the tokens that it read, at the median
     seconds a token of all trials, so that a slow spell of the machine in the middle makes us no faster.
     """
-    documents = _answered(case.model, case.decoded_documents, case.seed, case.decoded_tokens)
-    selector = Bayes(trials=case.decoded_trials, startup=max(1, case.decoded_trials // 2), warm_start=False)
+    given, folder = case.given, FOLDER / "decoding"
+    documents = _answered(case.model, given.decoded_documents, given.seed, given.decoded_tokens)
+    selector = Bayes(trials=given.decoded_trials, startup=max(1, given.decoded_trials // 2), warm_start=False)
 
     def ours() -> tuple[Found, float]:
         started = time.perf_counter()
-        trials = Trials(case.model, documents, make_objective("accepted-length", case.model, 1024, None))
-        found = search(selector, trials, case.budget, seed=case.seed, passes=None, folder=None)
+        trials = case.trials(documents, "accepted-length", folder=None)
+        found = search(selector, trials, given.budget, seed=given.seed, passes=None, folder=None)
         return found, time.perf_counter() - started
 
     found, before = ours()
-    measured = make_objective("throughput-measured", case.model, 1024, None, draft_length=4)
-    folder = case.folder / "decoding"
-    theirs = Trials(case.model, documents, measured, folder=folder)
-    decoded = search(selector, theirs, case.budget, seed=case.seed, passes=None, folder=folder)
+    theirs = case.trials(documents, "throughput-measured", folder=folder)
+    decoded = search(selector, theirs, given.budget, seed=given.seed, passes=None, folder=folder)
     # A set that is proposed again is looked up, in both searches.
     runs = [theirs.judge(layers).decoded[4] for layers in dict.fromkeys(_sets(decoded))]
     seconds_a_token = statistics.median(run.seconds / run.tokens_read for run in runs)
@@ -191,11 +173,11 @@ def speedup(case: Case) -> dict[str, Any]:
         batch_size=len(prompts),
     )
     both = {"ours": found.selection.layers, "decoding": decoded.selection.layers}
-    heldout = Trials(case.model, case.heldout, measured, folder=case.folder)
+    heldout = case.trials(case.heldout, "throughput-measured")
     return {
         "speedup": sum(timings) / seconds,
         "search": {
-            "trials": case.decoded_trials,
+            "trials": given.decoded_trials,
             "different_sets": {"ours": len(set(_sets(found))), "decoding": len(set(_sets(decoded)))},
             "documents": _size(documents),
             "draft_length": 4,
@@ -233,41 +215,27 @@ PARTS: dict[str, Callable[[Case], dict[str, Any]]] = {
 }
 
 
-def drawing(rows: list[dict[str, Any]], title: str) -> Markup:
+def bars(rows: list[dict[str, Any]], title: str) -> Markup:
     """Held-out KL and accepted tokens a round of every selector, as an SVG file of its own."""
     top, step, names, width, gap = 74, 30, 250, 300, 60
     height = top + step * len(rows) + 16
     panels = (
-        ("KL(model ‖ draft), nats a token: lower is better", "kl", names),
-        ("accepted tokens a round, of 4: higher is better", "mean_accepted_length_4", names + width + gap),
+        ("KL(model ‖ draft), nats a token: lower is better", "kl", names, min),
+        ("accepted tokens a round, of 4: higher is better", "mean_accepted_length_4", names + width + gap, max),
     )
-    elements = [
-        tag("style", Markup(_STYLE)),
-        tag("title", title),
-        tag("desc", "; ".join(_described(row) for row in rows)),
-        text(8, 24, title, "head"),
-    ]
-    for heading, key, left in panels:
+    elements = [tag("desc", "; ".join(_described(row) for row in rows))]
+    for heading, key, left, best in panels:
         values = [row["heldout"][key] for row in rows]
         x = Scale(0, max(values) * 1.18, left, left + width)
-        best = min(values) if key == "kl" else max(values)
         elements += [text(left, top - 18, heading, "label"), line(left, top - 6, left, height - 16, "axis")]
         for number, value in enumerate(values):
             y = top + step * number
-            shape = "bar best" if value == best else "bar"
+            shape = "bar best" if value == best(values) else "bar"
             elements.append(tag("rect", x=left, y=y, width=max(1.0, x(value) - left), height=step - 12, class_=shape))
             elements.append(text(x(value) + 6, y + 13, f"{value:.3f}", "value"))
     for number, row in enumerate(rows):
         elements.append(text(names - 10, top + step * number + 13, _name(row), "label", "end"))
-    total = names + 2 * width + gap + 10
-    return tag("svg", *elements, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {total} {height}", role="img")
-
-
-_STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#1f2328}.head{font-weight:600;font-size:15px}.value{font-size:12px}"
-    ".axis{stroke:#8c959f}.bar{fill:#9db7d5}.best{fill:#1f5fa8}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.bar{fill:#3d5a80}.best{fill:#79b8ff}}"
-)
+    return drawing(title, elements, names + 2 * width + gap + 10, height)
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -281,62 +249,40 @@ def _described(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure every part, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, model="smollm2-135m", budget=10, passes=EQUAL_PASSES, objective="kl", threads=2, seed=0)
     parser.add_argument(
         "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="the others stay as they were written"
     )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--budget", type=int, default=10)
-    parser.add_argument("--passes", type=float, default=EQUAL_PASSES)
-    parser.add_argument("--objective", default="kl")
-    parser.add_argument("--calibration", type=int, default=8, help="documents")
-    parser.add_argument("--heldout", type=int, default=24, help="documents")
-    parser.add_argument("--fit", type=int, default=32, help="documents that blocks are fitted on, for `replaceability`")
-    parser.add_argument("--decoded-documents", type=int, default=2, help="for `speedup`")
-    parser.add_argument("--decoded-trials", type=int, default=10, help="of each search, for `speedup`")
-    parser.add_argument("--decoded-tokens", type=int, default=512, help="longest response, for `speedup`")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default, explanation in (
+        ("calibration", 8, "documents"),
+        ("heldout", 24, "documents"),
+        ("fit", 32, "documents that blocks are fitted on, for `replaceability`"),
+        ("decoded-documents", 2, "for `speedup`"),
+        ("decoded-trials", 10, "of each search, for `speedup`"),
+        ("decoded-tokens", 512, "longest response, for `speedup`"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=explanation)
     given = parser.parse_args()
     seed_everything(given.seed, given.threads)
     model = load(given.model)
-    documents = _answered(model, given.calibration + given.heldout + given.fit, given.seed, 128)
-    case = Case(
-        model,
-        documents[: given.calibration],
-        documents[given.calibration : given.calibration + given.heldout],
-        documents[given.calibration + given.heldout :],
-        given.budget,
-        given.passes,
-        given.objective,
-        given.seed,
-        ROOT / "runs" / "benchmark-diagnosis",
-        given.decoded_documents,
-        given.decoded_trials,
-        given.decoded_tokens,
-    )
-    path = ROOT / "benchmarks" / "results" / "diagnosis.json"
-    result: dict[str, Any] = {
-        "model": given.model,
-        "model_fingerprint": model.fingerprint,
-        "budget": given.budget,
-        "passes": given.passes,
-        "objective": given.objective,
-        "calibration": _size(case.calibration),
-        "heldout": _size(case.heldout),
-    }
-    for name in given.parts:
-        result |= PARTS[name](case)
-    result |= {"seed": given.seed, "versions": versions(), "machine": machine()}
+    documents = iter(_answered(model, given.calibration + given.heldout + given.fit, given.seed, 128))
+    parts = [list(islice(documents, count)) for count in (given.calibration, given.heldout, given.fit)]
+    case = Case(model, *parts, given)
+    path = RESULTS / "diagnosis.json"
+    result: dict[str, Any] = {name: getattr(given, name) for name in ("model", "budget", "passes", "objective", "seed")}
+    result["model_fingerprint"] = model.fingerprint
+    result |= {name: _size(getattr(case, name)) for name in ("calibration", "heldout")}
     # A part that was measured before, on the same documents, stays beside those that are measured now.
     before = read_json(path) if path.exists() else {}
-    if before.get("heldout") == result["heldout"] and before.get("budget") == result["budget"]:
-        result = {**before, **result}
-    write_json(path, result)
+    if any(before.get(name) != result[name] for name in ("heldout", "budget")):
+        before = {}
+    for name in given.parts:
+        result |= PARTS[name](case)
+    write_result("diagnosis", **(before | result))
     if "selectors" in given.parts:
         layers = model.anatomy.num_layers
         title = f"{given.budget} of {layers} attention layers skipped, chosen within {given.passes:g} passes"
-        write_text(ROOT / "docs" / "figures" / "diagnosis.svg", str(drawing(result["selectors"], title)) + "\n")
+        write_text(ROOT / "docs" / "figures" / "diagnosis.svg", f"{bars(result['selectors'], title)}\n")
         for row in result["selectors"]:
             print(_described(row))
     if "speedup" in given.parts:

@@ -8,9 +8,7 @@ prompt at a time, and never choose a special token, so that every answer has its
 float32; llama.cpp in the type of the file, with a float32 cache. Result: benchmarks/results/export.json.
 """
 
-import argparse
 import json
-import os
 import tempfile
 import time
 import urllib.request
@@ -20,13 +18,12 @@ from typing import Any
 import torch
 import xllamacpp
 
+from common.result import parser_of, write_result
 from radistill import convert, load
 from radistill.export import write_gguf
-from radistill.files import write_json
 from radistill.models.loading import Model
-from radistill.provenance import machine, seed_everything, versions
+from radistill.provenance import seed_everything
 
-ROOT = Path(__file__).parent.parent
 REPLACED = [3, 6, 7, 11, 14, 18, 22, 25, 28, 29]
 TYPES = ("float32", "bfloat16", "q8_0")
 NEAR_TIE = 1e-3
@@ -77,25 +74,17 @@ def by_llama_cpp(path: Path, prompts: list[list[int]], tokens: int, never: list[
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
-    answers, seconds = [], 0.0
+    asked = {"n_predict": tokens, "temperature": 0, "cache_prompt": False, "return_tokens": True, "ignore_eos": True}
+    asked["logit_bias"] = [[token, False] for token in never]
+    answers, started = [], time.perf_counter()
     for prompt in prompts:
-        body = {
-            "prompt": prompt,
-            "n_predict": tokens,
-            "temperature": 0,
-            "cache_prompt": False,
-            "return_tokens": True,
-            "ignore_eos": True,
-            "logit_bias": [[token, False] for token in never],
-        }
+        body = json.dumps(asked | {"prompt": prompt}).encode()
         request = urllib.request.Request(
-            f"{server.listening_address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{server.listening_address}/completion", body, {"Content-Type": "application/json"}
         )
-        started = time.perf_counter()
         with urllib.request.urlopen(request) as answer:
             answers.append(json.load(answer)["tokens"])
-        seconds += time.perf_counter() - started
-    return answers, len(prompts) * tokens / seconds
+    return answers, len(prompts) * tokens / (time.perf_counter() - started)
 
 
 def compare(expected: list[int], found: list[int], margins: list[float]) -> dict[str, Any]:
@@ -107,11 +96,10 @@ def compare(expected: list[int], found: list[int], margins: list[float]) -> dict
 
 def main() -> None:
     """Export in each type, answer the prompts with both engines, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, tokens=64, threads=2)
     parser.add_argument("model", nargs="?", type=Path)
-    parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
-    seed_everything(0, threads=min(2, os.cpu_count() or 1))
+    seed_everything(0, arguments.threads)
     student = speaking_student() if arguments.model is None else load(arguments.model)
     prompts = [student.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     expected, margins, speed = by_transformers(student, prompts, arguments.tokens)
@@ -129,15 +117,11 @@ def main() -> None:
             path = Path(scratch) / f"{dtype}.gguf"
             write_gguf(folder, path, dtype)
             answers, speed = by_llama_cpp(path, prompts, arguments.tokens, student.tokenizer.all_special_ids)
-            pairs = zip(expected, answers, margins, strict=True)
-            result["llama_cpp"][dtype] = {
-                "bytes": path.stat().st_size,
-                "tokens_per_second": speed,
-                "prompts": [compare(*pair) for pair in pairs],
-            }
-    result |= {"llama_cpp_package": f"xllamacpp {xllamacpp.__version__}", "versions": versions(), "machine": machine()}
-    write_json(ROOT / "benchmarks" / "results" / "export.json", result)
-    print(json.dumps(result, indent=2))
+            compared = list(map(compare, expected, answers, margins))
+            found = {"bytes": path.stat().st_size, "tokens_per_second": speed, "prompts": compared}
+            result["llama_cpp"][dtype] = found
+    result["llama_cpp_package"] = f"xllamacpp {xllamacpp.__version__}"
+    print(json.dumps(write_result("export", **result), indent=2))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from common.result import parser_of, write_result
 from radistill.distillation.losses import chunked_sum, cross_entropy_mix, forward_kl
-from radistill.files import write_json
 from radistill.models.logits import OutputEmbedding, ResponseStates
-from radistill.provenance import machine, seed_everything, versions
+from radistill.provenance import seed_everything
 
-ROOT = Path(__file__).parent.parent
 VARIANTS = ("chunked", "plain")
 
 
@@ -95,17 +94,12 @@ def gradient_differences(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure both variants, one after the other, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--time", type=int, default=1024)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--hidden", type=int, default=896)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, batch=4, time=1024, vocabulary=151_936, hidden=896, seed=0)
     parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FOLDER"), help="for the processes that it starts")
     arguments = parser.parse_args()
-    if arguments.measure:
-        variant, folder = arguments.measure
-        print(json.dumps(measure(variant, arguments, Path(folder))))
+    given = vars(arguments)
+    if part := given.pop("measure"):
+        print(json.dumps(measure(part[0], arguments, Path(part[1]))))
         return
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -114,18 +108,9 @@ def main() -> None:
             process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             figures[variant] = json.loads(process.stdout)
         differences = gradient_differences(Path(folder))
-    result = {
-        "memory_ratio": figures["chunked"]["peak_bytes"] / figures["plain"]["peak_bytes"],
-        "time_ratio": figures["chunked"]["seconds"] / figures["plain"]["seconds"],
-        "processor_time_ratio": figures["chunked"]["processor_seconds"] / figures["plain"]["processor_seconds"],
-        "gradient_differences": differences,
-        **figures,
-        "dtype": "float32",
-        **{name: getattr(arguments, name) for name in ("batch", "time", "vocabulary", "hidden", "seed")},
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(ROOT / "benchmarks" / "results" / "losses.json", result)
+    measured = {"memory": "peak_bytes", "time": "seconds", "processor_time": "processor_seconds"}
+    ratios = {f"{name}_ratio": figures["chunked"][of] / figures["plain"][of] for name, of in measured.items()}
+    result = write_result("losses", **ratios, gradient_differences=differences, **figures, dtype="float32", **given)
     print(
         f"memory {result['memory_ratio']:.3f} and time {result['time_ratio']:.2f} of the plain loss; "
         f"gradients differ by {max(differences.values()):.1e}"

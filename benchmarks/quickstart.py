@@ -6,16 +6,14 @@ A run folder that is complete is only read; otherwise the recipe is run first. T
 benchmarks/results/quickstart.json.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+from common.result import RESULTS, ROOT, options
 from radistill.files import read_json, write_json
 from radistill.pipeline.run import run
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import load_recipe
-
-ROOT = Path(__file__).parent.parent
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -44,13 +42,11 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "quickstart")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
-    arguments = parser.parse_args()
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    arguments = options(__doc__, out=ROOT / "runs" / "quickstart", recipe=recipe)
     folder = run(load_recipe(arguments.recipe), arguments.out)
     result = figures(folder)
-    write_json(ROOT / "benchmarks" / "results" / "quickstart.json", result)
+    write_json(RESULTS / "quickstart.json", result)
     for name in ("kl_ratio_to_draft", "kl_ratio_to_uniform"):
         print(f"{name}: {result[name]:.3f}")
     print(f"seconds in stages: {sum(result['seconds'].values()):.0f}")

@@ -7,22 +7,20 @@ one. What is finished, in runs/quickstart, runs/quickstart-25 and runs/recall, i
 for itself. Result: benchmarks/results/recall.json.
 """
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.result import ROOT, parser_of, write_result
 from radistill import load
 from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks.interface import TaskSettings
-from radistill.files import read_json, write_json
+from radistill.files import read_json
 from radistill.pipeline.run import run
-from radistill.provenance import machine, seed_everything, versions
+from radistill.provenance import seed_everything
 from radistill.runs.recipe import load_recipe
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "recall.json"
 SETTINGS = TaskSettings(contexts=(64, 128, 256, 512, 1024), limit=20, batch_size=20)
 RUNS: dict[str, list[str]] = {
     "quickstart": [],
@@ -46,7 +44,7 @@ def hybrid(name: str, overrides: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Ask base and hybrids, and compare them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="MODEL", help="a further model")
     further: list[Path] = parser.parse_args().also
     seed_everything(0, 2)
@@ -54,17 +52,9 @@ def main() -> None:
     models |= {name: hybrid(name, overrides) for name, overrides in RUNS.items()}
     models |= {path.stem: recall_of(path, path.stem) for path in further}
     results = [read_results(name, ROOT / "runs" / "recall" / name) for name in ("base", *RUNS)]
-    result = {
-        "models": models,
-        "against_base": [asdict(line) for line in compare_results(results)],
-        "contexts": SETTINGS.contexts,
-        "limit": SETTINGS.limit,
-        "batch_size": SETTINGS.batch_size,
-        "seed": SETTINGS.seed,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(RESULT, result)
+    settings = {name: getattr(SETTINGS, name) for name in ("contexts", "limit", "batch_size", "seed")}
+    against = [asdict(line) for line in compare_results(results)]
+    write_result("recall", models=models, against_base=against, **settings)
 
 
 if __name__ == "__main__":

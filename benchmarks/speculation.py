@@ -11,25 +11,24 @@ written to benchmarks/results/speculation.json.
 
 import argparse
 import time
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 import torch
 
+from common.result import options, write_result
 from radistill import load, load_data
-from radistill.files import write_json
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Document, collate
-from radistill.provenance import machine, seed_everything, versions
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask, masked
 from radistill.speculation.prediction import find_parting, predict_rounds
 from radistill.speculation.presets import describe_mask, parse_mask
 
-ROOT = Path(__file__).parent.parent
 NEAR_TIE = 1e-4
+SUMS = ("seconds", "tokens", "rounds", "drafted", "accepted")
 
 
 @torch.inference_mode()
@@ -50,10 +49,7 @@ def measure(
     lengths: list[int] = arguments.draft_lengths
     seconds, tokens, ties, different_texts = 0.0, 0, 0, 0
     unexcused: list[int] = []
-    drafted: dict[int, dict[str, float]] = {
-        length: {"seconds": 0.0, "tokens": 0, "rounds": 0, "drafted": 0, "accepted": 0, "prompts_as_predicted": 0}
-        for length in lengths
-    }
+    drafted: dict[int, Counter[str]] = {length: Counter() for length in lengths}
     for number, prompt in enumerate(prompts):
         started = time.perf_counter()
         [plain] = generate(model, [prompt], max_new_tokens=arguments.max_new_tokens, description=f"prompt {number}")
@@ -73,9 +69,7 @@ def measure(
                 draft_cache=arguments.draft_cache,
             )
             figures = drafted[length]
-            figures["seconds"] += decoded.seconds
-            for name in ("tokens", "rounds", "drafted", "accepted"):
-                figures[name] += getattr(decoded, name)
+            figures.update({name: getattr(decoded, name) for name in SUMS})
             difference = find_parting(model, prompt, plain, decoded.responses[0])
             as_predicted = predicted[length] == decoded.accepted_by_round[0]
             figures["prompts_as_predicted"] += as_predicted
@@ -101,32 +95,28 @@ def measure(
 
 def main() -> None:
     """Measure, print the summary, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--skip", default="attention:6,7,10-12,22,25,26,28,29")
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--draft-lengths", type=int, nargs="+", default=[4])
-    parser.add_argument("--draft-cache", default="separate")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    seed_everything(arguments.seed)
+    arguments = options(
+        __doc__,
+        model="smollm2-135m",
+        skip="attention:6,7,10-12,22,25,26,28,29",
+        prompts=50,
+        max_new_tokens=48,
+        draft_lengths=[4],
+        draft_cache="separate",
+        seed=0,
+    )
     model = load(arguments.model)
     mask = parse_mask(arguments.skip, model)
     documents = load_data(
         "reasoning-gym:gsm_symbolic", model, count=arguments.prompts, seed=arguments.seed, max_new_tokens=1
     )
-    result = {
+    result = write_result(
+        "speculation",
         **measure(model, [list(d.tokens[: d.response_start]) for d in documents], mask, arguments),
-        "mask": describe_mask(mask),
-        "max_new_tokens": arguments.max_new_tokens,
-        "draft_cache": arguments.draft_cache,
-        "seed": arguments.seed,
-        "model_fingerprint": model.fingerprint,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(ROOT / "benchmarks" / "results" / "speculation.json", result)
+        mask=describe_mask(mask),
+        **{name: getattr(arguments, name) for name in ("max_new_tokens", "draft_cache", "seed")},
+        model_fingerprint=model.fingerprint,
+    )
     for length, figures in result["drafted"].items():
         print(
             f"draft length {length}: {figures['prompts_as_predicted']} of {result['prompts']} prompts as predicted, "

@@ -13,14 +13,13 @@ Last, a whole converted model reads a prompt.
 The result is written to benchmarks/results/ssd.json.
 """
 
-import argparse
 import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 # Before torch is imported: threads that wait actively starve each other where cores are shared.
@@ -32,13 +31,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GraniteMoeHybridConfig
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 
+from common.result import options, write_result
 from radistill import convert, load
-from radistill.files import write_json
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
 from radistill.mixers.mamba2.start import recurrence
-from radistill.provenance import machine, seed_everything, versions
 
-ROOT = Path(__file__).parent.parent
 HEADS, HEAD_DIM, STATE = 9, 64, 64
 WIDTH = HEADS * HEAD_DIM
 LENGTHS, GROUPS = (512, 2048), (1, 9)
@@ -87,16 +84,11 @@ def path(name: str, network: nn.Module) -> Iterator[None]:
     if name == "ours":
         yield
         return
-    blocks = [module for module in network.modules() if hasattr(module, "A_log")]
-    before = [block.chunk_size for block in blocks]
-    for block in blocks:
-        block.chunk_size = CHUNKS[name]
-    try:
-        with without_fast_ssd(network):
-            yield
-    finally:
-        for block, chunk in zip(blocks, before, strict=True):
-            block.chunk_size = chunk
+    for module in network.modules():
+        if hasattr(module, "A_log"):
+            module.chunk_size = CHUNKS[name]  # which ours does not read
+    with without_fast_ssd(network):
+        yield
 
 
 def compare(network: nn.Module, run: Callable[[], dict[str, Tensor]], repeats: int) -> dict[str, Any]:
@@ -131,28 +123,20 @@ def compare(network: nn.Module, run: Callable[[], dict[str, Tensor]], repeats: i
     }
 
 
-def training(block: nn.Module, inputs: Tensor, weights: Tensor) -> Callable[[], dict[str, Tensor]]:
+def train(block: nn.Module, inputs: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Forward and backward of a block: its output, and the gradients of input and parameters."""
-
-    def run() -> dict[str, Tensor]:
-        inputs.grad = None
-        block.zero_grad()
-        output = block(inputs)
-        output.backward(weights)
-        gradients = {name: weight.grad for name, weight in block.named_parameters()}
-        return {"output": output.detach(), "input": inputs.grad, **gradients}
-
-    return run
+    inputs.grad = None
+    block.zero_grad()
+    output = block(inputs)
+    output.backward(weights)
+    gradients = {name: weight.grad for name, weight in block.named_parameters()}
+    return {"output": output.detach(), "input": inputs.grad, **gradients}
 
 
-def forward(block: nn.Module, inputs: Tensor) -> Callable[[], dict[str, Tensor]]:
+@torch.no_grad()
+def forward(block: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """Forward of a block."""
-
-    @torch.no_grad()
-    def run() -> dict[str, Tensor]:
-        return {"output": block(inputs)}
-
-    return run
+    return {"output": block(inputs)}
 
 
 def measure_block(groups: int, length: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -162,12 +146,12 @@ def measure_block(groups: int, length: int, repeats: int, seed: int) -> dict[str
     use_fast_ssd(block)
     weights = torch.randn(1, length, WIDTH)
     whole = torch.randn(1, length, WIDTH, requires_grad=True)
-    found["whole_block"] = compare(block, training(block, whole, weights), repeats)
+    found["whole_block"] = compare(block, partial(train, block, whole, weights), repeats)
     projected = block.in_proj(whole).detach().requires_grad_()
     block.in_proj, block.out_proj = Through(), Through()
-    found["between"] = compare(block, training(block, projected, weights), repeats)
-    found["between_forward"] = compare(block, forward(block, projected), repeats)
-    found["transformers_time"] = shares(block, training(block, projected, weights))
+    found["between"] = compare(block, partial(train, block, projected, weights), repeats)
+    found["between_forward"] = compare(block, partial(forward, block, projected), repeats)
+    found["transformers_time"] = shares(block, partial(train, block, projected, weights))
     return found
 
 
@@ -203,28 +187,19 @@ def measure_prefill(name: str, length: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print the summary, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompt", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    seed_everything(arguments.seed, arguments.threads)
+    arguments = options(__doc__, repeats=15, threads=2, model="smollm2-135m", prompt=1024, seed=0)
     blocks = [measure_block(g, t, arguments.repeats, arguments.seed) for g in GROUPS for t in LENGTHS]
     ratios = {name: min(block["between"]["ratio"][name] for block in blocks) for name in CHUNKS}
-    result = {
-        "speedup": ratios["transformers"],
-        "smallest_ratio": ratios,
-        "largest_difference": max(max(block["between"]["largest_difference"].values()) for block in blocks),
-        "blocks": blocks,
-        "prefill": measure_prefill(arguments.model, arguments.prompt, max(3, arguments.repeats // 3)),
-        "repeats": arguments.repeats,
-        "seed": arguments.seed,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(ROOT / "benchmarks" / "results" / "ssd.json", result)
+    result = write_result(
+        "ssd",
+        speedup=ratios["transformers"],
+        smallest_ratio=ratios,
+        largest_difference=max(max(block["between"]["largest_difference"].values()) for block in blocks),
+        blocks=blocks,
+        prefill=measure_prefill(arguments.model, arguments.prompt, max(3, arguments.repeats // 3)),
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+    )
     for block in blocks:
         for part in ("between", "between_forward", "whole_block"):
             print(f"{block['groups']} groups, {block['tokens']} tokens, {part}: {_summary(block[part])}")

@@ -7,22 +7,19 @@ before any training (`start/`) and after it (`student/`), and writes mean KLs in
 benchmarks/results/top_k.json.
 """
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 
+from common.result import ROOT, parser_of, write_result
 from radistill.data.records import DataSplits
 from radistill.distillation.losses import forward_kl, over_categories, top_k_of
-from radistill.files import write_json
 from radistill.models.loading import load
 from radistill.models.logits import response_states
 from radistill.models.sequences import batches, collate
-from radistill.provenance import machine, versions
 from radistill.runs.recipe import load_recipe
 
-ROOT = Path(__file__).parents[1]
 SIZES = (1, 4, 16, 64, 256, 1024)
 EVERYTHING = slice(None)
 
@@ -30,9 +27,8 @@ EVERYTHING = slice(None)
 @torch.no_grad()
 def main() -> None:
     """Measure a run and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, tokens_per_batch=1024)
     parser.add_argument("run", type=Path, nargs="?", default=ROOT / "runs" / "quickstart", help="a finished run")
-    parser.add_argument("--tokens-per-batch", type=int, default=1024)
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.run / "recipe.yaml")
     base = load(recipe.model)
@@ -52,17 +48,10 @@ def main() -> None:
             sums[f"{name}_full"] += forward_kl(teacher, student).double().sum().item()
             for k, top in known.items():
                 sums[f"{name}_{k}"] += over_categories(forward_kl)(top, student).double().sum().item()
-    result = {
-        "model": recipe.model,
-        "documents": len(documents),
-        "response_tokens": tokens,
-        "mean": {name: value / tokens for name, value in sums.items()},
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_json(ROOT / "benchmarks" / "results" / "top_k.json", result)
-    for name, value in result["mean"].items():
+    mean = {name: value / tokens for name, value in sums.items()}
+    about = {"documents": len(documents), "response_tokens": tokens, "recipe": recipe.model_dump(mode="json")}
+    write_result("top_k", model=recipe.model, mean=mean, **about)
+    for name, value in mean.items():
         print(f"{name:>16} {value:.4f}")
 
 

@@ -96,11 +96,9 @@ def exercises(seed: int) -> Iterator[Example]:
         seen.add(code)
         answer = repr(_run(code, argument))
         direction, prompt = pick.choice([("output", OUTPUT_PROMPT), ("input", INPUT_PROMPT)])
-        yield Example(
-            f"tracing-{len(seen)}",
-            messages=({"role": "user", "content": prompt.format(code=code, input=repr(argument), output=answer)},),
-            verifier={"kind": "code", "direction": direction, "code": code, "input": repr(argument), "answer": answer},
-        )
+        asked = prompt.format(code=code, input=repr(argument), output=answer)
+        verifier = {"kind": "code", "direction": direction, "code": code, "input": repr(argument), "answer": answer}
+        yield Example.of_user(f"tracing-{len(seen)}", asked, verifier=verifier)
 
 
 def _argument(pick: random.Random, kind: str) -> str | list[int]:

@@ -14,22 +14,31 @@ from radistill.errors import RadistillError
 
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path` in one step: a reader sees the old content or the new, also after a kill."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def write_json(path: Path | str, data: Any) -> None:
     """Write `data` as indented JSON, atomically. NaN and infinities are refused, because other readers refuse them."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path, way_out: str = "") -> list[str]:
+    """The lines of a UTF-8 text: what line feeds part, because texts in JSON hold other line separators.
+
+    Raises:
+        RadistillError: if the file is missing, cannot be read or is not UTF-8; its message ends with `way_out`.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise RadistillError(f"{path}: no such file{way_out}") from None
+    except UnicodeDecodeError as error:
+        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}){way_out}") from None
+    except OSError as error:
+        raise RadistillError(f"{path}: cannot be read ({error.strerror}){way_out}") from None
 
 
 def read_json(path: Path | str) -> Any:
@@ -56,6 +65,19 @@ def hash_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """A name for a file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -45,20 +45,6 @@ def test_overlap_counts_texts_that_share_a_run_of_words(module: Any) -> None:
     assert found == {"n": 3, "texts": 3, "shared": 1, "too_short": 1}
 
 
-def test_pieces_make_the_same_file_or_none(module: Any, tmp_path: Path) -> None:
-    pieces = module("common.pieces")
-    whole = tmp_path / "whole"
-    whole.write_bytes(bytes(range(256)) * 10)
-    parts = pieces.split(whole, tmp_path / "parts", size=1000)
-    assert [part.stat().st_size for part in parts] == [1000, 1000, 560]
-    pieces.join(tmp_path / "parts", tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == whole.read_bytes()
-    parts[1].write_bytes(b"x")
-    with pytest.raises(SystemExit, match=r"whole\.001: missing or damaged"):
-        pieces.join(tmp_path / "parts", tmp_path / "third")
-    assert not (tmp_path / "third").exists()
-
-
 def test_tokens_to_the_quality_of_the_baseline(module: Any) -> None:
     ratio = module("claims").token_ratio
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.documents import prompt_tokens, response_tokens
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document, batches, collate
@@ -92,7 +92,7 @@ def test_special_tokens_are_not_added_twice() -> None:
 
 def test_a_text_is_taken_as_it_is() -> None:
     text = "Ärger <b>\n"
-    assert decoded(text_tokens(Example("a", text=text), tiny.tokenizer())) == text
+    assert decoded(prompt_tokens(Example("a", text=text), tiny.tokenizer())) == text
 
 
 def test_without_a_chat_template() -> None:
@@ -100,7 +100,7 @@ def test_without_a_chat_template() -> None:
     tokenizer.chat_template = None
     with pytest.raises(RadistillError, match=r"a: this model's tokenizer has no chat template.*use rows with text"):
         prompt_tokens(chat(USER), tokenizer)
-    assert text_tokens(Example("a", text="fine"), tokenizer)
+    assert prompt_tokens(Example("a", text="fine"), tokenizer)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('System role not supported') }}", "{% for %}", "{{ x.y.z }}"])

@@ -275,7 +275,7 @@ def test_hostile_answers_are_wrong_and_end_nothing(name: str, model: Model, tmp_
 
 
 def test_a_missing_file_and_a_missing_hub_are_named(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(RadistillError, match=r"none\.jsonl: cannot be read"):
+    with pytest.raises(RadistillError, match=r"none\.jsonl: no such file"):
         generated("gsm8k").read(model, TaskSettings(data={"gsm8k": tmp_path / "none.jsonl"}))
     with pytest.raises(RadistillError, match=r"cannot be loaded from the hub .* give a file with --data svamp=PATH"):
         generated("svamp").read(model, TaskSettings())

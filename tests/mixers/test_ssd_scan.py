@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from naive import naive_scan
 from torch import Tensor
 
 from radistill.mixers.mamba2.ssd import chunked
 from radistill.mixers.mamba2.ssd.chunked import chunked_scan
-from radistill.mixers.mamba2.ssd.naive import naive_scan
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 HEADS, HEAD_DIM, STATE = 4, 5, 6

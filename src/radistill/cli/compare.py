@@ -1,9 +1,10 @@
 """`radistill compare`: models side by side, and which of their differences are real."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from radistill.cli.options import JsonFile
 
 
 def compare(
@@ -16,9 +17,7 @@ def compare(
             show_default=False,
         ),
     ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare models on the tasks that they have done, example by example, and say which differences are real."""
     from dataclasses import asdict
@@ -42,9 +41,7 @@ def compare(
     names = [one.name for one in results]
     lines = compare_results(results)
     if json_file is not None:
-        real = [[line.is_real(index) for index in range(len(line.differences))] for line in lines]
-        write_json(
-            json_file,
-            {"models": names, "lines": [asdict(line) | {"real": of} for line, of in zip(lines, real, strict=True)]},
-        )
+        real = [{"real": [line.is_real(index) for index in range(len(line.differences))]} for line in lines]
+        rows = [asdict(line) | of for line, of in zip(lines, real, strict=True)]
+        write_json(json_file, {"models": names, "lines": rows})
     Console(highlight=False).print(comparison_table(names, lines))

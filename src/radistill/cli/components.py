@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from radistill.cli.options import Device, Dtype, ModelSource, TrustRemoteCode
+from radistill.cli.options import Device, Dtype, JsonFile, ModelSource, TrustRemoteCode
 
 
 def components(
@@ -25,9 +25,7 @@ def components(
     plan: Annotated[
         Path | None, typer.Option("--plan", help="One more draft: the attention that this plan replaces is off.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")
-    ] = None,
+    json_file: JsonFile = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which documents are drawn.")] = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from radistill.cli.options import LATEST, Set, lengths, recipe_of
+from radistill.cli.options import LATEST, Set, lengths, run_stage
 
-_TASKS = "With --tasks"
+
+def _with_tasks(flag: str, help: str, **settings: Any) -> Any:
+    return typer.Option(flag, help=help, rich_help_panel="With --tasks", **settings)
 
 
 def evaluate(
@@ -33,52 +35,29 @@ def evaluate(
     set_: Set = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
+        _with_tasks(
             "--tasks",
-            metavar="NAMES",
-            help="Separated by commas: gsm8k, gsm8k-fewshot, svamp, cruxeval-o, cruxeval-i, recall, perplexity, "
+            "Separated by commas: gsm8k, gsm8k-fewshot, svamp, cruxeval-o, cruxeval-i, recall, perplexity, "
             "reasoning-gym:NAME, lm-eval:NAME.",
-            rich_help_panel=_TASKS,
+            metavar="NAMES",
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="TASK=PATH",
-            help="A file with a task's data, instead of the hub. Repeatable.",
-            rich_help_panel=_TASKS,
-        ),
+        _with_tasks("--data", "A file with a task's data, instead of the hub. Repeatable.", metavar="TASK=PATH"),
     ] = None,
-    arms: Annotated[bool, typer.Option("--arms", help="Of a run folder its arms too.", rich_help_panel=_TASKS)] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Examples of each task.", rich_help_panel=_TASKS)
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.", rich_help_panel=_TASKS)
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Answers generated at once; 16.", rich_help_panel=_TASKS),
-    ] = None,
+    arms: Annotated[bool, _with_tasks("--arms", "Of a run folder its arms too.")] = False,
+    limit: Annotated[int | None, _with_tasks("--limit", "Examples of each task.", min=1)] = None,
+    max_new_tokens: Annotated[int | None, _with_tasks("--max-new-tokens", "Longest answer.", min=1)] = None,
+    batch_size: Annotated[int | None, _with_tasks("--batch-size", "Answers generated at once; 16.", min=1)] = None,
     contexts: Annotated[
-        str | None,
-        typer.Option("--contexts", metavar="TOKENS", help="Of recall: lengths, as 128,512.", rich_help_panel=_TASKS),
+        str | None, _with_tasks("--contexts", "Of recall: lengths, as 128,512.", metavar="TOKENS")
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of generated examples; 0.", rich_help_panel=_TASKS),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="float32 (default), bfloat16 or float16.", rich_help_panel=_TASKS),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu (default), cuda, …", rich_help_panel=_TASKS)
-    ] = None,
+    seed: Annotated[int | None, _with_tasks("--seed", "Of generated examples; 0.", min=0)] = None,
+    dtype: Annotated[str | None, _with_tasks("--dtype", "float32 (default), bfloat16 or float16.")] = None,
+    device: Annotated[str | None, _with_tasks("--device", "cpu (default), cuda, …")] = None,
     trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model.", rich_help_panel=_TASKS),
+        bool, _with_tasks("--trust-remote-code", "Run Python code that comes with the model.")
     ] = False,
 ) -> None:
     """Measure base, draft and hybrids on held-out data: evaluation.json. With --tasks: any model on benchmarks.
@@ -103,20 +82,13 @@ def evaluate(
             (["--trust-remote-code"] if trust_remote_code else []) + (["--arms"] if arms else [])
         ):
             raise RadistillError(f"evaluate: {', '.join(odd)} need --tasks; a run is evaluated as its recipe says")
-        _run_stage(subject, out or LATEST, set_ or [])
+        run_stage("evaluate", None if subject is None else Path(subject), out or LATEST, set_ or [])
         return
     if set_:
         raise RadistillError("evaluate: --set changes a recipe, and with --tasks there is none")
     if subject is None:
         raise RadistillError("evaluate: name the model, for example: radistill evaluate smollm2-135m --tasks recall")
     _run_tasks(subject, out, arms, tasks, chosen, loading | {"trust_remote_code": trust_remote_code})
-
-
-def _run_stage(recipe: str | None, out: Path, overrides: list[str]) -> None:
-    from radistill.pipeline.run import run as run_pipeline
-    from radistill.runs.recipe import load_recipe
-
-    run_pipeline(load_recipe(recipe_of(None if recipe is None else Path(recipe), out), overrides), out, ["evaluate"])
 
 
 def _run_tasks(

@@ -1,9 +1,9 @@
 """`radistill generate`: a model answers a prompt, with a part of itself as its draft."""
 
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,6 @@ from radistill.cli.options import Device, Dtype, ModelSource, TrustRemoteCode
 
 if TYPE_CHECKING:
     from radistill.models.loading import Model
-    from radistill.speculation.decode import Decoded
     from radistill.speculation.masks import ComponentMask
 
 
@@ -65,24 +64,12 @@ def generate(
         for token in new:
             streamer.put(torch.tensor([token]))
 
-    def decode(max_new_tokens: int, on_tokens: Callable[[int, list[int]], None] | None = None) -> "Decoded":
-        return speculative_generate(
-            loaded,
-            [tokens],
-            mask,
-            draft_length=draft_length,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            draft_cache=draft_cache,
-            confidence=confidence,
-            on_tokens=on_tokens,
-        )
-
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    drafting: dict[str, Any] = {"draft_length": draft_length, "draft_cache": draft_cache, "confidence": confidence}
+    decode = partial(speculative_generate, loaded, [tokens], mask, **sampling, **drafting)
     if compare:
-        decode(1)  # what only a first pass costs belongs to neither side
-    decoded = decode(max_new_tokens, show)
+        decode(max_new_tokens=1)  # what only a first pass costs belongs to neither side
+    decoded = decode(max_new_tokens=max_new_tokens, on_tokens=show)
     streamer.end()
     note(
         f"with draft: {decoded.tokens} tokens in {decoded.seconds:.2f} s, {decoded.tokens_per_second:.1f} tokens/s; "
@@ -92,13 +79,7 @@ def generate(
     if compare:
         started = time.perf_counter()
         [plain] = generate_plainly(
-            loaded,
-            [tokens],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            description="without draft",
+            loaded, [tokens], max_new_tokens=max_new_tokens, **sampling, description="without draft"
         )
         speed = len(plain) / (time.perf_counter() - started)
         note(
@@ -127,12 +108,11 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
 
 
 def _prompt(model: "Model", text: str) -> list[int]:
-    from radistill.data.documents import prompt_tokens, text_tokens
+    from radistill.data.documents import prompt_tokens
     from radistill.data.examples import Example
 
-    if model.tokenizer.chat_template:
-        return prompt_tokens(Example(id="--prompt", messages=({"role": "user", "content": text},)), model.tokenizer)
-    return text_tokens(Example(id="--prompt", text=text), model.tokenizer)
+    said = Example.of_user("--prompt", text) if model.tokenizer.chat_template else Example("--prompt", text=text)
+    return prompt_tokens(said, model.tokenizer)
 
 
 def _verdict(model: "Model", tokens: list[int], plain: list[int], drafted: list[int], sampled: bool) -> str:

@@ -12,6 +12,8 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
 
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
+
 LATEST = Path("runs/latest")
 
 RecipePath = Annotated[
@@ -57,6 +59,14 @@ def recipe_of(recipe: Path | None, out: Path) -> Path:
     if not own.exists():
         raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
     return own
+
+
+def run_stage(stage: str, recipe: Path | None, out: Path, overrides: list[str]) -> None:
+    """Run one stage of a recipe."""
+    from radistill.pipeline.run import run
+    from radistill.runs.recipe import load_recipe
+
+    run(load_recipe(recipe_of(recipe, out), overrides), out, [stage])
 
 
 def lengths(text: str) -> tuple[int, ...]:

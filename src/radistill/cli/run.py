@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from radistill.cli.evaluate import evaluate
-from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of
+from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
 
 
 def run(
@@ -45,10 +45,7 @@ def run(
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
     def command(recipe: RecipePath = None, out: Out = LATEST, set_: Set = None) -> None:
-        from radistill.pipeline.run import run as run_pipeline
-        from radistill.runs.recipe import load_recipe
-
-        run_pipeline(load_recipe(recipe_of(recipe, out), set_ or []), out, [stage])
+        run_stage(stage, recipe, out, set_ or [])
 
     command.__doc__ = explanation
     return command
@@ -83,37 +80,26 @@ def diagnose(
 ) -> None:
     """Choose the attention layers that are to be replaced: plan.json."""
     from radistill.errors import RadistillError
-    from radistill.pipeline.run import run as run_pipeline
     from radistill.runs.recipe import load_recipe
 
     given = {"workers": workers, "storage": storage}
-    chosen = [] if selector is None else [f"diagnose.selector={selector}"]
-    chosen += by_override(by)
-    overrides = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
-    settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *chosen])
-    if overrides:
-        if (kind := settings.diagnose.selector.kind) != "bayes":
-            raise RadistillError(
-                f"diagnose.selector is {kind}, which searches in one process; --workers and --storage are for the "
-                "Bayesian search: add --selector bayes"
-            )
-        settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *chosen, *overrides])
-    run_pipeline(settings, out, ["diagnose"])
+    chosen = [*(set_ or []), *([] if selector is None else [f"diagnose.selector={selector}"]), *by_override(by)]
+    shared = [f"diagnose.selector.{field}={value}" for field, value in given.items() if value is not None]
+    if shared and (kind := load_recipe(recipe_of(recipe, out), chosen).diagnose.selector.kind) != "bayes":
+        raise RadistillError(
+            f"diagnose.selector is {kind}, which searches in one process; --workers and --storage are for the "
+            "Bayesian search: add --selector bayes"
+        )
+    run_stage("diagnose", recipe, out, [*chosen, *shared])
 
 
-STAGE_COMMANDS: dict[str, Callable[..., None]] = {
-    "data": _stage_command(
-        "data", "Prepare training, calibration and held-out examples; the teacher writes missing responses."
-    ),
+_STAGES: dict[str, str | Callable[..., None]] = {
+    "data": "Prepare training, calibration and held-out examples; the teacher writes missing responses.",
     "diagnose": diagnose,
-    **{
-        stage: _stage_command(stage, explanation)
-        for stage, explanation in {
-            "convert": "Build the hybrid that the plan describes: start/.",
-            "distill": "Fit the new blocks and train the hybrid: student/.",
-            "finetune": "Train the distilled hybrid on response tokens, where the recipe has a section for it.",
-        }.items()
-    },
+    "convert": "Build the hybrid that the plan describes: start/.",
+    "distill": "Fit the new blocks and train the hybrid: student/.",
+    "finetune": "Train the distilled hybrid on response tokens, where the recipe has a section for it.",
     "evaluate": evaluate,
-    "report": _stage_command("report", "Write report.html from what the run folder holds."),
+    "report": "Write report.html from what the run folder holds.",
 }
+STAGE_COMMANDS = {stage: _stage_command(stage, of) if isinstance(of, str) else of for stage, of in _STAGES.items()}

@@ -6,20 +6,20 @@ from transformers import PreTrainedTokenizerBase
 
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
+from radistill.models.checkpoint import one_line
 from radistill.models.generation import end_of_turn
 
 
-def text_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of a plain text, with the special tokens that the tokenizer itself adds."""
-    return list(tokenizer(example.text, verbose=False)["input_ids"])
-
-
 def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> list[int]:
-    """Tokens of a conversation up to the point where the assistant's response begins.
+    """Tokens of a conversation up to the point where the assistant's response begins; of a plain text, all of them.
+
+    A text has the special tokens that the tokenizer itself adds; in a conversation the template writes them.
 
     Raises:
         RadistillError: if the tokenizer has no chat template, or its template refuses the conversation.
     """
+    if example.text is not None:
+        return list(tokenizer(example.text, verbose=False)["input_ids"])
     return _tokens(tokenizer, _render(tokenizer, _conversation(example, system), example.id, prompt=True))
 
 
@@ -69,8 +69,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], 
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
     except Exception as error:  # a template may raise anything: jinja's errors, its own refusals, a TypeError
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RadistillError(f"{id}: the chat template refuses this conversation: {reason}") from error
+        raise RadistillError(f"{id}: the chat template refuses this conversation: {one_line(error)}") from error
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

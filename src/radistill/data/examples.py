@@ -32,6 +32,11 @@ class Example:
         if (self.messages is None) == (self.text is None):
             raise ValueError(f"example {self.id}: either messages or text")
 
+    @classmethod
+    def of_user(cls, id: str, content: str, **fields: Any) -> "Example":
+        """A conversation that begins with what a user says; `fields` are the further ones."""
+        return cls(id, messages=({"role": "user", "content": content},), **fields)
+
     @property
     def prompt(self) -> str:
         """What must not be in two splits: the conversation up to the response, or the text."""
@@ -65,9 +70,8 @@ def example_from_row(row: object, id: str, where: str) -> Example:
     if known == "text":
         return Example(id, text=_text(present, "text", where), verifier=verifier)
     if known == "prompt":
-        messages = [{"role": "user", "content": _text(present, "prompt", where)}]
         response = _text(present, "response", where, empty=True) if "response" in present else None
-        return Example(id, messages=tuple(messages), response=response, verifier=verifier)
+        return Example.of_user(id, _text(present, "prompt", where), response=response, verifier=verifier)
     messages = _messages(present["messages"], where)
     response = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not messages:

@@ -8,6 +8,7 @@ from typing import Any
 from radistill.data.examples import Example, Rows, example_from_row
 from radistill.data.settings import HubData
 from radistill.errors import RadistillError
+from radistill.models.checkpoint import one_line
 
 
 def read(settings: HubData, seed: int) -> Rows:
@@ -23,10 +24,6 @@ def _examples(settings: HubData, split: str, seed: int) -> Iterator[Example]:
         raise RadistillError(
             f"data.columns: {settings.id} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}"
         )
-    return _rows(settings, split, table, seed)
-
-
-def _rows(settings: HubData, split: str, table: Any, seed: int) -> Iterator[Example]:
     table = table.with_format(None)  # plain Python objects
     order = list(range(len(table)))
     random.Random(seed).shuffle(order)
@@ -55,5 +52,4 @@ def _load(settings: HubData, split: str) -> Any:
     except RadistillError:
         raise
     except Exception as error:  # the library raises many kinds, from network errors to pyarrow's
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RadistillError(f"data.id: {settings.id} (split {split}) cannot be loaded: {reason}") from error
+        raise RadistillError(f"data.id: {settings.id} (split {split}) cannot be loaded: {one_line(error)}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from radistill.data.examples import Example, Rows, example_from_row
 from radistill.data.settings import JsonlData
 from radistill.errors import RadistillError
+from radistill.files import read_lines
 
 
 def read(settings: JsonlData, seed: int) -> Rows:
@@ -27,16 +28,8 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         RadistillError: if the file is missing, is not UTF-8 or has no rows, or a line is not JSON or lacks the keys.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise RadistillError(f"{path}: cannot be read ({error.strerror})") from None
     examples = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from radistill.console import note
-from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.documents import prompt_tokens, response_tokens
 from radistill.data.examples import Example
-from radistill.data.records import DataSplits, Record, example_of
+from radistill.data.records import SPLITS, DataSplits, Record, example_of
 from radistill.data.responses import Response, teacher_writes, write_responses
 from radistill.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
 from radistill.data.sources import SOURCES, Draw, draw, take
@@ -88,10 +88,9 @@ def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: 
     kept = read_json(path) if path.exists() else {}
     if kept.get("key") != key:
         fresh = draw(settings, seed, without)
-        splits = {"train": fresh.train, "calibration": fresh.calibration, "heldout": fresh.heldout}
-        kept = {"key": key, **{split: [example.to_row() for example in part] for split, part in splits.items()}}
+        kept = {"key": key, **{split: [one.to_row() for one in part] for split, part in vars(fresh).items()}}
         write_json(path, kept)
-    return Draw(*([example_of(row) for row in kept[split]] for split in ("train", "calibration", "heldout")))
+    return Draw(*([example_of(row) for row in kept[split]] for split in SPLITS))
 
 
 def _records(
@@ -127,10 +126,8 @@ def _records(
 
 
 def _before_response(example: Example, teacher: Model, system: str | None, context: int | None) -> list[int]:
-    if example.text is not None:
-        return text_tokens(example, teacher.tokenizer)
     tokens = prompt_tokens(example, teacher.tokenizer, system)
-    if context is not None and len(tokens) >= context:
+    if example.text is None and context is not None and len(tokens) >= context:
         raise RadistillError(f"{example.id}: the prompt has {len(tokens)} tokens, and the model's context is {context}")
     return tokens
 

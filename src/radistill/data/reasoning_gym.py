@@ -83,16 +83,13 @@ def _exercises(task: str, dataset: Any) -> Iterator[Example]:
         # codeio hands out an empty exercise when the code that it executed has failed.
         if task == "codeio" and metadata["input_data"] == metadata["output_data"] == {}:
             continue
-        yield Example(
-            id=f"{task}-{index}",
-            messages=({"role": "user", "content": entry["question"]},),
-            verifier={
-                "kind": "reasoning-gym",
-                "task": task,
-                "answer": None if entry["answer"] is None else str(entry["answer"]),
-                "metadata": {key: kept for key, value in metadata.items() if (kept := _kept(value)) is not None},
-            },
-        )
+        verifier = {
+            "kind": "reasoning-gym",
+            "task": task,
+            "answer": None if entry["answer"] is None else str(entry["answer"]),
+            "metadata": {key: kept for key, value in metadata.items() if (kept := _kept(value)) is not None},
+        }
+        yield Example.of_user(f"{task}-{index}", entry["question"], verifier=verifier)
 
 
 def _entry(dataset: Any, index: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
-from radistill.files import write_text
+from radistill.files import read_lines, write_text
 from radistill.models.sequences import Document
 
 SplitName = Literal["train", "calibration", "heldout"]
@@ -89,14 +89,8 @@ def example_of(row: dict[str, Any]) -> Example:
 
 
 def _load(path: Path) -> list[Record]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # texts hold other line separators
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such file; `radistill run` prepares it") from None
-    except UnicodeDecodeError as error:
-        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     records = []
-    for number, line in enumerate(filter(None, lines), start=1):
+    for number, line in enumerate(filter(None, read_lines(path, "; `radistill run` prepares it")), start=1):
         try:
             records.append(Record.from_row(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.run_tasks import SUMMARY, file_name
 from radistill.evaluation.statistics import Difference, holm, mcnemar, paired_bootstrap
 from radistill.evaluation.tasks.interface import Row
-from radistill.files import read_json
+from radistill.files import read_json, read_lines
 
 LEVEL = 0.05
 """A difference is called real if its p, adjusted for the number of comparisons, is below this."""
@@ -104,10 +104,8 @@ def _adjust(lines: Sequence[Line]) -> None:
 
 def _rows(path: Path) -> list[Row]:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such file; evaluate the task again") from None
-    except (ValueError, OSError) as error:
+        rows = [json.loads(line) for line in read_lines(path, "; evaluate the task again") if line]
+    except ValueError as error:
         raise RadistillError(f"{path}: cannot be read ({error}); evaluate the task again") from None
     for row in rows:
         if not _is_example(row):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from radistill.data.documents import prompt_tokens, text_tokens
+from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
@@ -89,7 +89,7 @@ def file_name(task: str) -> str:
 def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
     """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     examples = task.read(model, settings)
-    prompts = [_prompt(model, example) for example in examples]
+    prompts = [prompt_tokens(example, model.tokenizer) for example in examples]
     most = task.longest_answer(settings)
     _check_room(task.name, model, examples, prompts, most)
     ends = end_tokens(model)
@@ -126,12 +126,6 @@ def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callabl
         description=task.name,
         on_response=judge,
     )
-
-
-def _prompt(model: Model, example: Example) -> list[int]:
-    if example.text is not None:
-        return text_tokens(example, model.tokenizer)
-    return prompt_tokens(example, model.tokenizer)
 
 
 def _check_room(

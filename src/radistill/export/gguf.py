@@ -1,8 +1,6 @@
 """A model folder as one GGUF file for llama.cpp, in the form that the student's target says."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -18,15 +16,10 @@ from radistill.errors import RadistillError
 from radistill.export.gguf_tensors import TYPES, encode, storage_type, stored_bytes
 from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.export.weights import find_weights, read_weight, shape_of
+from radistill.files import atomic_file
 from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_FILE_TYPES = {
-    "float32": LlamaFileType.ALL_F32,
-    "float16": LlamaFileType.MOSTLY_F16,
-    "bfloat16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-}
 
 
 def write_gguf(
@@ -50,7 +43,7 @@ def write_gguf(
     architecture = gguf.MODEL_ARCH_NAMES[layout.architecture]
     if found := layout.obstacles(config):
         raise RadistillError(f"{folder}: llama.cpp's {architecture} cannot hold this model: {'; '.join(found)}")
-    dtype = dtype or _own_dtype(config)
+    dtype = dtype or str(config.dtype or "float32").removeprefix("torch.")
     if dtype not in TYPES:
         raise RadistillError(f"dtype is {dtype!r}; for a GGUF it can be {', '.join(TYPES)}")
     weights = find_weights(folder, config)
@@ -60,11 +53,11 @@ def write_gguf(
     except RadistillError as error:
         raise RadistillError(f"{folder}: {error}") from None
 
-    with _replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         writer = GGUFWriter(temporary, architecture)
         try:
             writer.add_type("model")
-            writer.add_file_type(_FILE_TYPES[dtype])
+            writer.add_file_type(LlamaFileType[f"{'ALL' if dtype == 'float32' else 'MOSTLY'}_{TYPES[dtype].name}"])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             for key, value in (about or {}).items():
                 if isinstance(value, str):
@@ -72,7 +65,9 @@ def write_gguf(
                 else:
                     writer.add_array(key, value)
             layout.write_settings(writer, config)
-            write_vocabulary(writer, vocabulary, _chat_template(tokenizer))
+            write_vocabulary(writer, vocabulary)
+            if isinstance(tokenizer.chat_template, str):
+                writer.add_chat_template(tokenizer.chat_template)
             _write_weights(writer, weights, config, layout, dtype)
         finally:
             writer.close()
@@ -118,22 +113,6 @@ def _has_own_head(weights: dict[str, Path]) -> bool:
     return not torch.equal(head, embedding)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _own_dtype(config: PreTrainedConfig) -> str:
-    return str(config.dtype or "float32").removeprefix("torch.")
-
-
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     check_tokenizer(folder)
     try:
@@ -149,8 +128,3 @@ def _eos_ids(folder: Path, config: PreTrainedConfig) -> list[int]:
     settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else config
     ids = settings.eos_token_id
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    return template if isinstance(template, str) else None

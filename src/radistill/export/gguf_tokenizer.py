@@ -56,7 +56,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, eos_ids: list
     return Vocabulary(tokens, types, merges, pre, add_bos, add_eos, _special(tokenizer, eos_ids))
 
 
-def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, chat_template: str | None) -> None:
+def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     """Add a vocabulary to the metadata."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -68,8 +68,6 @@ def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, chat_template: 
     writer.add_add_space_prefix(False)
     for role, token in vocabulary.special.items():
         getattr(writer, f"add_{role}_token_id")(token)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
 
 
 def _pre_tokenizer_name(definition: dict[str, Any]) -> str:
@@ -116,17 +114,10 @@ def _rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], lis
             "resize the embedding or take the tokenizer that belongs to the model"
         )
     added = tokenizer.added_tokens_decoder
-    tokens: list[str] = []
-    types: list[int] = []
-    for row in range(rows):
-        tokens.append(by_id.get(row, f"[unused{row}]"))
-        if row not in by_id:
-            types.append(TokenType.UNUSED)
-        elif row in added:
-            types.append(TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED)
-        else:
-            types.append(TokenType.NORMAL)
-    return tokens, types
+    types: list[int] = [TokenType.NORMAL if row in by_id else TokenType.UNUSED for row in range(rows)]
+    for row in by_id.keys() & added.keys():
+        types[row] = TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED
+    return [by_id.get(row, f"[unused{row}]") for row in range(rows)], types
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:

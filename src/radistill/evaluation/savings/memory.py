@@ -39,37 +39,26 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.bytes = torch.cuda.max_memory_allocated(device) - start
     elif device.type == "cpu":
         _give_back()
-        with _Watch() as watch:
+        process, done = psutil.Process(), threading.Event()
+        start = process.memory_info().rss
+
+        def watch() -> None:
+            """Look every two milliseconds, and once at the end: the system's own high-water mark cannot start anew."""
+            largest, is_done = start, False
+            while not is_done:
+                is_done = done.wait(_PAUSE_SECONDS)
+                largest = max(largest, process.memory_info().rss)
+            peak.bytes = largest - start
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
             yield peak
-        peak.bytes = watch.largest - watch.start
+        finally:
+            done.set()
+            thread.join()
     else:
         yield peak
-
-
-class _Watch:
-    """Looks at the resident size of this process every two milliseconds; a high-water mark could not start anew."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.start = self.largest = self._process.memory_info().rss
-
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._update()
-
-    def _look(self) -> None:
-        while not self._done.wait(_PAUSE_SECONDS):
-            self._update()
-
-    def _update(self) -> None:
-        self.largest = max(self.largest, self._process.memory_info().rss)
 
 
 def _give_back() -> None:

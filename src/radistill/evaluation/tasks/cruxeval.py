@@ -13,6 +13,7 @@ why no answer can pass for right that is not:
 
 import ast
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from radistill.data.examples import Example
@@ -46,25 +47,28 @@ class _NoValue(Exception):
 
 def output_of(expression: str) -> str:
     """Of an answer such as `f(1) == 2`, the side that the model wrote: `2`. Other answers are returned as they are."""
-    tree = parsed(expression)
-    if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
-        sides = [tree.left, tree.comparators[0]]
-        others = [side for side in sides if not is_call(side)]
-        if len(others) == 1:
-            # In brackets, for it may have stood in some and on several lines.
-            source = _source(expression, others[0])
-            return f"({source})" if "\n" in source else source
-    return expression
+    others = [side for side in _sides(parsed(expression)) if not is_call(side)]
+    if len(others) != 1:
+        return expression
+    # In brackets, for it may have stood in some and on several lines.
+    source = _source(expression, others[0])
+    return f"({source})" if "\n" in source else source
 
 
 def arguments_of(expression: str) -> str:
     """Of an answer such as `f(1, 2)` or `f(1, 2) == 3`, the arguments: `1, 2`. Other answers are arguments already."""
     tree = parsed(expression)
-    if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
-        tree = next((side for side in (tree.left, tree.comparators[0]) if is_call(side)), tree)
+    tree = next(filter(is_call, _sides(tree)), tree)
     if isinstance(tree, ast.Call) and is_call(tree):
         return ", ".join(_source(expression, node) for node in [*tree.args, *tree.keywords])
     return expression
+
+
+def _sides(tree: ast.expr | None) -> list[ast.expr]:
+    """Both sides of an equation; nothing of anything else."""
+    if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
+        return [tree.left, *tree.comparators]
+    return []
 
 
 def _source(expression: str, node: ast.AST) -> str:
@@ -161,29 +165,24 @@ def _problem(row: dict[str, Any]) -> str | None:
     return None if call is not None and is_call(call) else f"input is no list of arguments: {row['input'][:60]!r}"
 
 
-def _read(name: str, prompt: str, settings: TaskSettings) -> list[Example]:
+def _read(name: str, prompt: str, model: Model, settings: TaskSettings) -> list[Example]:
     layers()  # whether answers can be judged here, before any is written
     hub = ("cruxeval-org/cruxeval", None, "test")
     rows = read_rows((name, "cruxeval"), settings, hub, ("code", "input", "output"), _problem)
     return [
-        Example(
+        Example.of_user(
             str(row.get("id", f"cruxeval-{number}")),
-            messages=({"role": "user", "content": prompt.format(**row)},),
+            prompt.format(**row),
             verifier={"kind": "code", "code": row["code"], "answer": row["output"]},
         )
         for number, row in enumerate(rows, start=1)
     ]
 
 
-def _read_output(model: Model, settings: TaskSettings) -> list[Example]:
-    return _read("cruxeval-o", OUTPUT_PROMPT, settings)
-
-
-def _read_input(model: Model, settings: TaskSettings) -> list[Example]:
-    return _read("cruxeval-i", INPUT_PROMPT, settings)
-
-
-TASKS = (
-    Generated("cruxeval-o", _read_output, judge_output, max_new_tokens=512, data_names=("cruxeval-o", "cruxeval")),
-    Generated("cruxeval-i", _read_input, judge_input, max_new_tokens=512, data_names=("cruxeval-i", "cruxeval")),
+TASKS = tuple(
+    Generated(name, partial(_read, name, prompt), judge, max_new_tokens=512, data_names=(name, "cruxeval"))
+    for name, prompt, judge in (
+        ("cruxeval-o", OUTPUT_PROMPT, judge_output),
+        ("cruxeval-i", INPUT_PROMPT, judge_input),
+    )
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
+from radistill.models.checkpoint import one_line
 from radistill.models.loading import Model
 
 _METRICS = ("acc", "exact_match", "exact_match,none", "em")
@@ -63,8 +64,7 @@ def _evaluate(
             **generation,
         )
     except Exception as error:  # a task's data may be missing in any of the ways of the library that loads it
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RadistillError(f"lm-eval:{name}: {reason}") from error
+        raise RadistillError(f"lm-eval:{name}: {one_line(error)}") from error
     samples: dict[str, list[dict[str, Any]]] = result["samples"]
     return samples
 

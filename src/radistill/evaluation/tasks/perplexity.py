@@ -9,7 +9,7 @@ import torch
 
 from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
-from radistill.data.documents import prompt_tokens, response_tokens, text_tokens
+from radistill.data.documents import prompt_tokens, response_tokens
 from radistill.data.examples import Example, example_from_row
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
@@ -78,11 +78,10 @@ def _windows(model: Model, example: Example) -> list[Document]:
     """The example's tokens in stretches that the model and a batch can hold; each is read without the ones before."""
     context = model.context_length
     most = min(context or _TOKENS_PER_BATCH, _TOKENS_PER_BATCH)
-    if example.text is not None:
-        tokens, start = text_tokens(example, model.tokenizer), 1
-    else:
-        prompt = prompt_tokens(example, model.tokenizer)
-        tokens, start = [*prompt, *response_tokens(example, model.tokenizer)], len(prompt)
+    tokens, start = prompt_tokens(example, model.tokenizer), 1
+    if example.text is None:
+        start = len(tokens)
+        tokens += response_tokens(example, model.tokenizer)
     found = []
     for first in range(0, len(tokens), most):
         part = tuple(tokens[first : first + most])

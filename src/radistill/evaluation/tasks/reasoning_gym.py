@@ -5,9 +5,8 @@ from radistill.data.reasoning_gym import evaluates_answers, read, registry
 from radistill.data.settings import ReasoningGymData
 from radistill.data.sources import take
 from radistill.errors import RadistillError
-from radistill.evaluation.exact_match import is_correct
-from radistill.evaluation.final_answer import extract_answer
-from radistill.evaluation.tasks.interface import Generated, TaskSettings, Verdict
+from radistill.evaluation.tasks.gsm8k import judge
+from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.models.loading import Model
 
 _EXERCISES = 100
@@ -31,9 +30,4 @@ def task(name: str) -> Generated:
         rows = read(ReasoningGymData(tasks={name: {}}, train=count), settings.seed)
         return take(iter(rows.examples), f"reasoning-gym:{name}", count, set(), rows.origin)
 
-    return Generated(f"reasoning-gym:{name}", examples, _judge, max_new_tokens=512)
-
-
-def _judge(example: Example, response: str) -> Verdict:
-    assert example.verifier is not None
-    return Verdict(is_correct(response, example.verifier), extract_answer(response))
+    return Generated(f"reasoning-gym:{name}", examples, judge, max_new_tokens=512)

@@ -8,6 +8,8 @@ from typing import Any
 from radistill.data.examples import check_unicode
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import TaskSettings
+from radistill.files import read_lines
+from radistill.models.checkpoint import one_line
 
 
 def read_rows(
@@ -47,16 +49,11 @@ def read_rows(
 
 
 def _from_file(path: Path) -> list[Any]:
+    lines = [line for line in read_lines(path) if line.strip()]
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RadistillError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    try:
-        if text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        if lines and lines[0].lstrip().startswith("["):
+            return list(json.loads("\n".join(lines)))
+        return list(map(json.loads, lines))
     except (ValueError, RecursionError) as error:
         raise RadistillError(f"{path}: neither a JSON list nor JSON lines ({error})") from None
 
@@ -67,8 +64,7 @@ def _from_hub(task: str, id: str, configuration: str | None, split: str) -> tupl
     try:
         table = datasets.load_dataset(id, configuration, split=split)
     except Exception as error:  # the library raises many kinds, from network errors to pyarrow's
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise RadistillError(
-            f"{task}: {id} cannot be loaded from the hub ({reason}); give a file with --data {task}=PATH"
+            f"{task}: {id} cannot be loaded from the hub ({one_line(error)}); give a file with --data {task}=PATH"
         ) from None
     return list(table), f"{id} ({split})"

@@ -12,11 +12,9 @@ def _read(model: Model, settings: TaskSettings) -> list[Example]:
     fields = ("Body", "Question", "Answer")
     rows = read_rows(("svamp",), settings, hub, fields, lambda row: without_number(row["Answer"]))
     return [
-        Example(
+        Example.of_user(
             f"svamp-{number}",
-            messages=(
-                {"role": "user", "content": f"{_problem(str(row['Body']), str(row['Question']))}\n\n{INSTRUCTION}"},
-            ),
+            f"{_problem(str(row['Body']), str(row['Question']))}\n\n{INSTRUCTION}",
             verifier={"kind": "answer", "answer": str(row["Answer"])},
         )
         for number, row in enumerate(rows, start=1)

@@ -14,99 +14,12 @@ import sys
 
 from radistill.evaluation.sandbox.inside.libc import call, long
 
-# Numbers of the kernel's calls: x86-64, AArch64 (0 where it does not have that one).
-_READING = {
-    "read": (0, 63),
-    "write": (1, 64),  # to descriptors that are open already
-    "close": (3, 57),
-    "stat": (4, 0),
-    "fstat": (5, 80),
-    "lstat": (6, 0),
-    "poll": (7, 0),
-    "lseek": (8, 62),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "pread64": (17, 67),
-    "pwrite64": (18, 68),
-    "readv": (19, 65),
-    "writev": (20, 66),
-    "access": (21, 0),
-    "pipe": (22, 0),
-    "select": (23, 0),
-    "sched_yield": (24, 124),
-    "mremap": (25, 216),
-    "dup": (32, 23),
-    "dup2": (33, 0),
-    "nanosleep": (35, 101),
-    "getitimer": (36, 102),
-    "alarm": (37, 0),
-    "setitimer": (38, 103),
-    "getpid": (39, 172),
-    "exit": (60, 93),
-    "uname": (63, 160),
-    "getdents": (78, 0),
-    "getcwd": (79, 17),
-    "chdir": (80, 49),
-    "fchdir": (81, 50),
-    "readlink": (89, 0),
-    "umask": (95, 166),
-    "gettimeofday": (96, 169),
-    "getrlimit": (97, 163),
-    "getrusage": (98, 165),
-    "sysinfo": (99, 179),
-    "times": (100, 153),
-    "getuid": (102, 174),
-    "getgid": (104, 176),
-    "geteuid": (107, 175),
-    "getegid": (108, 177),
-    "getppid": (110, 173),
-    "rt_sigpending": (127, 136),
-    "sigaltstack": (131, 132),
-    "statfs": (137, 43),
-    "fstatfs": (138, 44),
-    "gettid": (186, 178),
-    "time": (201, 0),
-    "futex": (202, 98),
-    "sched_getaffinity": (204, 123),
-    "getdents64": (217, 61),
-    "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115),
-    "exit_group": (231, 94),
-    "newfstatat": (262, 79),
-    "readlinkat": (267, 78),
-    "faccessat": (269, 48),
-    "pselect6": (270, 72),
-    "ppoll": (271, 73),
-    "set_robust_list": (273, 99),
-    "dup3": (292, 24),
-    "pipe2": (293, 59),
-    "getrandom": (318, 278),
-    "statx": (332, 291),
-    "rseq": (334, 293),
-    "close_range": (436, 436),
-    "faccessat2": (439, 439),
-}
-_CHANGING_FILES = {
-    "fsync": (74, 82),
-    "truncate": (76, 45),
-    "ftruncate": (77, 46),
-    "rename": (82, 0),
-    "mkdir": (83, 0),
-    "rmdir": (84, 0),
-    "creat": (85, 0),
-    "unlink": (87, 0),
-    "mkdirat": (258, 34),
-    "unlinkat": (263, 35),
-    "renameat": (264, 38),
-    "utimensat": (280, 88),
-    "renameat2": (316, 276),
-}
+# Read on import, before any layer hides the file.
+with open(os.path.join(os.path.dirname(__file__), "calls.txt"), encoding="utf-8") as _file:
+    _READING, _CHANGING_FILES = (
+        [line.split()[1:] for line in part.splitlines() if not line.startswith("#")]
+        for part in _file.read().split("\n\n")
+    )
 _OPEN, _OPENAT, _IOCTL, _TGKILL, _PRLIMIT = (2, 0), (257, 56), (16, 29), (234, 131), (302, 261)
 _FCNTL, _MADVISE = (72, 25), (28, 233)
 _SET_FLAGS = 4
@@ -155,7 +68,6 @@ def filter_calls(writable: bool) -> bool:
 
 
 def _instructions(column: int, architecture: int, writable: bool) -> list[Instruction]:
-    listed = _READING | (_CHANGING_FILES if writable else {})
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, architecture),
@@ -164,9 +76,9 @@ def _instructions(column: int, architecture: int, writable: bool) -> list[Instru
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _REFUSE),
     ]
-    for numbers in listed.values():
-        if numbers[column] or numbers == _READING["read"]:
-            program += _if_number(numbers[column], [(_RETURN, 0, 0, _ALLOW)])
+    for numbers in [*_READING, *(_CHANGING_FILES if writable else ())]:
+        if numbers[column] != "-":
+            program += _if_number(int(numbers[column]), [(_RETURN, 0, 0, _ALLOW)])
     own = [os.getpid()]
     program += _if_number(_TGKILL[column], _only_if_argument(0, own))  # abort() and raise()
     program += _if_number(_PRLIMIT[column], _only_if_argument(0, [0, *own]))  # reading; no hard limit can be raised

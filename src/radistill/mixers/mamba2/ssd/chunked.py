@@ -47,7 +47,9 @@ def chunked_scan(
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """The same function as `naive_scan`, fast. Numbers below float32 are computed, and returned, in float32.
+    """Run Mamba-2's recurrence over a sequence: `state = exp(step A) state + step x B`, `y = C state + D x`.
+
+    `step` is `softplus(dt + dt_bias)`. Numbers below float32 are computed, and returned, in float32.
 
     Args:
         x: [batch, time, heads, head_dim].
