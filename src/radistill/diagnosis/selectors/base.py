@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from radistill.console import progress
 from radistill.diagnosis.plan import By
@@ -55,14 +55,12 @@ class Selection:
     score_kind: str | None = None
 
 
-class Selector(BaseModel, ABC):
+class Selector(BaseModel, ABC, extra="forbid"):
     """A way to choose layers. Its settings are its own fields, checked before any model is loaded.
 
     Attributes:
         kind: the selector's name in recipes and plans.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: str
 

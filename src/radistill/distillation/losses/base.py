@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 Temperature = Annotated[
@@ -11,10 +11,8 @@ Temperature = Annotated[
 ]
 
 
-class DistributionLoss(BaseModel):
+class DistributionLoss(BaseModel, extra="forbid"):
     """Settings of a loss between two distributions; called with logits of both, it gives the loss of each token."""
-
-    model_config = ConfigDict(extra="forbid")
 
     temperature: Temperature = 1.0
 

@@ -6,7 +6,7 @@ models of the same width.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,10 +42,8 @@ def hidden_cosine(teacher_hidden: Tensor, student_hidden: Tensor) -> Tensor:
     return _difference(*directions).square().sum(dim=-1) / 2
 
 
-class HiddenLoss(BaseModel):
+class HiddenLoss(BaseModel, extra="forbid"):
     """Settings of a loss between hidden states; called with those of both, it gives the loss of each token."""
-
-    model_config = ConfigDict(extra="forbid")
 
     weight: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="factor of this term, which is added to the loss"
