@@ -25,8 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from radistill.distillation.losses import chunked_sum, cross_entropy_mix, forward_kl
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.distillation.losses.cross_entropy import cross_entropy_mix
 from radistill.files import write_json
+from radistill.models.divergence import forward_kl
 from radistill.models.logits import OutputEmbedding, ResponseStates
 from radistill.provenance import machine, seed_everything, versions
 

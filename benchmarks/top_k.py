@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from radistill.data.records import DataSplits
-from radistill.distillation.losses import forward_kl, over_categories, top_k_of
+from radistill.distillation.losses.top_k import over_categories, top_k_of
 from radistill.files import write_json
+from radistill.models.divergence import forward_kl
 from radistill.models.loading import load
 from radistill.models.logits import response_states
 from radistill.models.sequences import batches, collate

@@ -22,7 +22,7 @@ from radistill.distillation import checkpoints, loop
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
 from radistill.distillation.checks import Job
 from radistill.distillation.distill import training_key
-from radistill.distillation.losses import ForwardKL
+from radistill.distillation.losses.kl import ForwardKL
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radistill.distillation.compilation import check_compiler
-from radistill.distillation.losses import check_same_width
+from radistill.distillation.losses.hidden import check_same_width
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.teacher_store.layout import tokenizer_hash

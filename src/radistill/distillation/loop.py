@@ -19,7 +19,8 @@ from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.checks import Job
 from radistill.distillation.compilation import uncompiled
 from radistill.distillation.heldout import Distance, distance
-from radistill.distillation.losses import TopK, chunked_sum
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.distillation.losses.top_k import TopK
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
 from radistill.distillation.settings import TrainingSettings

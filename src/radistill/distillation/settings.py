@@ -4,15 +4,12 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from radistill.distillation.losses import (
-    ForwardKL,
-    HiddenSettings,
-    LossSettings,
-    TokenLoss,
-    cross_entropy,
-    cross_entropy_mix,
-    over_categories,
-)
+from radistill.distillation.losses import LossSettings
+from radistill.distillation.losses.chunked import TokenLoss
+from radistill.distillation.losses.cross_entropy import cross_entropy, cross_entropy_mix
+from radistill.distillation.losses.hidden import HiddenSettings
+from radistill.distillation.losses.kl import ForwardKL
+from radistill.distillation.losses.top_k import over_categories
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
 from radistill.distillation.rates import RateSearch

@@ -9,7 +9,8 @@ from radistill.conversion.targets import GraniteHybridSettings, TargetSettings, 
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
-from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, SelectorSettings
+from radistill.diagnosis.selectors import Greedy, SelectorSettings
+from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.mixers import initialisation_names

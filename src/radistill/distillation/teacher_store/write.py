@@ -12,7 +12,7 @@ from torch import Tensor
 
 from radistill.console import note, progress
 from radistill.distillation.heldout import CHUNK_NUMBERS
-from radistill.distillation.losses import top_k_of
+from radistill.distillation.losses.top_k import top_k_of
 from radistill.distillation.modes import evaluating, placed
 from radistill.distillation.precision import Precision, compute_format, computing
 from radistill.distillation.teacher_store.layout import (
