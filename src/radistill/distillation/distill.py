@@ -13,7 +13,7 @@ from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.checks import Job, check_training
 from radistill.distillation.compilation import compiled
 from radistill.distillation.loop import Training
-from radistill.distillation.modes import evaluating, placed, recomputing, training_only
+from radistill.distillation.modes import placed, recomputing, training_only
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import compute_format, master_weights
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
@@ -23,7 +23,7 @@ from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.tracking import tracked
 from radistill.files import hash_json
 from radistill.mixers import use_fast_paths
-from radistill.models.generation import seeded
+from radistill.models.generation import evaluating, seeded
 from radistill.models.loading import Model
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document, hash_documents

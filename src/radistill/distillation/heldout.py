@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from radistill.console import progress
 from radistill.distillation.losses.top_k import TopK, over_categories
-from radistill.distillation.modes import evaluating
 from radistill.errors import RadistillError
 from radistill.models.divergence import forward_kl
+from radistill.models.generation import evaluating
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
 from radistill.processes import ALONE, Processes
