@@ -1,6 +1,6 @@
 """End-to-end training: the student learns the teacher's next-token distributions, or the response tokens themselves."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,11 +66,6 @@ class DistillResult:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "DistillResult":
-        """The inverse of `to_json`."""
-        return cls(**data)
 
 
 def distill(

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
-from radistill.conversion.targets import GraniteHybridSettings, TargetSettings, validate_target
+from radistill.conversion.targets import TargetSettings, validate_target
+from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
