@@ -30,7 +30,8 @@ from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
 from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import EQUAL_PASSES, All, Bayes, Gates, Greedy, KLGuided, LeaveOneOut, Uniform
+from radistill.diagnosis.selectors import All, Bayes, Gates, Greedy, KLGuided, LeaveOneOut, Uniform
+from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks

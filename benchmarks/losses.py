@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.result import parser_of, write_result
-from radistill.distillation.losses import chunked_sum, cross_entropy_mix, forward_kl
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.models.divergence import forward_kl
 from radistill.models.logits import OutputEmbedding, ResponseStates
 from radistill.provenance import seed_everything
 

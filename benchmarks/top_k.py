@@ -14,7 +14,8 @@ import torch
 
 from common.result import ROOT, parser_of, write_result
 from radistill.data.records import DataSplits
-from radistill.distillation.losses import forward_kl, over_categories, top_k_of
+from radistill.distillation.losses.top_k import over_categories, top_k_of
+from radistill.models.divergence import forward_kl
 from radistill.models.loading import load
 from radistill.models.logits import response_states
 from radistill.models.sequences import batches, collate

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 from radistill.processes import is_main
 
@@ -45,3 +46,13 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
                 bar.update(task, status=status)
 
         yield advance
+
+
+def table(caption: str, *headings: str) -> Table:
+    """A table that is told apart by space alone: the first column on the left, the others on the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for heading in headings[:1]:
+        made.add_column(heading, overflow="fold")
+    for heading in headings[1:]:
+        made.add_column(heading, justify="right", no_wrap=True)
+    return made

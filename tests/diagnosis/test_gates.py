@@ -5,7 +5,8 @@ import torch
 
 import tiny
 from radistill.diagnosis.objectives import objective_from
-from radistill.diagnosis.selectors import Gates, Problem
+from radistill.diagnosis.selectors import Gates
+from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.selectors.gates import gated, scaled_to, updated
 from radistill.diagnosis.trials import Trials
 from radistill.models.logits import response_logits

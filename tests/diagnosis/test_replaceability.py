@@ -10,7 +10,8 @@ from radistill.conversion import convert
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import Plan
-from radistill.diagnosis.selectors import Bayes, KLGuided, Problem
+from radistill.diagnosis.selectors import Bayes, KLGuided
+from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings, align
 from radistill.distillation.blocks import fit_blocks

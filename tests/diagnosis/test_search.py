@@ -13,7 +13,8 @@ from radistill.console import console
 from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.search import search
-from radistill.diagnosis.selectors import SELECTORS, All, Bayes, Gates, Greedy, LeaveOneOut, Selector, Uniform
+from radistill.diagnosis.selectors import SELECTORS, All, Bayes, Gates, Greedy, LeaveOneOut, Uniform
+from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import OutOfTokens, Trials
 from radistill.errors import RadistillError
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from radistill.diagnosis.diagnose import make_selector
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.selectors import SELECTORS, Bayes, Greedy, LeaveOneOut, Problem, Uniform
-from radistill.diagnosis.selectors.base import most_redundant
+from radistill.diagnosis.selectors import SELECTORS, Bayes, Greedy, LeaveOneOut, Uniform
+from radistill.diagnosis.selectors.base import Problem, most_redundant
 from radistill.diagnosis.trials import Trial, Trials
 from radistill.errors import RadistillError
 from radistill.speculation.masks import ComponentMask

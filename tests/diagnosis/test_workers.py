@@ -19,7 +19,8 @@ from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import Penalised, objective_from
 from radistill.diagnosis.plan import Plan
-from radistill.diagnosis.selectors import Bayes, Problem
+from radistill.diagnosis.selectors import Bayes
+from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.selectors.bayes import join_search
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
 from radistill.diagnosis.trials import Trials

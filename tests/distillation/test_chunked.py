@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from radistill.distillation.losses import TokenLoss, chunked_sum, cross_entropy_mix, forward_kl
+from radistill.distillation.losses.chunked import TokenLoss, chunked_sum
+from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.models.divergence import forward_kl
 from radistill.models.logits import OutputEmbedding, ResponseStates
 
 TOKENS, WIDTH, VOCAB = 33, 7, 41

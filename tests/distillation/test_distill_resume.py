@@ -20,8 +20,9 @@ from torch import Tensor
 import tiny
 from radistill.distillation import checkpoints, loop
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
+from radistill.distillation.checks import Job
 from radistill.distillation.distill import training_key
-from radistill.distillation.losses import ForwardKL
+from radistill.distillation.losses.kl import ForwardKL
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 
@@ -193,14 +194,14 @@ def test_whatever_changes_the_result_makes_it_another_run() -> None:
         5: ["a"],
         6: 1,
     }
-    keys = [training_key(*base[:place], changed, *base[place + 1 :]) for place, changed in changes.items()]
-    assert len({training_key(*base), *keys}) == 1 + len(keys)
+    keys = [training_key(Job(*base[:place], changed, *base[place + 1 :])) for place, changed in changes.items()]
+    assert len({training_key(Job(*base)), *keys}) == 1 + len(keys)
     respelt = [[replace(document, id=f"./{document.id}") for document in part] for part in (TRAIN, HELDOUT)]
-    assert training_key(*base[:2], *respelt, *base[4:]) == training_key(*base)
+    assert training_key(Job(*base[:2], *respelt, *base[4:])) == training_key(Job(*base))
     reordered = [replace(document, id=str(place)) for place, document in zip(range(99, 0, -1), TRAIN, strict=False)]
-    assert training_key(*base[:2], reordered, *base[3:]) != training_key(*base)  # other batches
+    assert training_key(Job(*base[:2], reordered, *base[3:])) != training_key(Job(*base))  # other batches
     patient = RESUMABLE.model_copy(update={"save_seconds": 60, "report_to": "none", "teacher_device": "cpu"})
-    assert training_key(*base[:4], patient, ["b", "a"], 0) == training_key(*base)
+    assert training_key(Job(*base[:4], patient, ["b", "a"])) == training_key(Job(*base))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("writer\nfailed")])

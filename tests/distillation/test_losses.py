@@ -8,18 +8,15 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from radistill.distillation.losses import (
-    LossSettings,
-    cross_entropy_mix,
-    forward_kl,
-    generalised_jsd,
-    hidden_cosine,
-    hidden_mse,
-    reverse_kl,
-    skewed_kl,
-    total_variation,
-)
+from radistill.distillation.losses import LossSettings
+from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.hidden import hidden_cosine, hidden_mse
+from radistill.distillation.losses.jsd import generalised_jsd
+from radistill.distillation.losses.reverse_kl import reverse_kl
+from radistill.distillation.losses.skewed_kl import skewed_kl
+from radistill.distillation.losses.tv import total_variation
 from radistill.distillation.settings import DistillSettings
+from radistill.models.divergence import forward_kl
 
 Logs = list[float]
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from test_distill_heldout import PAD, near
 
 import tiny
+from radistill.distillation.checks import Job
 from radistill.distillation.distill import training_key
-from radistill.distillation.heldout import distance, distance_to_stored
+from radistill.distillation.heldout import distance
 from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import TeacherStoreSettings, layout, store_teacher, write
 from radistill.errors import RadistillError
@@ -136,7 +137,7 @@ def test_the_held_out_measure_is_a_lower_bound_and_agreement_exact(
     full = distance(teacher.network, student, HELDOUT, PAD)
     settings = TeacherStoreSettings(top_k=top_k)
     store = store_teacher(teacher, HELDOUT, settings, vocabulary=272, folder=tmp_path)
-    found = distance_to_stored(store.of, student, HELDOUT, PAD, tokens_per_batch)
+    found = distance(store.of, student, HELDOUT, PAD, tokens_per_batch)
     assert (found.tokens, found.agreed) == (full.tokens, full.agreed)
     assert found.student_nll == pytest.approx(full.student_nll)
     assert 0 < found.kl <= full.kl * (1 + 1e-3)
@@ -219,7 +220,7 @@ def test_anything_else_is_another_store(tmp_path: Path) -> None:
     with pytest.raises(RadistillError, match="the teacher store is of other documents; remove it"):
         type(same)(same.folder, documents[1:])
     _, student = models()
-    keys = {training_key(student, store, TRAIN, HELDOUT, RESUMABLE, ["a"], 0) for store in stores}
+    keys = {training_key(Job(student, store, TRAIN, HELDOUT, RESUMABLE, ["a"])) for store in stores}
     assert len(keys) == len(other)
 
 

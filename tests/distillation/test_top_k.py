@@ -8,7 +8,9 @@ from test_chunked import Largest, assert_same_gradients, plain_sum, states, stud
 from test_losses import CASES, Logs, every_loss, log_softmax, logits, settings
 from torch import Tensor
 
-from radistill.distillation.losses import TopK, chunked_sum, cross_entropy_mix, over_categories, top_k_of
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.top_k import TopK, over_categories, top_k_of
 
 TEACHERS = pytest.mark.parametrize("k", [1, 2, 7, 40, 41, 99])
 

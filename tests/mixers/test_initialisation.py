@@ -9,7 +9,8 @@ from torch import Tensor
 
 import tiny
 from radistill.conversion import ConvertedModel, convert, new_parameters
-from radistill.conversion.targets import GraniteHybridSettings, granite_hybrid
+from radistill.conversion.targets import granite_hybrid
+from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 from radistill.errors import RadistillError
 from radistill.mixers.mamba2 import MAMBA2, zero
 

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 import tiny
-from radistill.distillation.losses import chunked_sum, forward_kl
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.models.divergence import forward_kl
 from radistill.models.logits import ResponseStates, at_output, response_logits, response_states
 from radistill.models.sequences import Document, collate
 

@@ -1,7 +1,8 @@
 """Conversion: students in a stock architecture, their proof, and how their new blocks start."""
 
 from radistill.conversion.convert import ConversionRecord, ConvertedModel, check_conversion, convert, new_parameters
-from radistill.conversion.targets import TARGETS, GraniteHybridSettings, TargetSettings, target_settings
+from radistill.conversion.targets import TARGETS, TargetSettings, target_settings
+from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 
 __all__ = [
     "TARGETS",

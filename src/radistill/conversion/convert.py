@@ -2,8 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 
@@ -18,6 +17,7 @@ from radistill.errors import RadistillError
 from radistill.mixers import use_fast_paths
 from radistill.mixers.interface import Attention, AttentionShape, Context
 from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.generation import evaluating
 from radistill.models.loading import Model
 from radistill.speculation.masks import ComponentMask, masked
 
@@ -172,7 +172,7 @@ def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> flo
     """Compare the source with the target in which nothing is replaced, on the source's own tensors."""
     twin = TARGETS[settings.kind].build(teacher, (), settings, share=True)
     use_fast_paths(twin)
-    with _evaluating(teacher.network):
+    with evaluating(teacher.network):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(
         reference,
@@ -184,7 +184,7 @@ def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> flo
 
 def _prove_start(teacher: Model, network: PreTrainedModel, layers: tuple[int, ...], probe: Probe) -> float:
     """Compare a student whose new blocks should be silent with the source that skips the replaced attentions."""
-    with _evaluating(teacher.network), masked(teacher, ComponentMask.attention(layers)):
+    with evaluating(teacher.network), masked(teacher, ComponentMask.attention(layers)):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(
         reference,
@@ -192,17 +192,6 @@ def _prove_start(teacher: Model, network: PreTrainedModel, layers: tuple[int, ..
         teacher.network.dtype,
         f"the student should start as {teacher.source} without the attention of layers {list(layers)}",
     )
-
-
-@contextmanager
-def _evaluating(network: PreTrainedModel) -> Iterator[None]:
-    """Without dropout inside the block, whatever the mode outside."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy, target: Target) -> tuple[int, ...]:

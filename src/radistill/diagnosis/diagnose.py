@@ -11,7 +11,9 @@ from radistill.diagnosis.objectives import Objective, Penalised, make_objective,
 from radistill.diagnosis.plan import DRAFTS, Alternative, By, Plan, SearchStep
 from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All, Selector
+from radistill.diagnosis.selectors import SELECTORS, All
+from radistill.diagnosis.selectors.all import EQUAL_PASSES
+from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,6 @@ def _timed(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator[
     """Collect the seconds of every call of every part's modules, in the order of the calls."""
     times: dict[Any, list[float]] = {part: [] for part in parts}
     started: dict[nn.Module, float] = {}
-    handles = []
 
     def start(module: nn.Module, args: Any) -> None:
         _finish(device)
@@ -169,14 +168,12 @@ def _timed(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator[
 
         return stop
 
-    for part, modules in parts.items():
-        for module in modules:
-            handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop_for(part))]
-    try:
+    with ExitStack() as stack:
+        for part, modules in parts.items():
+            for module in modules:
+                stack.enter_context(module.register_forward_pre_hook(start))
+                stack.enter_context(module.register_forward_hook(stop_for(part)))
         yield times
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sums(seconds: list[float], modules: int) -> list[float]:

@@ -1,10 +1,11 @@
 """What a search maximises: a figure computed from one teacher-forced pass of a draft, or from decoding with it."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.latency import Latencies, timed_once
@@ -16,56 +17,46 @@ WORST = -1e6
 """The value of a draft whose logits overflow: as bad as can be, and comparable."""
 
 
-class Objective(Protocol):
-    """Turns a judgement into a number; larger is better."""
+class Objective(ABC):
+    """Turns a judgement into a number; larger is better.
 
-    @property
-    def name(self) -> str:
-        """Its key in `OBJECTIVES`."""
-        ...
+    Attributes:
+        name: its key in `OBJECTIVES`.
+        decoded_length: the draft length at which a set must be decoded to be judged; None where a forward pass tells
+            enough.
+    """
 
-    @property
-    def decoded_length(self) -> int | None:
-        """The draft length at which a set must be decoded to be judged; None where a forward pass tells enough."""
-        ...
+    name: str
+    decoded_length: int | None = None
 
+    @abstractmethod
     def value(self, draft: Judgement) -> float:
         """What the search maximises."""
-        ...
 
     def record(self, draft: Judgement) -> dict[str, Any]:
         """For the plan: name, value, and all that is needed to compute the value again."""
-        ...
+        return {**self.to_json(), "value": self.value(draft)}
 
     def to_json(self) -> dict[str, Any]:
         """What `objective_from` makes it of again, in another process."""
-        ...
+        return {"name": self.name}
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Objective):
     """An objective that is one of the draft's figures."""
 
     name: str
     figure: Callable[[Judgement], float]
-    decoded_length: None = field(default=None, init=False)
 
     def value(self, draft: Judgement) -> float:
         """The figure; a draft that has none is the worst."""
         value = self.figure(draft)
         return value if math.isfinite(value) else WORST
 
-    def record(self, draft: Judgement) -> dict[str, Any]:
-        """Name and value."""
-        return {"name": self.name, "value": self.value(draft)}
-
-    def to_json(self) -> dict[str, Any]:
-        """The name."""
-        return {"name": self.name}
-
 
 @dataclass(frozen=True)
-class ThroughputModelled:
+class ThroughputModelled(Objective):
     """Tokens a second of self-speculative decoding (the tau of RAD, arXiv 2505.22135), from timed components.
 
     A round drafts n tokens, one decoding step each, and verifies them in one pass of the full model; it yields the
@@ -74,7 +65,6 @@ class ThroughputModelled:
 
     latencies: Latencies
     name: str = field(default="throughput-modelled", init=False)
-    decoded_length: None = field(default=None, init=False)
 
     def by_length(self, draft: Judgement) -> dict[int, float]:
         """Tokens a second for each draft length."""
@@ -92,8 +82,7 @@ class ThroughputModelled:
         """Name, value, the chosen draft length, the gain over plain decoding, and the latencies."""
         speeds = self.by_length(draft)
         return {
-            **self.to_json(),
-            "value": self.value(draft),
+            **super().record(draft),
             "draft_length": max(speeds, key=speeds.__getitem__),
             "speedup": self.value(draft) * self.latencies.verify(1),
         }
@@ -104,7 +93,7 @@ class ThroughputModelled:
 
 
 @dataclass(frozen=True)
-class ThroughputMeasured:
+class ThroughputMeasured(Objective):
     """Tokens a second of real self-speculative decoding on the calibration prompts: RAD's tau as published.
 
     A trial takes some dozens of times as long as a forward pass, and two timings of a set are never the same; those
@@ -118,17 +107,13 @@ class ThroughputMeasured:
         """Tokens a second."""
         return draft.decoded[self.decoded_length].tokens_per_second if math.isfinite(draft.kl) else WORST
 
-    def record(self, draft: Judgement) -> dict[str, Any]:
-        """Name, value and draft length."""
-        return {**self.to_json(), "value": self.value(draft)}
-
     def to_json(self) -> dict[str, Any]:
         """Name and draft length."""
         return {"name": self.name, "draft_length": self.decoded_length}
 
 
-@dataclass(frozen=True)
-class Penalised:
+@dataclass
+class Penalised(Objective):
     """Another objective, less a price for every attention layer that stays: then the number of layers is free.
 
     The price is booked the other way round, as a gain for each layer of the set, which ranks sets alike.
@@ -137,15 +122,8 @@ class Penalised:
     inner: Objective
     penalty: float
 
-    @property
-    def name(self) -> str:
-        """The inner objective's."""
-        return self.inner.name
-
-    @property
-    def decoded_length(self) -> int | None:
-        """As the inner objective."""
-        return self.inner.decoded_length
+    def __post_init__(self) -> None:
+        self.name, self.decoded_length = self.inner.name, self.inner.decoded_length
 
     def value(self, draft: Judgement) -> float:
         """The inner objective's value and what the layers gain."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
@@ -14,20 +14,16 @@ DRAFTS = {"redundancy": "without their attention", "replaceability": "with fitte
 """What the judged draft does with the layers of a plan, by what they were judged by."""
 
 
-class SearchStep(BaseModel):
+class SearchStep(BaseModel, extra="forbid", allow_inf_nan=False):
     """One set that a search judged."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     trial: int = Field(ge=0)
     layers: list[int]
     value: float
 
 
-class Alternative(BaseModel):
+class Alternative(BaseModel, extra="forbid"):
     """What another selector found in the same search."""
-
-    model_config = ConfigDict(extra="forbid")
 
     selector: dict[str, Any]
     replace: list[int]
@@ -39,10 +35,8 @@ class Alternative(BaseModel):
     seconds: float
 
 
-class Plan(BaseModel):
+class Plan(BaseModel, extra="forbid", protected_namespaces=(), allow_inf_nan=False):
     """Which attention layers of a model are replaced, and the evidence for it."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     version: Literal[1] = 1
     model: str = Field(description="what the user asked for: hub id, folder, file or alias")

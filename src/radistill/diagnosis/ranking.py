@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
-from radistill.console import console
+from radistill.console import console, table
 from radistill.diagnosis.search import Found, search
 from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
@@ -45,15 +42,11 @@ def rank_selectors(
 
 def print_ranking(found: Sequence[Found], trials: Trials) -> None:
     """Print a table of what the selectors found, on the terminal; "of 4" is the accepted tokens a round of 4."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption=f"value: {trials.objective.name}", caption_justify="left"
-    )
-    table.add_column("selector", no_wrap=True)
-    for heading in ("value", "KL", "accepted", "of 4", "passes", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("selector", "value", "KL", "accepted", "of 4", "passes", "seconds")
+    made = table(f"value: {trials.objective.name}", *headings)
     for one in found:
         draft = one.judgement
-        table.add_row(
+        made.add_row(
             one.selector.kind,
             f"{one.value:.4f}",
             f"{draft.kl:.4f}",
@@ -62,4 +55,4 @@ def print_ranking(found: Sequence[Found], trials: Trials) -> None:
             f"{one.forward_tokens / trials.calibration_tokens:.1f}",
             f"{one.seconds:.0f}",
         )
-    console.print(table)
+    console.print(made)

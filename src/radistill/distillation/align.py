@@ -11,13 +11,13 @@ independent regressions on tensors in memory.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,27 +33,20 @@ from radistill.models.sequences import Document, batches, collate
 from radistill.speculation.substitutes import Substitutes
 
 
-class AlignSettings(BaseModel):
+class AlignSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """How the new blocks are fitted before any end-to-end training."""
 
-    model_config = ConfigDict(extra="forbid")
-
     steps: int = Field(default=600, ge=1, description="optimiser steps for each block")
-    learning_rate: float = Field(
-        default=0.05, gt=0, allow_inf_nan=False, description="peak rate of the projections, which Muon trains"
-    )
+    learning_rate: float = Field(default=0.05, gt=0, description="peak rate of the projections, which Muon trains")
     other_learning_rate: float = Field(
         default=5e-3,
         gt=0,
-        allow_inf_nan=False,
         description="peak rate of a block's convolution, decays, step sizes and norm, which AdamW trains",
     )
     tokens_per_batch: int = Field(
         default=512, ge=1, description="padded tokens in one step; small batches fit better on as many tokens"
     )
-    max_grad_norm: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm"
-    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
     solve_output: bool = Field(
         default=True, description="set each block's output projection by least squares, before and after the steps"
     )
@@ -63,7 +56,6 @@ class AlignSettings(BaseModel):
     memory_gib: float = Field(
         default=4.0,
         gt=0,
-        allow_inf_nan=False,
         description="room for cached activations; more layers fit in one pass of the teacher",
     )
 
@@ -253,15 +245,11 @@ def _listening(teacher: Model, recorded: dict[int, list[_Activations]], mask: Te
 
         return listen
 
-    handles = [
-        teacher.anatomy.mixer(teacher.network, layer).register_forward_hook(listener(layer), with_kwargs=True)
-        for layer in recorded
-    ]
-    try:
+    with ExitStack() as stack:
+        for layer in recorded:
+            mixer = teacher.anatomy.mixer(teacher.network, layer)
+            stack.enter_context(mixer.register_forward_hook(listener(layer), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _fit(

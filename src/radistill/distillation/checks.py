@@ -1,10 +1,11 @@
-"""What a training refuses before it begins."""
+"""What a training is asked, and what it refuses before it begins."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from radistill.distillation.compilation import check_compiler
-from radistill.distillation.losses import check_same_width
+from radistill.distillation.losses.hidden import check_same_width
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.teacher_store.layout import tokenizer_hash
@@ -14,25 +15,32 @@ from radistill.models.loading import Model, check_device
 from radistill.models.sequences import Document
 
 
-def check_training(
-    student: Model,
-    teacher: Model | StoredTeacher,
-    train: Sequence[Document],
-    heldout: Sequence[Document],
-    settings: DistillSettings | FinetuneSettings,
-    new_parameters: Collection[str],
-    folder: Path | None,
-) -> None:
-    """Refuse what `distill` or `finetune`, whose arguments these are, cannot do.
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `distill` or `finetune`."""
+
+    student: Model
+    teacher: Model | StoredTeacher
+    train: Sequence[Document]
+    heldout: Sequence[Document]
+    settings: DistillSettings | FinetuneSettings
+    new_parameters: Collection[str]
+    seed: int = 0
+    folder: Path | None = None
+
+
+def check_training(job: Job) -> None:
+    """Refuse what `distill` or `finetune` cannot do.
 
     Raises:
         RadistillError: naming the argument or the field, and the way out.
     """
+    student, teacher, settings, new_parameters = job.student, job.teacher, job.settings, job.new_parameters
     section = settings.section
     if wrong := settings.contradiction:
         raise RadistillError(wrong)
     vocabulary = _check_teacher(student, teacher, settings)
-    for name, documents in (("train", train), ("heldout", heldout)):
+    for name, documents in (("train", job.train), ("heldout", job.heldout)):
         if not documents:
             raise RadistillError(f"{section}: there are no documents in {name}")
         for document in documents:
@@ -50,7 +58,7 @@ def check_training(
         if settings.trains(new=True):
             which = "there are no new blocks and other_learning_rate is 0"
         raise RadistillError(f"{section}: nothing to train: {which}; set a rate above 0")
-    if settings.report_to == "tensorboard" and folder is None:
+    if settings.report_to == "tensorboard" and job.folder is None:
         raise RadistillError(f"{section}: report_to tensorboard needs a folder to write to")
     check_tracker(settings.report_to, section)
     if settings.compile:

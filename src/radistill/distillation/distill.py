@@ -1,6 +1,6 @@
 """End-to-end training: the student learns the teacher's next-token distributions, or the response tokens themselves."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
-from radistill.distillation.checks import check_training
+from radistill.distillation.checks import Job, check_training
 from radistill.distillation.compilation import compiled
 from radistill.distillation.loop import Training
-from radistill.distillation.modes import evaluating, placed, recomputing, training_only
+from radistill.distillation.modes import placed, recomputing, training_only
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import compute_format, master_weights
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
@@ -23,7 +23,7 @@ from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.tracking import tracked
 from radistill.files import hash_json
 from radistill.mixers import use_fast_paths
-from radistill.models.generation import seeded
+from radistill.models.generation import evaluating, seeded
 from radistill.models.loading import Model
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document, hash_documents
@@ -67,11 +67,6 @@ class DistillResult:
         """Plain data for a JSON file."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "DistillResult":
-        """The inverse of `to_json`."""
-        return cls(**data)
-
 
 def distill(
     student: Model,
@@ -114,8 +109,7 @@ def distill(
             or gradient is not finite (the message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
-    settings = settings or DistillSettings()
-    return _train(student, teacher, train, heldout, settings, new_parameters, folder, seed)
+    return _train(Job(student, teacher, train, heldout, settings or DistillSettings(), new_parameters, seed, folder))
 
 
 def finetune(
@@ -135,33 +129,23 @@ def finetune(
     Arguments, result, errors, checkpoints and processes are those of `distill`. The teacher takes no part in the
     training: held-out KL and agreement to it show how far the student drifts away from it.
     """
-    settings = settings or FinetuneSettings()
-    return _train(student, teacher, train, heldout, settings, new_parameters, folder, seed)
+    return _train(Job(student, teacher, train, heldout, settings or FinetuneSettings(), new_parameters, seed, folder))
 
 
-def _train(
-    student: Model,
-    teacher: Model | StoredTeacher,
-    train: Sequence[Document],
-    heldout: Sequence[Document],
-    settings: DistillSettings | FinetuneSettings,
-    new_parameters: Collection[str],
-    folder: Path | None,
-    seed: int,
-) -> DistillResult:
-    check_training(student, teacher, train, heldout, settings, new_parameters, folder)
+def _train(job: Job) -> DistillResult:
+    check_training(job)
+    student, teacher, settings = job.student, job.teacher, job.settings
     processes = join(student.network.device.type)
     settings.check_processes(processes.count, processes.sharded)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
     checkpoints = None
-    if folder is not None:
-        key = training_key(student, teacher, train, heldout, settings, new_parameters, seed)
-        checkpoints = Checkpoints(folder, key, processes)
+    if job.folder is not None:
+        checkpoints = Checkpoints(job.folder, training_key(job), processes)
         student.__dict__.pop("fingerprint", None)
     trained: PreTrainedModel = student.network
     taught = teacher if isinstance(teacher, StoredTeacher) else teacher.network
-    names = {name for name, _ in trained.named_parameters() if settings.trains(name in new_parameters)}
+    names = {name for name, _ in trained.named_parameters() if settings.trains(name in job.new_parameters)}
     compute = compute_format(settings.precision, trained.dtype)
     with ExitStack() as stack:
         stack.enter_context(training_only(trained, names))
@@ -180,20 +164,14 @@ def _train(
         stack.enter_context(compiled(trained, student.anatomy, settings.compile))
         if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel):
             stack.enter_context(compiled(taught, teacher.anatomy, settings.compile))
-        stack.enter_context(seeded(trained.device, seed))  # for dropout, where a model has it
+        stack.enter_context(seeded(trained.device, job.seed))  # for dropout, where a model has it
         training = Training(
+            job,
             trained,
             taught,
-            train,
-            heldout,
-            settings,
-            new_parameters=new_parameters,
-            pad_token_id=student.pad_token_id,
             compute=compute,
-            folder=folder,
             checkpoints=checkpoints,
-            seed=seed,
-            on_policy=_on_policy(student, teacher, settings, seed),
+            on_policy=_on_policy(job),
             processes=processes,
         )
         latest = processes.decide(lambda: checkpoints.latest() if checkpoints else None)
@@ -202,7 +180,7 @@ def _train(
         if training.finished:
             note(f"{settings.section}: all {training.log.step} steps were done before, taken from {latest}")
         else:
-            _run(training, settings, folder, latest, checkpoints is not None and checkpoints.others())
+            _run(training, job, latest, checkpoints is not None and checkpoints.others())
         training.keep()
         if trained is not student.network:
             student.network.load_state_dict(training.whole_weights(), strict=False)
@@ -214,14 +192,9 @@ def _train(
     )
 
 
-def _run(
-    training: Training,
-    settings: DistillSettings | FinetuneSettings,
-    folder: Path | None,
-    latest: Path | None,
-    others: bool,
-) -> None:
+def _run(training: Training, job: Job, latest: Path | None, others: bool) -> None:
     """Take the steps that are left, and say so; `others` if there are checkpoints of another run in the folder."""
+    settings, folder = job.settings, job.folder
     section, done = settings.section, training.log.step
     note(training.outline())
     if latest:
@@ -243,43 +216,34 @@ def _run(
         note(f"{section}: ended at step {step} of {settings.steps}, out of patience")
 
 
-def _on_policy(
-    student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings, seed: int
-) -> OnPolicy | None:
+def _on_policy(job: Job) -> OnPolicy | None:
+    settings = job.settings
     if settings.on_policy is None:
         return None
-    assert isinstance(teacher, Model)  # the settings are checked for it
+    assert isinstance(job.teacher, Model)  # the settings are checked for it
     return OnPolicy(
         settings.on_policy,
-        student,
+        job.student,
         steps=settings.steps,
         batches_per_step=settings.gradient_accumulation,
-        vocabulary=teacher.anatomy.vocab_size,
-        seed=seed,
+        vocabulary=job.teacher.anatomy.vocab_size,
+        seed=job.seed,
     )
 
 
-def training_key(
-    student: Model,
-    teacher: Model | StoredTeacher,
-    train: Sequence[Document],
-    heldout: Sequence[Document],
-    settings: DistillSettings | FinetuneSettings,
-    new_parameters: Collection[str],
-    seed: int,
-) -> str:
+def training_key(job: Job) -> str:
     """Hash of everything that the result depends on, the start weights included."""
     # Batches are formed in the order of the ids, which are no part of the text: they may be a path as someone spelt it.
-    texts = [hash_documents(sorted(part, key=lambda document: document.id)) for part in (train, heldout)]
+    texts = [hash_documents(sorted(part, key=lambda document: document.id)) for part in (job.train, job.heldout)]
     return hash_json(
         [
-            student.fingerprint,
+            job.student.fingerprint,
             # The key of a store covers its settings too.
-            teacher.key if isinstance(teacher, StoredTeacher) else teacher.fingerprint,
+            job.teacher.key if isinstance(job.teacher, StoredTeacher) else job.teacher.fingerprint,
             texts,
-            settings.section,
-            settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
-            sorted(new_parameters),
-            seed,
+            job.settings.section,
+            job.settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
+            sorted(job.new_parameters),
+            job.seed,
         ]
     )

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radistill.console import progress
-from radistill.distillation.losses import TopK, forward_kl, over_categories
-from radistill.distillation.modes import evaluating
+from radistill.distillation.losses.top_k import TopK, over_categories
 from radistill.errors import RadistillError
+from radistill.models.divergence import forward_kl
+from radistill.models.generation import evaluating
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
 from radistill.processes import ALONE, Processes
@@ -54,7 +55,7 @@ class Distance:
 
 
 def distance(
-    teacher_network: PreTrainedModel,
+    teacher: PreTrainedModel | Callable[[Sequence[Document]], TopK],
     student_network: PreTrainedModel,
     documents: Sequence[Document],
     pad_token_id: int,
@@ -64,11 +65,13 @@ def distance(
 ) -> Distance:
     """Run both networks over the documents, teacher-forced, and compare their next-token distributions.
 
-    Both run in evaluation mode and without gradients, each on its own device. Vocabularies of different padded size
+    Networks run in evaluation mode and without gradients, each on its own device. Vocabularies of different padded size
     are compared on the entries that both have.
 
     Args:
-        teacher_network: the distribution p in KL(p || q).
+        teacher: the distribution p in KL(p || q): a network, or what is known of the response tokens of documents, in
+            their order. Of those, KL is over the categories of `TopK`, which is at most that over the vocabulary; all
+            else is exact.
         student_network: the distribution q.
         documents: only their response tokens count.
         pad_token_id: what fills short rows.
@@ -82,55 +85,19 @@ def distance(
 
     def sums(group: Sequence[Document]) -> Tensor:
         batch = collate(group, pad_token_id, student_network.device)
-        teacher = response_states(teacher_network, collate(group, pad_token_id, teacher_network.device))
-        return at_output(student_network, batch, partial(_sums, teacher))
+        if isinstance(teacher, PreTrainedModel):
+            known: ResponseStates | TopK = response_states(teacher, collate(group, pad_token_id, teacher.device))
+        else:
+            known = teacher(group).to(student_network.device)
+        return at_output(student_network, batch, partial(_sums, known))
 
-    with evaluating(teacher_network, student_network):
-        return _total(sums, documents, tokens_per_batch, description, processes)
-
-
-def distance_to_stored(
-    known: Callable[[Sequence[Document]], TopK],
-    student_network: PreTrainedModel,
-    documents: Sequence[Document],
-    pad_token_id: int,
-    tokens_per_batch: int = 2048,
-    processes: Processes = ALONE,
-) -> Distance:
-    """`distance` to a teacher of whom only the largest probabilities are known, and the sum of the others.
-
-    Its KL is over those as categories, which is at most the KL over the vocabulary; all else is exact.
-
-    Args:
-        known: the distributions of the response tokens of documents, in their order.
-        student_network: as in `distance`, like all that follows.
-
-    Raises:
-        RadistillError: as in `distance`.
-    """
-
-    def sums(group: Sequence[Document]) -> Tensor:
-        batch = collate(group, pad_token_id, student_network.device)
-        return at_output(student_network, batch, partial(_sums, known(group).to(student_network.device)))
-
-    with evaluating(student_network):
-        return _total(sums, documents, tokens_per_batch, None, processes)
-
-
-def _total(
-    sums: Callable[[Sequence[Document]], Tensor],
-    documents: Sequence[Document],
-    tokens_per_batch: int,
-    description: str | None,
-    processes: Processes,
-) -> Distance:
-    """What `sums` gives for batches of all documents, [4] each, added up; refuses what is not finite."""
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
     table = torch.zeros(len(groups), 4, dtype=torch.float64)
+    networks = [network for network in (teacher, student_network) if isinstance(network, PreTrainedModel)]
     shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
-    with torch.no_grad(), shown as advance:
+    with evaluating(*networks), torch.no_grad(), shown as advance:
         for start in range(0, len(groups), processes.count):
             place = start + processes.index
             # A sharded network needs all processes in every forward: who has no batch left repeats one.

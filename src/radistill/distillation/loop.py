@@ -16,12 +16,14 @@ from transformers import PreTrainedModel, get_scheduler
 
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
+from radistill.distillation.checks import Job
 from radistill.distillation.compilation import uncompiled
-from radistill.distillation.heldout import Distance, distance, distance_to_stored
-from radistill.distillation.losses import TopK, chunked_sum
+from radistill.distillation.heldout import Distance, distance
+from radistill.distillation.losses.chunked import chunked_sum
+from radistill.distillation.losses.top_k import TopK
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
-from radistill.distillation.settings import DistillSettings, FinetuneSettings, TrainingSettings
+from radistill.distillation.settings import TrainingSettings
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
 from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
 from radistill.distillation.teacher_store import StoredTeacher
@@ -63,57 +65,42 @@ class Training:
 
     def __init__(
         self,
+        job: Job,
         student: PreTrainedModel,
         teacher: PreTrainedModel | StoredTeacher,
-        train: Sequence[Document],
-        heldout: Sequence[Document],
-        settings: DistillSettings | FinetuneSettings,
         *,
-        new_parameters: Collection[str],
-        pad_token_id: int,
         compute: torch.dtype | None,
-        folder: Path | None,
         checkpoints: Checkpoints | None,
-        seed: int,
         on_policy: OnPolicy | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Nothing runs yet.
 
         Args:
+            job: what is asked; a batch that gives no finite loss is written to its folder.
             student: in training mode; its parameters' `requires_grad` say what is trained; with several processes
                 perhaps sharded.
             teacher: in evaluation mode; it may be on another device. Or what it has left on disk.
-            train: documents to train on, in batches whose order the seed decides.
-            heldout: documents to measure on.
-            settings: of the stage that this is.
-            new_parameters: names of the parameters that get `new_block_learning_rate`.
-            pad_token_id: what fills short rows.
             compute: format of matrix products, of the teacher's too; None is that of the weights.
-            folder: where a batch that gives no finite loss is written to; None writes none.
             checkpoints: None saves none.
-            seed: of the order of batches.
             on_policy: which batches the student writes; None is none.
             processes: who train together; their number divides `gradient_accumulation`.
         """
-        self.settings = settings
+        self.settings = settings = job.settings
         self.log = Log()
+        self._job = job
         self._student = student
         self._teacher = teacher
-        self._heldout = heldout
-        self._new_parameters = new_parameters
-        self._pad_token_id = pad_token_id
         self._compute = compute
-        self._folder = folder
         self._checkpoints = checkpoints
         self._on_policy = on_policy
         self._processes = processes
         room = 0 if on_policy is None else on_policy.settings.max_new_tokens
-        self._groups = batches(train, settings.tokens_per_batch, max_new_tokens=room)
-        self._order = batch_order(len(self._groups), settings.steps * settings.gradient_accumulation, seed)
+        self._groups = batches(job.train, settings.tokens_per_batch, max_new_tokens=room)
+        self._order = batch_order(len(self._groups), settings.steps * settings.gradient_accumulation, job.seed)
         # While a sharded weight is whole, another parameter stands in its place in the network.
         self._trained = {name: tensor for name, tensor in student.named_parameters() if tensor.requires_grad}
-        groups = parameter_groups(student, new_parameters, settings)
+        groups = parameter_groups(student, job.new_parameters, settings)
         self._optimizer = torch.optim.AdamW(groups, fused=True)
         self._scheduler = get_scheduler(
             settings.scheduler, self._optimizer, math.ceil(settings.warmup_ratio * settings.steps), settings.steps
@@ -273,7 +260,7 @@ class Training:
     def _loss(self, position: int) -> Tensor:
         """The settings' loss, summed over the response tokens of the batch at a position."""
         documents, device = self._running[position], self._student.device
-        batch = collate(documents, self._pad_token_id, device)
+        batch = collate(documents, self._job.student.pad_token_id, device)
         total = partial(self._total, self._is_own(position), self._of_teacher(documents, batch))
         # The network is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self._compute, device):
@@ -299,16 +286,17 @@ class Training:
 
     def _distance(self) -> Distance:
         """From teacher to student, on the held-out documents."""
-        most = self.settings.tokens_per_batch
-        with computing(self._compute, self._student.device):
-            if isinstance(self._teacher, StoredTeacher):
-                return distance_to_stored(
-                    self._teacher.of, self._student, self._heldout, self._pad_token_id, most, self._processes
-                )
-            with computing(self._compute, self._teacher.device):
-                return distance(
-                    self._teacher, self._student, self._heldout, self._pad_token_id, most, processes=self._processes
-                )
+        student, teacher = self._student, self._teacher
+        device = student.device if isinstance(teacher, StoredTeacher) else teacher.device
+        with computing(self._compute, student.device), computing(self._compute, device):
+            return distance(
+                teacher.of if isinstance(teacher, StoredTeacher) else teacher,
+                student,
+                self._job.heldout,
+                self._job.student.pad_token_id,
+                self.settings.tokens_per_batch,
+                processes=self._processes,
+            )
 
     def _refusal(self, what: str, positions: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
         """The error for a step that went wrong; writes its documents down first. All processes must ask for it.
@@ -322,8 +310,8 @@ class Training:
         running = {place: group for part in self._processes.collect(self._running) for place, group in part.items()}
         documents = [document for place in positions or sorted(running) for document in running[place]]
         names = ", ".join(document.id for document in documents)
-        if self._folder is not None:
-            path = self._folder / "failed_batch.json"
+        if self._job.folder is not None:
+            path = self._job.folder / "failed_batch.json"
             if self._processes.is_main:
                 write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
             names += f" (written to {path})"
@@ -382,7 +370,7 @@ class Training:
         own = [place for place in range(len(self._order)) if self._is_own(place)]
         tokens = sum(lengths[index] for index in self._order) - sum(lengths[self._order[place]] for place in own)
         sizes = {name: parameter.numel() for name, parameter in self._student.named_parameters()}
-        new = sum(sizes[name] for name in self._new_parameters)
+        new = sum(sizes[name] for name in self._job.new_parameters)
         rest = sum(sizes.values()) - new
         at_rates = [
             f"at rate {rate:g}" if rate > 0 else "frozen"

@@ -1,4 +1,4 @@
-"""A network in another mode for the time of a block: evaluating, trained in parts, elsewhere, or computing twice."""
+"""A network in another mode for the time of a block: trained in parts, elsewhere, or computing twice."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -6,19 +6,6 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
-
-
-@contextmanager
-def evaluating(*networks: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the networks are in evaluation mode."""
-    before = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, training in zip(networks, before, strict=True):
-            network.train(training)
 
 
 @contextmanager

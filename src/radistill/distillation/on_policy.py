@@ -7,7 +7,7 @@ what the student itself says (GKD, arXiv 2306.13649; for the draft of speculativ
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from transformers import PreTrainedModel
 
 from radistill.files import hash_json
@@ -16,10 +16,8 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 
 
-class OnPolicySettings(BaseModel):
+class OnPolicySettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """How often the student's own responses take the place of the documents', and how it writes them."""
-
-    model_config = ConfigDict(extra="forbid")
 
     share: float = Field(
         default=0.5, ge=0, le=1, description="probability, at the first step, that a batch is one of its own responses"
@@ -31,10 +29,7 @@ class OnPolicySettings(BaseModel):
         default=128, ge=1, description="longest response; batches are formed so that it fits into `tokens_per_batch`"
     )
     temperature: float = Field(
-        default=1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="1 samples from the student as it is; 0 takes the likeliest token each time",
+        default=1.0, ge=0, description="1 samples from the student as it is; 0 takes the likeliest token each time"
     )
 
     @model_validator(mode="after")

@@ -32,8 +32,7 @@ def solve_output(block: nn.Module, output: nn.Linear, samples: Iterable[tuple[Te
     size = output.in_features
     gram = torch.zeros(size, size, dtype=torch.float64)
     cross = torch.zeros(size, output.out_features, dtype=torch.float64)
-    handle = output.register_forward_pre_hook(listen)
-    try:
+    with output.register_forward_pre_hook(listen):
         for inputs, wanted, mask in samples:
             block(inputs.to(output.weight.dtype), attention_mask=mask)
             rows = features.pop()[mask.bool()].double().cpu()
@@ -42,8 +41,6 @@ def solve_output(block: nn.Module, output: nn.Linear, samples: Iterable[tuple[Te
                 target = target - output.bias.double().cpu()
             gram += rows.T @ rows
             cross += rows.T @ target
-    finally:
-        handle.remove()
     scale = gram.diagonal().mean()
     if not torch.isfinite(scale) or scale == 0:
         return False

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from radistill.console import note
 from radistill.errors import RadistillError
@@ -24,10 +24,8 @@ Rates = Annotated[
 ]
 
 
-class RateSearch(BaseModel):
+class RateSearch(BaseModel, extra="forbid"):
     """Which learning rates of the new blocks are tried before a training, and how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rates: Rates = Field(description="rates of the new blocks to begin with, rising")
     share: float = Field(

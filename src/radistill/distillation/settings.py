@@ -2,17 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from radistill.distillation.losses import (
-    ForwardKL,
-    HiddenSettings,
-    LossSettings,
-    TokenLoss,
-    cross_entropy,
-    cross_entropy_mix,
-    over_categories,
-)
+from radistill.distillation.losses import LossSettings
+from radistill.distillation.losses.chunked import TokenLoss
+from radistill.distillation.losses.cross_entropy import cross_entropy, cross_entropy_mix
+from radistill.distillation.losses.hidden import HiddenSettings
+from radistill.distillation.losses.kl import ForwardKL
+from radistill.distillation.losses.top_k import over_categories
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
 from radistill.distillation.rates import RateSearch
@@ -22,7 +19,7 @@ from radistill.distillation.tracking import Tracker
 from radistill.errors import RadistillError
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     """How the whole student is trained, whatever on.
 
     Attributes:
@@ -30,8 +27,6 @@ class TrainingSettings(BaseModel):
         taught: whether the loss looks at the teacher.
         measure: the held-out measure by which the best weights are told and patience runs out.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     section: ClassVar[str]
     taught: ClassVar[bool]
@@ -47,21 +42,17 @@ class TrainingSettings(BaseModel):
         description="batches in one optimiser step, of all processes together; every response token in them weighs the "
         "same",
     )
-    new_block_learning_rate: float = Field(
-        default=3e-5, gt=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks"
-    )
+    new_block_learning_rate: float = Field(default=3e-5, gt=0, description="AdamW's peak rate for the new blocks")
     other_learning_rate: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="peak rate for every other weight; 0 freezes them"
+        default=0.0, ge=0, description="peak rate for every other weight; 0 freezes them"
     )
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps in which the rates rise")
     scheduler: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = Field(
         default="cosine", description="transformers' schedule of the rates after the warm-up"
     )
-    weight_decay: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="AdamW's decay of matrices; vectors never decay"
-    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decay of matrices; vectors never decay")
     max_grad_norm: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="gradients are clipped to this norm, all weights together"
+        default=1.0, gt=0, description="gradients are clipped to this norm, all weights together"
     )
     precision: Precision | None = Field(
         default=None,
@@ -72,8 +63,7 @@ class TrainingSettings(BaseModel):
         default=False, description="keep only the inputs of layers for the backward, and compute each layer again there"
     )
     compile: bool = Field(
-        default=False,
-        description="run the layers of student and teacher through torch.compile, all but SSM blocks",
+        default=False, description="run the layers of student and teacher through torch.compile, all but SSM blocks"
     )
     eval_steps: int = Field(
         default=50, ge=1, description="steps between held-out measures; the first and the last step always have one"
@@ -90,12 +80,14 @@ class TrainingSettings(BaseModel):
     divergence: float | None = Field(
         default=5.0,
         gt=1,
+        allow_inf_nan=True,
         description="a run stops when the mean loss of ten steps is so many times the lowest such mean; null lets it "
         "go on",
     )
     save_seconds: float = Field(
         default=60.0,
         ge=0,
+        allow_inf_nan=True,
         description="seconds between checkpoints, so the work that a kill can cost; 0 saves each step",
     )
     report_to: Tracker = Field(
@@ -222,7 +214,7 @@ class FinetuneSettings(TrainingSettings):
 
     steps: int = Field(default=100, ge=1, description="optimiser steps")
     new_block_learning_rate: float = Field(
-        default=1e-5, ge=0, allow_inf_nan=False, description="AdamW's peak rate for the new blocks; 0 freezes them"
+        default=1e-5, ge=0, description="AdamW's peak rate for the new blocks; 0 freezes them"
     )
     keep: Literal["best", "last"] = Field(
         default="last",

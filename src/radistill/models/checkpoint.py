@@ -55,19 +55,15 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
             f"{path}: the weights are quantised (quantization_config.quant_method={method!r}); "
             "take the unquantised model, or a GGUF file of it"
         )
-    if data.get("auto_map") and not trust_remote_code:
-        try:
-            with quiet():
-                return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception:
-            raise RadistillError(
-                f"{path}: this model runs Python code of its own (auto_map); pass trust_remote_code "
-                "(--trust-remote-code) if you trust it"
-            ) from None
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers validates with errors of many types
+        if data.get("auto_map") and not trust_remote_code:
+            raise RadistillError(
+                f"{path}: this model runs Python code of its own (auto_map); pass trust_remote_code "
+                "(--trust-remote-code) if you trust it"
+            ) from None
         raise RadistillError(f"{path}: transformers refuses this config ({one_line(error)})") from None
 
 

@@ -237,16 +237,27 @@ def _until_end(tokens: list[int], stops: frozenset[int]) -> list[int]:
 
 
 @contextmanager
-def _standing_alone(network: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, and none of the checkpoint's own generation settings, which would fill what we leave open."""
-    own, training = network.generation_config, network.training
-    network.generation_config = GenerationConfig()
-    network.eval()
+def evaluating(*networks: PreTrainedModel) -> Iterator[None]:
+    """Within the block, the networks are in evaluation mode."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     try:
         yield
     finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
+
+
+@contextmanager
+def _standing_alone(network: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and none of the checkpoint's own generation settings, which would fill what we leave open."""
+    own, network.generation_config = network.generation_config, GenerationConfig()
+    try:
+        with evaluating(network):
+            yield
+    finally:
         network.generation_config = own
-        network.train(training)
 
 
 @contextmanager

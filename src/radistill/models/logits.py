@@ -91,11 +91,8 @@ def response_logits(network: PreTrainedModel, batch: Batch) -> ResponseLogits:
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.selected],)
 
-    handle = extract_model_from_parallel(network).get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with extract_model_from_parallel(network).get_output_embeddings().register_forward_pre_hook(select):
         output = _forward(network, batch, positions)
-    finally:
-        handle.remove()
     rows = torch.nonzero(positions.selected)[:, 0]
     return ResponseLogits(logits=output.logits, targets=positions.targets, rows=rows)
 
@@ -144,16 +141,12 @@ def at_output(network: PreTrainedModel, batch: Batch, compute: Callable[[Respons
         output.logits = results.pop()
         return output
 
-    handles = [
+    with (
         inner.get_output_embeddings().register_forward_pre_hook(replace),
         # Before the hooks of wrappers, so that they see the result.
         inner.register_forward_hook(leave, prepend=True),
-    ]
-    try:
+    ):
         return _forward(network, batch, positions).logits
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _positions(batch: Batch) -> _Positions:

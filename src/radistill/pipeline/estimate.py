@@ -7,7 +7,8 @@ from functools import partial
 import torch
 
 from radistill.data.settings import DataSettings
-from radistill.diagnosis.selectors import EQUAL_PASSES, All
+from radistill.diagnosis.selectors import All
+from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.loading import DTYPES

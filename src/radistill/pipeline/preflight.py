@@ -12,7 +12,7 @@ from radistill.conversion import TARGETS, check_conversion
 from radistill.data.settings import DataSettings, HubData, JsonlData
 from radistill.data.sources import draw
 from radistill.diagnosis.diagnose import check_budget
-from radistill.distillation.losses import check_same_width
+from radistill.distillation.losses.hidden import check_same_width
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES

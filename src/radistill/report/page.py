@@ -102,15 +102,8 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number,
-        significant=significant,
-        percent=percent,
-        whole=whole,
-        duration=duration,
-        layers=layer_list,
-        readable=readable,
-    )
+    filters = (number, significant, percent, whole, duration, readable)
+    environment.filters |= {"layers": layer_list, **{filter_.__name__: filter_ for filter_ in filters}}
     return environment.get_template("report.html.j2")
 
 

@@ -1,10 +1,10 @@
-"""The table of savings in the report: caches from the configs, and what was measured at each context."""
+"""The rows of the savings' tables: caches from the configs, and what was measured at each context."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from radistill.report.numbers import EN_DASH, bytes_, integer, percent, significant
-from radistill.report.savings_table import ratio
+from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
 from radistill.runs.read import mapping, records
 
 
@@ -18,7 +18,13 @@ class SavingsRow:
     ratio: str
 
 
-def cache_rows(savings: dict[str, Any]) -> list[SavingsRow]:
+def ratio(base: Any, hybrid: Any) -> str:
+    """The hybrid's figure over the base's, as '0.67 ×'; a dash where one is missing or zero."""
+    one, other = number(base), number(hybrid)
+    return EN_DASH if not one or other is None else f"{significant(other / one, 2)} \N{MULTIPLICATION SIGN}"
+
+
+def cache_rows(savings: Mapping[str, Any]) -> list[SavingsRow]:
     """Weights, and cache by length."""
     base, hybrid = (mapping(mapping(savings.get("models")).get(name)) for name in ("base", "hybrid"))
     if not base or not hybrid:
@@ -31,7 +37,7 @@ def cache_rows(savings: dict[str, Any]) -> list[SavingsRow]:
     return [SavingsRow(name, bytes_(one), bytes_(other), ratio(one, other)) for name, one, other in pairs]
 
 
-def speed_rows(savings: dict[str, Any]) -> list[dict[str, Any]]:
+def speed_rows(savings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each context its rows: prefill, decoding, with a draft, peak memory."""
     found = []
     for row in records(savings.get("contexts")):

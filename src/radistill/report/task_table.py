@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from radistill.console import table
 from radistill.evaluation.comparison import LEVEL, Line
 from radistill.evaluation.statistics import Difference
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
@@ -14,42 +14,33 @@ from radistill.report.numbers import EN_DASH, MINUS, percent, significant
 
 def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """What `run_tasks` returns; groups of a task stand below it."""
-    table = _table("Accuracy with its 95 % Wilson interval. Unfinished answers were cut at the limit of tokens.")
-    table.add_column("task")
-    table.add_column("figure", justify="right", no_wrap=True)
-    table.add_column("95 %", justify="right", no_wrap=True)
-    table.add_column("examples", justify="right")
-    table.add_column("unfinished", justify="right")
+    caption = "Accuracy with its 95 % Wilson interval. Unfinished answers were cut at the limit of tokens."
+    made = table(caption, "task", "figure", "95 %", "examples", "unfinished")
     for task, of_task in figures.items():
         for name, line in [
             (task, of_task),
             *((f"  {group}", line) for group, line in of_task.get("groups", {}).items()),
         ]:
-            table.add_row(Text(name), _figure(line), _interval(line), f"{line['n']:,}", _unfinished(line))
-    return table
+            made.add_row(Text(name), _figure(line), _interval(line), f"{line['n']:,}", _unfinished(line))
+    return made
 
 
 def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
     """What `compare_results` returns: the figure of each model, and below it what sets it apart from the first."""
-    table = _table(
+    made = table(
         f"Each model against {names[0]}, on the same examples: +a {MINUS}b are those that only one of both has right "
         "(McNemar's exact test); nats a byte are bootstrapped over the texts. A difference is real if its p is below "
-        f"{LEVEL}, adjusted (Holm) for the number of tasks and models, and within a task for that of its groups."
+        f"{LEVEL}, adjusted (Holm) for the number of tasks and models, and within a task for that of its groups.",
+        *("task", "n"),
     )
-    table.add_column("task", overflow="fold")
-    table.add_column("n", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(Text(name, overflow="fold"), justify="right")
+        made.add_column(Text(name, overflow="fold"), justify="right")
     for line in lines:
         n = next(figures["n"] for figures in line.figures if figures is not None)
         first, *others = [_cell(figures) for figures in line.figures]
         cells = [f"{cell}{_apart(line, index)}" for index, cell in enumerate(others)]
-        table.add_row(Text(f"  {line.group}" if line.group else line.task), f"{n:,}", first, *cells)
-    return table
-
-
-def _table(caption: str) -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+        made.add_row(Text(f"  {line.group}" if line.group else line.task), f"{n:,}", first, *cells)
+    return made
 
 
 def _figure(figures: Mapping[str, Any]) -> str:

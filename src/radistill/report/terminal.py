@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
+from radistill.console import table
 from radistill.report.arms import Arm, arms_of
 from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
 from radistill.runs.folder import MAIN
@@ -32,13 +31,13 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
     """The content of `evaluation.json` as a table of at most 80 columns; a dash is a figure that was not measured."""
     arms = list(arms_of(evaluation).values())
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(arms), caption_justify="left")
-    table.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
+    made = table(_caption(arms))
+    made.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
     for heading, width in _HEADINGS.items():
-        table.add_column(heading, justify="right", no_wrap=True, max_width=width, overflow="ellipsis")
+        made.add_column(heading, justify="right", no_wrap=True, max_width=width, overflow="ellipsis")
     for arm in arms:
-        table.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
-    return table
+        made.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
+    return made
 
 
 def _figures(arm: Arm) -> list[str]:
@@ -52,13 +51,13 @@ def _figures(arm: Arm) -> list[str]:
     return [_SHORT.get(figure, figure) for figure in figures]
 
 
-def _caption(arms: list[Arm]) -> Text:
+def _caption(arms: list[Arm]) -> str:
     if not arms:
-        return Text("nothing has been evaluated yet")
+        return "nothing has been evaluated yet"
     arm = next((arm for arm in arms if arm.key == MAIN), arms[0])
     parts = ["KL(base ‖ model), agreement, perplexity: per held-out response token"]
     if arm.value("n_tokens") is not None and arm.value("n_documents") is not None:
         parts.append(f"{whole(arm.value('n_tokens'))} tokens, {whole(arm.value('n_documents'))} documents")
     if arm.value("exact_match") is not None and arm.exact_match_n is not None:
         parts.append(f"exact match: {arm.exact_match_n:,} answers")
-    return Text("; ".join(parts))
+    return "; ".join(parts)

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
-from radistill.conversion.targets import GraniteHybridSettings, TargetSettings, validate_target
+from radistill.conversion.targets import TargetSettings, validate_target
+from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
-from radistill.diagnosis.selectors import EQUAL_PASSES, Greedy, SelectorSettings
+from radistill.diagnosis.selectors import Greedy, SelectorSettings
+from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.mixers import initialisation_names

@@ -11,7 +11,7 @@ the tokens of a verification one by one (`stepping`).
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from transformers.cache_utils import (
 from radistill.models.anatomy import Component
 from radistill.models.generation import cache_argument
 from radistill.models.loading import Model
-from radistill.speculation.masks import restore_forward, shadow_forward
+from radistill.speculation.masks import shadowed
 
 States = dict[int, list[Tensor]]
 
@@ -124,11 +124,6 @@ def stepping(model: Model, cache: RowCache) -> Iterator[list[States]]:
     Yields:
         A list that the pass fills: the states after each token.
     """
-    blocks = [
-        (layer, module)
-        for layer in model.anatomy.ssm_layers
-        for module in model.anatomy.modules(model.network, layer, Component.SSM)
-    ]
     history: list[States] = []
 
     def stepped(layer: int, forward: Any) -> Any:
@@ -144,13 +139,11 @@ def stepping(model: Model, cache: RowCache) -> Iterator[list[States]]:
 
         return run
 
-    try:
-        for layer, module in blocks:
-            shadow_forward(module, stepped(layer, module.forward))
+    with ExitStack() as stack:
+        for layer in model.anatomy.ssm_layers:
+            for module in model.anatomy.modules(model.network, layer, Component.SSM):
+                stack.enter_context(shadowed(module, stepped(layer, module.forward)))
         yield history
-    finally:
-        for _, module in blocks:
-            restore_forward(module)
 
 
 def read_tokens(

@@ -13,7 +13,7 @@ import torch
 
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.generation import check_prompts, check_sampling, end_tokens
+from radistill.models.generation import check_prompts, check_sampling, end_tokens, evaluating
 from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
 from radistill.speculation.drafting import Drafter
@@ -138,9 +138,7 @@ def speculative_generate(
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     texts = [_Text(index, list(map(int, prompts[index])), max_new_tokens) for index in order]
     stops = end_tokens(model)
-    training = model.network.training
-    model.network.eval()
-    try:
+    with evaluating(model.network):
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             rule: Rule = Greedy()
@@ -157,8 +155,6 @@ def speculative_generate(
                 confidence=confidence,
             )
             _decode(model, batch, drafter, rule, draft_length, stops, on_tokens)
-    finally:
-        model.network.train(training)
     texts.sort(key=lambda text: text.index)
     return Decoded(
         responses=[text.response for text in texts],

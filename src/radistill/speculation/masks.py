@@ -6,7 +6,7 @@ attention of a hybrid its component-aware draft (arXiv 2605.01106), all componen
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,10 @@ def masked(model: Model, mask: ComponentMask, substitutes: Substitutes | None = 
         else substitutes.forward_of(layer)
         for _, layer, component in modules
     ]
-    try:
+    with ExitStack() as stack:
         for (module, _, _), forward in zip(modules, forwards, strict=True):
-            shadow_forward(module, forward)
+            stack.enter_context(shadowed(module, forward))
         yield
-    finally:
-        for module, _, _ in modules:
-            restore_forward(module)
 
 
 def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, int, Component]]:
@@ -92,16 +89,16 @@ def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, i
     return modules
 
 
-def shadow_forward(module: nn.Module, forward: Any) -> None:
-    """Let `module` run `forward` instead of its class's own, until `restore_forward`."""
+@contextmanager
+def shadowed(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Let `module` run `forward` instead of its class's own inside the block."""
     if "forward" in vars(module):
         raise RuntimeError("this module's forward is already shadowed; masks do not nest")
     module.__dict__["forward"] = forward
-
-
-def restore_forward(module: nn.Module) -> None:
-    """Undo `shadow_forward`; a module that was not shadowed is left alone."""
-    module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
 
 
 def _silent(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

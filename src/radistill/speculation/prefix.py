@@ -6,7 +6,7 @@ starts where it differs.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from radistill.models.loading import Model
 from radistill.models.logits import ResponseLogits, response_logits
 from radistill.models.sequences import Batch
-from radistill.speculation.masks import ComponentMask, masked, restore_forward, shadow_forward
+from radistill.speculation.masks import ComponentMask, masked, shadowed
 from radistill.speculation.substitutes import Substitutes
 
 
@@ -78,16 +78,10 @@ class PrefixCache:
             return pass_through(self._kept[base][first])
 
         # Masks shadow modules inside the layers; here whole layers are, so the two do not meet.
-        shadowed = list(layers[:first])
-        try:
-            for layer in shadowed[:-1]:
-                shadow_forward(layer, pass_through)
-            if shadowed:
-                shadow_forward(shadowed[-1], enter)
+        with ExitStack() as stack:
+            for index, layer in enumerate(layers[:first]):
+                stack.enter_context(shadowed(layer, enter if index == first - 1 else pass_through))
             yield
-        finally:
-            for layer in shadowed:
-                restore_forward(layer)
 
     @contextmanager
     def _recording(self, first: int) -> Iterator[list[Tensor]]:
@@ -103,10 +97,7 @@ class PrefixCache:
             self._in_tuples = isinstance(output, tuple)
             recorded.append(output[0] if isinstance(output, tuple) else output)
 
-        handles = [layer.register_forward_pre_hook(record_input, with_kwargs=True) for layer in layers[first:]]
-        handles.append(layers[-1].register_forward_hook(record_output))
-        try:
+        with layers[-1].register_forward_hook(record_output), ExitStack() as stack:
+            for layer in layers[first:]:
+                stack.enter_context(layer.register_forward_pre_hook(record_input, with_kwargs=True))
             yield recorded
-        finally:
-            for handle in handles:
-                handle.remove()

@@ -5,6 +5,7 @@ and a preset such as `attention-off` stands for a component of every layer that 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
@@ -47,9 +48,7 @@ def early_exit(model: Model, kept: int) -> ComponentMask:
 
 
 PRESETS: dict[str, Callable[[Model], ComponentMask]] = {
-    "attention-off": lambda model: component_off(model, Component.ATTENTION),
-    "ssm-off": lambda model: component_off(model, Component.SSM),
-    "mlp-off": lambda model: component_off(model, Component.MLP),
+    f"{component.value}-off": partial(component_off, component=component) for component in Component
 }
 
 _HELP = f"write attention:6,7, ssm:0-5, mlp:3 or exit:24, or a preset ({', '.join(PRESETS)})"

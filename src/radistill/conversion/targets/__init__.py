@@ -5,7 +5,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
-from radistill.conversion.targets.granite_hybrid import GraniteHybrid, GraniteHybridSettings
+from radistill.conversion.targets.granite_hybrid import GraniteHybrid
 from radistill.conversion.targets.interface import Target, TargetSettings
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Initialisation, Mixer
@@ -81,18 +81,3 @@ def find_initialisation(name: str, target: TargetSettings | dict[str, Any] | str
 def target_of(config: PreTrainedConfig) -> Target | None:
     """The target whose students have this config; None for a model that cannot be a student."""
     return next((target for target in TARGETS.values() if target.model_type == config.model_type), None)
-
-
-__all__ = [
-    "DEFAULT",
-    "TARGETS",
-    "GraniteHybridSettings",
-    "Target",
-    "TargetSettings",
-    "find_initialisation",
-    "mixer_of",
-    "register_target",
-    "target_of",
-    "target_settings",
-    "validate_target",
-]

@@ -20,21 +20,8 @@ _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _ROTARY_DIVISORS = f"{gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
 _SSM = "mamba."
 
-_MODEL = {
-    "model.embed_tokens": MODEL_TENSOR.TOKEN_EMBD,
-    "model.norm": MODEL_TENSOR.OUTPUT_NORM,
-    "lm_head": MODEL_TENSOR.OUTPUT,
-}
-_BLOCK = {
-    "input_layernorm": MODEL_TENSOR.ATTN_NORM,
-    "post_attention_layernorm": MODEL_TENSOR.FFN_NORM,
-    "self_attn.q_proj": MODEL_TENSOR.ATTN_Q,
-    "self_attn.k_proj": MODEL_TENSOR.ATTN_K,
-    "self_attn.v_proj": MODEL_TENSOR.ATTN_V,
-    "self_attn.o_proj": MODEL_TENSOR.ATTN_OUT,
-    "block_sparse_moe.router.layer": MODEL_TENSOR.FFN_GATE_INP,
-    "block_sparse_moe.output_linear": MODEL_TENSOR.FFN_DOWN_EXP,
-}
+# llama.cpp's names by transformers'; what a layer's parts are called does not depend on its number.
+_NAMES = gguf.get_tensor_name_map(MODEL_ARCH.GRANITE_HYBRID, 1)
 # Beside experts, the MLP that every token passes is called a shared expert.
 _SHARED_MLP = {
     False: (MODEL_TENSOR.FFN_GATE, MODEL_TENSOR.FFN_UP, MODEL_TENSOR.FFN_DOWN),
@@ -101,9 +88,10 @@ def _translate(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str,
             for kind, suffix, value in _translate_block(name, part, tensor, config)
         }
     stem, _, suffix = name.rpartition(".")
-    if stem not in _MODEL:
+    kind = _NAMES.get_type(stem)
+    if kind is None:
         raise _no_place(name)
-    return {f"{gguf.TENSOR_NAMES[_MODEL[stem]]}.{suffix}": tensor}
+    return {f"{gguf.TENSOR_NAMES[kind]}.{suffix}": tensor}
 
 
 def rotary_pairs(tensor: Tensor, heads: int) -> Tensor:
@@ -134,12 +122,13 @@ def _translate_block(
     if stem == "block_sparse_moe.input_linear":
         first, second = tensor.chunk(2, dim=1)
         return [(MODEL_TENSOR.FFN_GATE_EXP, suffix, first), (MODEL_TENSOR.FFN_UP_EXP, suffix, second)]
-    if stem not in _BLOCK:
+    kind = _NAMES.get_type(f"model.layers.0.{stem}")
+    if kind is None:
         raise _no_place(name)
     heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
     if stem in heads and config.position_embedding_type == "rope":
         tensor = rotary_pairs(tensor, heads[stem])
-    return [(_BLOCK[stem], suffix, tensor)]
+    return [(kind, suffix, tensor)]
 
 
 def _no_place(name: str) -> RadistillError:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -17,10 +17,8 @@ from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
 
 
-class TargetSettings(BaseModel):
+class TargetSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of a target, which a recipe tells apart by `kind`: a literal with a default in each class of its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors.base import Selector
@@ -18,10 +18,8 @@ EQUAL_PASSES = 60
 """What each selector may spend where nothing else is said, in passes over the calibration documents."""
 
 
-class All(BaseModel):
+class All(BaseModel, extra="forbid"):
     """All of them, each with the same forward tokens to spend; the best plan is kept and the others are recorded."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["all"] = "all"
 

@@ -2,11 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from radistill.console import progress
 from radistill.diagnosis.plan import By
@@ -55,14 +56,12 @@ class Selection:
     score_kind: str | None = None
 
 
-class Selector(BaseModel, ABC):
+class Selector(BaseModel, ABC, extra="forbid"):
     """A way to choose layers. Its settings are its own fields, checked before any model is loaded.
 
     Attributes:
         kind: the selector's name in recipes and plans.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: str
 
@@ -99,21 +98,25 @@ def only_this_layer(trials: Trials) -> str:
 
 
 def passes_by_rank(sizes: range) -> int:
-    """What `best_by_rank` needs."""
+    """What `best_size` needs."""
     return len(sizes) if len(sizes) > 1 else 0
 
 
 def best_by_rank(problem: Problem, scores: dict[int, float]) -> list[int]:
-    """The layers with the largest scores; where their number is free, as many of them as the objective likes best.
+    """The layers with the largest scores, as many of them as `best_size` says."""
+    return best_size(problem, partial(most_redundant, scores))
+
+
+def best_size(problem: Problem, choose: Callable[[int], list[int]]) -> list[int]:
+    """The set that `choose` gives for the budget; where the number is free, for the one that the objective likes best.
 
     Raises:
         OutOfTokens: where several numbers have to be judged, and the search's tokens are spent.
     """
     if not problem.free:
-        return most_redundant(scores, problem.budget)
-    sets = [most_redundant(scores, size) for size in problem.sizes]
-    for layers in reversed(sets):
-        problem.trials.value(layers)
+        return choose(problem.budget)
+    for size in reversed(problem.sizes):
+        problem.trials.value(choose(size))
     best = problem.trials.best(problem.sizes)
     assert best is not None
     return list(best)

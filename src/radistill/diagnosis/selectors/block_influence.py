@@ -5,6 +5,7 @@ in arXiv 2406.15786: 1 - cos(x, x + what attention adds to x), averaged over tok
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -68,15 +69,8 @@ def similarities(model: Model, batch: Batch, layers: Sequence[int]) -> Tensor:
 
         return blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = []
-    try:
+    with ExitStack() as stack, torch.inference_mode():
         for layer in layers:
-            handles.append(measure(layer))
-        with torch.inference_mode():
-            model.network(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.enter_context(measure(layer))
+        model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1)
     return torch.stack([found[layer] for layer in layers])

@@ -1,7 +1,7 @@
 """Gates on all attention layers at once, trained under a budget: FlashMorph's idea (arXiv 2606.30562)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -121,16 +121,10 @@ def gated(model: Model, layers: Sequence[int], gates: Tensor, substitutes: Subst
 
     networks = [model.network, *(substitutes.blocks.values() if substitutes is not None else ())]
     trained = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
-    handles = []
-    try:
+    with ExitStack() as stack:
         for parameter in trained:
-            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_(False).requires_grad_, True)
         for index, layer in enumerate(layers):
             for module in model.anatomy.modules(model.network, layer, Component.ATTENTION):
-                handles.append(module.register_forward_hook(gate(index, layer), with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(gate(index, layer), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trained:
-            parameter.requires_grad_(True)

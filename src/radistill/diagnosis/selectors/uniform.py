@@ -1,9 +1,8 @@
 """Evenly spaced layers, starting with the first: the baseline (Mamba-in-the-Llama, arXiv 2408.15237)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-from radistill.diagnosis.selectors.base import Problem, Selection, Selector, passes_by_rank
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, best_size, passes_by_rank
 
 
 class Uniform(Selector):
@@ -17,15 +16,9 @@ class Uniform(Selector):
 
     def select(self, problem: Problem) -> Selection:
         """Choose evenly spaced candidates."""
-        if not problem.free:
-            return Selection(_spaced(problem.candidates, problem.budget))
-        trials = problem.trials
-        for size in reversed(problem.sizes):
-            trials.value(_spaced(problem.candidates, size))
-        best = trials.best(problem.sizes)
-        assert best is not None
-        return Selection(best)
+        candidates = problem.candidates
 
+        def spaced(size: int) -> list[int]:
+            return [candidates[index * len(candidates) // size] for index in range(size)]
 
-def _spaced(candidates: Sequence[int], size: int) -> list[int]:
-    return [candidates[index * len(candidates) // size] for index in range(size)]
+        return Selection(best_size(problem, spaced))

@@ -10,41 +10,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from radistill.distillation.losses.chunked import TokenLoss, chunked_sum
-from radistill.distillation.losses.cross_entropy import cross_entropy, cross_entropy_mix
-from radistill.distillation.losses.hidden import HiddenSettings, check_same_width, hidden_cosine, hidden_mse
-from radistill.distillation.losses.jsd import GeneralisedJSD, generalised_jsd
-from radistill.distillation.losses.kl import ForwardKL, forward_kl
-from radistill.distillation.losses.reverse_kl import ReverseKL, reverse_kl
-from radistill.distillation.losses.skewed_kl import SkewedKL, skewed_kl
-from radistill.distillation.losses.top_k import TopK, over_categories, top_k_of
-from radistill.distillation.losses.tv import TotalVariation, total_variation
+from radistill.distillation.losses.jsd import GeneralisedJSD
+from radistill.distillation.losses.kl import ForwardKL
+from radistill.distillation.losses.reverse_kl import ReverseKL
+from radistill.distillation.losses.skewed_kl import SkewedKL
+from radistill.distillation.losses.tv import TotalVariation
 
 LossSettings = Annotated[
     ForwardKL | ReverseKL | GeneralisedJSD | SkewedKL | TotalVariation, Field(discriminator="kind")
-]
-
-__all__ = [
-    "ForwardKL",
-    "GeneralisedJSD",
-    "HiddenSettings",
-    "LossSettings",
-    "ReverseKL",
-    "SkewedKL",
-    "TokenLoss",
-    "TopK",
-    "TotalVariation",
-    "check_same_width",
-    "chunked_sum",
-    "cross_entropy",
-    "cross_entropy_mix",
-    "forward_kl",
-    "generalised_jsd",
-    "hidden_cosine",
-    "hidden_mse",
-    "over_categories",
-    "reverse_kl",
-    "skewed_kl",
-    "top_k_of",
-    "total_variation",
 ]

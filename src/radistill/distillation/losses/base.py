@@ -1,23 +1,24 @@
 """What the settings of all losses share."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-Temperature = Annotated[
-    float,
-    Field(gt=0, allow_inf_nan=False, description="softens both distributions; the gradient keeps its size"),
-]
 
+class DistributionLoss(BaseModel, extra="forbid", allow_inf_nan=False):
+    """Settings of a loss between two distributions; called with logits of both, it gives the loss of each token.
 
-class DistributionLoss(BaseModel):
-    """Settings of a loss between two distributions; called with logits of both, it gives the loss of each token."""
+    Attributes:
+        function: the loss, whose further arguments are the settings.
+    """
 
-    model_config = ConfigDict(extra="forbid")
+    function: ClassVar[Callable[..., Tensor]]
 
-    temperature: Temperature = 1.0
+    temperature: float = Field(default=1.0, gt=0, description="softens both distributions; the gradient keeps its size")
 
     def __call__(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """[tokens, vocab] of each to [tokens], float32 at least."""
-        raise NotImplementedError
+        settings = {name: value for name, value in self if name != "kind"}
+        return type(self).function(teacher_logits, student_logits, **settings)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from radistill.distillation.losses.chunked import TokenLoss
+from radistill.models.divergence import precise
 
 
 def cross_entropy(teacher_logits: Any, student_logits: Tensor, targets: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def cross_entropy(teacher_logits: Any, student_logits: Tensor, targets: Tensor) 
     Returns:
         [tokens], float32 at least.
     """
-    logits = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, targets, reduction="none")
+    return functional.cross_entropy(precise(student_logits), targets, reduction="none")
 
 
 def cross_entropy_mix(loss: Callable[[Any, Tensor], Tensor], share: float) -> TokenLoss:

@@ -4,9 +4,10 @@ Hidden states are what goes into the output embedding, so after the last norm. B
 models of the same width.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,38 +43,30 @@ def hidden_cosine(teacher_hidden: Tensor, student_hidden: Tensor) -> Tensor:
     return _difference(*directions).square().sum(dim=-1) / 2
 
 
-class HiddenLoss(BaseModel):
+class HiddenLoss(BaseModel, extra="forbid", allow_inf_nan=False):
     """Settings of a loss between hidden states; called with those of both, it gives the loss of each token."""
 
-    model_config = ConfigDict(extra="forbid")
+    function: ClassVar[Callable[[Tensor, Tensor], Tensor]]
 
-    weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="factor of this term, which is added to the loss"
-    )
+    weight: float = Field(default=1.0, gt=0, description="factor of this term, which is added to the loss")
 
     def __call__(self, teacher_hidden: Tensor, student_hidden: Tensor) -> Tensor:
         """[tokens, hidden] of each to [tokens], without the weight."""
-        raise NotImplementedError
+        return type(self).function(teacher_hidden, student_hidden)
 
 
 class HiddenMSE(HiddenLoss):
     """Mean squared difference of the final hidden states."""
 
+    function: ClassVar = hidden_mse
     kind: Literal["mse"] = "mse"
-
-    def __call__(self, teacher_hidden: Tensor, student_hidden: Tensor) -> Tensor:
-        """See `hidden_mse`."""
-        return hidden_mse(teacher_hidden, student_hidden)
 
 
 class HiddenCosine(HiddenLoss):
     """1 - the cosine of the angle between the final hidden states."""
 
+    function: ClassVar = hidden_cosine
     kind: Literal["cosine"] = "cosine"
-
-    def __call__(self, teacher_hidden: Tensor, student_hidden: Tensor) -> Tensor:
-        """See `hidden_cosine`."""
-        return hidden_cosine(teacher_hidden, student_hidden)
 
 
 def check_same_width(of_teacher: int, of_student: int) -> None:

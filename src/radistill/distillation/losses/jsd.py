@@ -1,6 +1,6 @@
 """Generalised Jensen-Shannon divergence: between forward and reverse KL (GKD, arXiv 2306.13649)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -42,11 +42,8 @@ def generalised_jsd(
 class GeneralisedJSD(DistributionLoss):
     """Jensen-Shannon divergence with a weight: bounded, and between the two KLs."""
 
+    function: ClassVar = generalised_jsd
     kind: Literal["jsd"] = "jsd"
     beta: float = Field(
         default=0.5, ge=0, le=1, description="the teacher's share of the mixture; 0 is the forward KL, 1 the reverse KL"
     )
-
-    def __call__(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """See `generalised_jsd`."""
-        return generalised_jsd(teacher_logits, student_logits, self.beta, self.temperature)

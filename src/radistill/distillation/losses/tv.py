@@ -1,6 +1,6 @@
 """Total variation: how often what the student drafts is rejected (DistillSpec, arXiv 2310.08461)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,8 +30,5 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor, temperature:
 class TotalVariation(DistributionLoss):
     """Half the sum of the differences of all probabilities: how often the teacher would reject the student's token."""
 
+    function: ClassVar = total_variation
     kind: Literal["total-variation"] = "total-variation"
-
-    def __call__(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """See `total_variation`."""
-        return total_variation(teacher_logits, student_logits, self.temperature)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from radistill.distillation.losses import TopK
+from radistill.distillation.losses.top_k import TopK
 from radistill.distillation.teacher_store.layout import (
     FORMATS,
     HEADER,

@@ -1,12 +1,10 @@
 """What a recipe says about a stored teacher."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class TeacherStoreSettings(BaseModel):
+class TeacherStoreSettings(BaseModel, extra="forbid"):
     """What is kept of the teacher's next-token distributions, and where."""
-
-    model_config = ConfigDict(extra="forbid")
 
     top_k: int = Field(
         default=64,

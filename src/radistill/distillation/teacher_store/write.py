@@ -12,8 +12,8 @@ from torch import Tensor
 
 from radistill.console import note, progress
 from radistill.distillation.heldout import CHUNK_NUMBERS
-from radistill.distillation.losses import top_k_of
-from radistill.distillation.modes import evaluating, placed
+from radistill.distillation.losses.top_k import top_k_of
+from radistill.distillation.modes import placed
 from radistill.distillation.precision import Precision, compute_format, computing
 from radistill.distillation.teacher_store.layout import (
     FORMATS,
@@ -29,6 +29,7 @@ from radistill.distillation.teacher_store.read import StoredTeacher, is_whole
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.errors import RadistillError
 from radistill.files import hash_json, write_json
+from radistill.models.generation import evaluating
 from radistill.models.inspection import human_bytes
 from radistill.models.loading import Model
 from radistill.models.logits import ResponseStates, response_states

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
@@ -18,21 +19,8 @@ from radistill.models.gguf.rotary import DIVISORS, rope_parameters
 # neighbours in it, for which its converter reorders the rows of queries and keys.
 _ROTATES_NEIGHBOURS = {"llama": True, "qwen2": False, "qwen3": False}
 
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(\w+)")
-_MODEL_PARTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_PARTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_ARCHITECTURES = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+_LAYER = re.compile(r"blk\.(\d+)\..+")
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,7 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
     context = account.need(f"{arch}.context_length", int)
     width, heads = account.need(f"{arch}.embedding_length", int), account.need(f"{arch}.attention.head_count", int)
     layers = account.need(f"{arch}.block_count", int)
-    held = {found[1] for name in contents.tensors if (found := _IN_LAYER.fullmatch(name))}
+    held = {found[1] for name in contents.tensors if (found := _LAYER.fullmatch(name))}
     if min(context, width, heads) < 1 or layers != len(held):
         raise RadistillError(
             f"{account.path}: {arch}.block_count is {layers} and there are tensors of {len(held)} layers, with "
@@ -121,12 +109,14 @@ def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weig
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight")
+    names = get_tensor_name_map(_ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    targets = {names.get_name(name, (".weight", ".bias")): name for name in wanted}
     found = {}
     for name, stored in contents.tensors.items():
         if name == DIVISORS and config.model_type == "llama":
             continue
-        target = _target(name)
-        if target not in wanted:
+        target = targets.get(name)
+        if target is None:
             raise RadistillError(
                 f"{path}: the tensor {name} has no place in the architecture {config.model_type} as it is read here; "
                 "take the model's safetensors folder"
@@ -144,11 +134,3 @@ def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weig
     if missing := sorted(wanted.keys() - found.keys()):
         raise RadistillError(f"{path}: the tensor of {missing[0]} is missing; download or convert the file again")
     return found
-
-
-def _target(name: str) -> str:
-    if found := _IN_LAYER.fullmatch(name):
-        layer, part, suffix = found.groups()
-        return f"model.layers.{layer}.{_LAYER_PARTS.get(part)}.{suffix}"
-    stem, _, suffix = name.rpartition(".")
-    return f"{_MODEL_PARTS.get(stem)}.{suffix}"
