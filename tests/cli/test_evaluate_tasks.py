@@ -97,7 +97,7 @@ WRONG = {
     "data of another task": (("evaluate", "base", "--tasks", "svamp", "--data", "gsm8k=rows.jsonl"), "reads it"),
     "a file that is not there": (
         ("evaluate", "base", "--tasks", "svamp", "--data", "svamp=no.json"),
-        "no.json: cannot",
+        "no.json: no such file",
     ),
     "contexts": (("evaluate", "base", "--tasks", "recall", "--contexts", "1k"), "--contexts '1k': must be"),
     "too long a context": (("evaluate", "base", "--tasks", "recall", "--contexts", "4096"), "beyond the 512 tokens"),
