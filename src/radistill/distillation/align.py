@@ -3,9 +3,6 @@
 The teacher runs once over the documents; what went into each replaced attention and what came out is kept, and every
 block then learns that map by regression (as in the first stages of MOHAWK, arXiv 2408.10189, and RADLADS, arXiv
 2505.03005). No block waits for another, so a run that was killed goes on with the first layer that is not finished.
-
-transformers' Trainer is not used here: it trains one model under one schedule, whereas this is a series of small,
-independent regressions on tensors in memory.
 """
 
 import math
@@ -29,7 +26,7 @@ from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_json, write_json
 from radistill.mixers.interface import Mixer
 from radistill.models.loading import Model
-from radistill.models.sequences import Document, batches, collate
+from radistill.models.sequences import Document, batches, collate, hash_documents
 from radistill.speculation.substitutes import Substitutes
 
 
@@ -145,7 +142,7 @@ def align(
     if mixer is None:
         raise RadistillError(f"align: a {student.anatomy.model_type} has no blocks of a kind that can be fitted")
     blocks = {layer: student.anatomy.mixer(student.network, layer) for layer in replace}
-    text = hash_json([list(document.tokens) for document in documents])
+    text = hash_documents(documents)
     shape = [mixer.kind, asdict(mixer.geometry(student.network.config))]
     reading = [teacher.fingerprint, text, settings.model_dump(mode="json"), seed]
     # What a finished block depends on: itself and the teacher, but not which other layers are replaced.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from radistill.report.arms import START, Arm, arms_of
+from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import (
     CONTEXT_TOKENS,
     absent,
@@ -61,13 +61,13 @@ def rows_of(run: Run) -> list[Row]:
             kv_bytes=whole(arm.metrics.get("kv_bytes_per_token")),
             kv_mib=cache_mib(arm.metrics.get("kv_bytes_per_token")),
         )
-        for arm in arms_of(run.evaluation).values()
+        for arm in model_results(run.evaluation).values()
     ]
 
 
 def tiles_of(run: Run) -> list[Tile]:
     """The figures that a reader wants first; those that were not measured are left out."""
-    arms = arms_of(run.evaluation)
+    arms = model_results(run.evaluation)
     hybrid = arms.get(MAIN)
     if hybrid is None:
         return []
@@ -90,7 +90,7 @@ def tiles_of(run: Run) -> list[Tile]:
 
 def footnotes(run: Run) -> list[tuple[str, str]]:
     """Term and definition for each column, with its denominator, then what limits the comparison."""
-    arms = arms_of(run.evaluation)
+    arms = model_results(run.evaluation)
     if not arms:
         return []
     some = arms.get(MAIN) or next(iter(arms.values()))
@@ -114,14 +114,14 @@ def footnotes(run: Run) -> list[tuple[str, str]]:
     return notes
 
 
-def _exact_match_note(arms: list[Arm]) -> str:
+def _exact_match_note(arms: list[ModelResult]) -> str:
     text = "share of generated greedy answers that the task's own check accepts; an unfinished one counts as wrong"
     if all(arm.value("exact_match") is None for arm in arms):
         return f"{text}. Not measured in this run."
     return text + (". With n and the 95\N{NO-BREAK SPACE}% interval." if any(arm.interval for arm in arms) else ".")
 
 
-def _state_note(hybrid: Arm) -> str:
+def _state_note(hybrid: ModelResult) -> str:
     state = hybrid.value("ssm_state_bytes")
     return (
         ""
@@ -173,12 +173,12 @@ def _brief(value: Any) -> str:
     return " with ".join(filter(None, [str(value.get("kind", "")), words(others) if others else ""]))
 
 
-def _bare_percent(arm: Arm, metric: str) -> str:
+def _bare_percent(arm: ModelResult, metric: str) -> str:
     share = arm.value(metric)
     return absent(arm.metrics.get(metric)) if share is None else f"{100 * share:.1f}"
 
 
-def _beside(arms: dict[str, Arm], metric: str, key: str, name: str) -> str:
+def _beside(arms: dict[str, ModelResult], metric: str, key: str, name: str) -> str:
     reference = arms[key].value(metric) if key in arms else None
     if reference is None:
         return ""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from radistill.report.arms import arm_name
+from radistill.report.model_results import model_name
 from radistill.report.numbers import readable
 from radistill.runs.read import records
 
@@ -50,7 +50,7 @@ def sample_of(row: dict[str, Any]) -> Sample:
         prompt=_cut(prompt)[0],
         first_line=_ellipsis(next((line for line in reversed(lines) if line not in _ROLES), "(empty prompt)")),
         answers=tuple(
-            _answer(key, arm_name(key), text, base if key != "base" else None) for key, text in texts.items()
+            _answer(key, model_name(key), text, base if key != "base" else None) for key, text in texts.items()
         ),
     )
 

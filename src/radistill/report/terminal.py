@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radistill.console import table
-from radistill.report.arms import Arm, arms_of
+from radistill.report.model_results import ModelResult, model_results
 from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
 from radistill.runs.folder import MAIN
 
@@ -30,7 +30,7 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
     """The content of `evaluation.json` as a table of at most 80 columns; a dash is a figure that was not measured."""
-    arms = list(arms_of(evaluation).values())
+    arms = list(model_results(evaluation).values())
     made = table(_caption(arms))
     made.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
     for heading, width in _HEADINGS.items():
@@ -40,7 +40,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
     return made
 
 
-def _figures(arm: Arm) -> list[str]:
+def _figures(arm: ModelResult) -> list[str]:
     figures = [
         significant(arm.metrics.get("kl")),
         percent(arm.metrics.get("agreement")),
@@ -51,7 +51,7 @@ def _figures(arm: Arm) -> list[str]:
     return [_SHORT.get(figure, figure) for figure in figures]
 
 
-def _caption(arms: list[Arm]) -> str:
+def _caption(arms: list[ModelResult]) -> str:
     if not arms:
         return "nothing has been evaluated yet"
     arm = next((arm for arm in arms if arm.key == MAIN), arms[0])

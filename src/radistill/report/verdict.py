@@ -1,7 +1,7 @@
 """The answer in a few sentences, computed from the figures: never kinder than they are."""
 
 from radistill.conversion.targets import find_initialisation
-from radistill.report.arms import START, Arm, arms_of
+from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import absent, percent, significant, whole
 from radistill.runs.folder import MAIN
 from radistill.runs.read import Run
@@ -19,19 +19,19 @@ _FRACTIONS = {
 
 def verdict(run: Run) -> list[str]:
     """What the run achieved, with the figures that say so, and what they leave open: one or two paragraphs."""
-    arms = arms_of(run.evaluation)
+    arms = model_results(run.evaluation)
     if MAIN not in arms:
         return [_layers(run, arms), "The hybrid has not been evaluated yet, so how good it is cannot be said."]
     return [f"{_layers(run, arms)} {_distance(run, arms)}", _tasks(arms)]
 
 
-def cache_saving(arms: dict[str, Arm]) -> float | None:
+def cache_saving(arms: dict[str, ModelResult]) -> float | None:
     """Share of the base's KV cache that the hybrid does without."""
     base, hybrid = (arms[key].value("kv_bytes_per_token") if key in arms else None for key in ("base", MAIN))
     return None if not base or hybrid is None else 1 - hybrid / base
 
 
-def _layers(run: Run, arms: dict[str, Arm]) -> str:
+def _layers(run: Run, arms: dict[str, ModelResult]) -> str:
     total = run.num_attention_layers
     kept = total - len(run.main.replaced)
     if kept == total:
@@ -46,7 +46,7 @@ def _layers(run: Run, arms: dict[str, Arm]) -> str:
     return f"{text} and needs {percent(abs(saving), 0)} {'less' if saving >= 0 else 'more'} KV cache."
 
 
-def _distance(run: Run, arms: dict[str, Arm]) -> str:
+def _distance(run: Run, arms: dict[str, ModelResult]) -> str:
     hybrid = arms[MAIN].value("kl")
     if hybrid is None:
         return (
@@ -83,7 +83,7 @@ def _ratio(ratio: float) -> str:
     return "no better than" if ratio >= 1 - _TOLERANCE else f"{significant(ratio, 2)} of"
 
 
-def _tasks(arms: dict[str, Arm]) -> str:
+def _tasks(arms: dict[str, ModelResult]) -> str:
     hybrid, base = arms[MAIN], arms.get("base")
     solved = hybrid.value("exact_match")
     reference = base.value("exact_match") if base is not None else None

@@ -12,7 +12,7 @@ _NAMES = {"base": "base", "draft": "draft at start", START: "hybrid at start", M
 
 
 @dataclass(frozen=True)
-class Arm:
+class ModelResult:
     """One row of results. Shares are between 0 and 1; `value` gives a metric if it is a finite number."""
 
     key: str
@@ -48,13 +48,14 @@ class Arm:
         return [text for text in (", ".join(sample), f"{unfinished:,} unfinished" if unfinished else "") if text]
 
 
-def arm_name(key: str) -> str:
+def model_name(key: str) -> str:
     """What people call the model under `key`: an arm by its name, 'uniform at start' before its training."""
     start = " at start" if key.endswith("_start") else ""
     return _NAMES.get(key) or key.removesuffix("_start") + start
 
 
-def arms_of(evaluation: dict[str, Any]) -> dict[str, Arm]:
+def model_results(evaluation: dict[str, Any]) -> dict[str, ModelResult]:
     """The models in `evaluation` by their keys: base, draft and hybrid first, then the others in their own order."""
     others = [key for key, value in evaluation.items() if key not in _NAMES and "kl" in mapping(value)]
-    return {key: Arm(key, arm_name(key), evaluation[key]) for key in (*_NAMES, *others) if mapping(evaluation.get(key))}
+    found = {key: mapping(evaluation.get(key)) for key in (*_NAMES, *others)}
+    return {key: ModelResult(key, model_name(key), metrics) for key, metrics in found.items() if metrics}
