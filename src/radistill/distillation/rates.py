@@ -29,7 +29,7 @@ class RateSearch(BaseModel, extra="forbid"):
 
     rates: Rates = Field(description="rates of the new blocks to begin with, rising")
     share: float = Field(
-        default=0.1, gt=0, le=1, description="share of the steps after which rates are compared by held-out KL"
+        default=0.1, gt=0, le=1, description="share of the steps, ten at least, after which rates are compared by KL"
     )
     further: int = Field(
         default=4,

@@ -16,6 +16,9 @@ from radistill.models.sequences import Document
 from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
 
+_FEWEST = 10
+"""Steps of a short training, if the whole one has so many."""
+
 
 def with_best_rate(
     context: Context,
@@ -44,7 +47,8 @@ def with_best_rate(
     assert settings is not None
     assert settings.rate_search is not None
     search = settings.rate_search
-    steps = max(1, round(search.share * settings.steps))
+    # In fewer, most of them would be the warm-up, after which all rates look alike.
+    steps = min(settings.steps, max(_FEWEST, round(search.share * settings.steps)))
     # Weights other than the new blocks' keep their share of the rate.
     others = settings.other_learning_rate / settings.new_block_learning_rate
 

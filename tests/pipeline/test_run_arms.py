@@ -100,6 +100,7 @@ def test_the_rate_of_an_arm_is_the_best_of_those_it_names(finished: Path) -> Non
     found = read_json(finished / "out" / "arms" / "rad-zero" / "rates" / "rates.json")
     measured = {float(rate): kl for rate, kl in found["kl"].items() if kl is not None}
     assert {1e-4, 1e-3} <= measured.keys()
+    assert len(set(measured.values())) == len(measured)  # each was trained with
     assert found["best"] == min(measured, key=measured.__getitem__)
     trained = read_json(finished / "out" / "arms" / "rad-zero" / "distill.json")["curve"]
     assert max(point["learning_rate"] for point in trained) == pytest.approx(found["best"])
