@@ -22,7 +22,7 @@ from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes
 from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.selectors.bayes import join_search
-from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
+from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study, study_url
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
@@ -346,3 +346,11 @@ def test_a_worker_searches_what_it_was_started_for(model: Model, tmp_path: Path)
     judged = len(trials_of(url, "sets"))
     join_search(settings._search(problem, url))
     assert len(trials_of(url, "sets")) == judged == 4
+
+
+@pytest.mark.parametrize("name", ["100% sure", "a%20b", "what?", "a#b", "[x]", "zwei Wörter", "user:word@host"])
+def test_a_folders_study_lies_in_the_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    open_study(study_url(tmp_path / name), "s")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["study.db"]

@@ -6,7 +6,7 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from radistill.diagnosis.selectors.base import Problem, Selector
-from radistill.diagnosis.shared_study import open_study
+from radistill.diagnosis.shared_study import open_study, study_url
 from radistill.diagnosis.trials import Trial
 from radistill.files import hash_json
 
@@ -29,7 +29,7 @@ class LiveStudy:
             selector.model_dump(mode="json"),
             [list(problem.candidates), problem.budget, problem.free, problem.seed],
         ]
-        self._url = f"sqlite:///{folder / 'study.db'}"
+        self._url = study_url(folder)
         self._name = f"{selector.kind}-{hash_json(key)[:12]}"
         self._distributions: dict[str, BaseDistribution] = {
             str(layer): IntDistribution(0, 1) for layer in problem.candidates

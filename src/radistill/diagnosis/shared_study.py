@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from os import getpid
+from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
@@ -51,6 +53,11 @@ def open_study(url: str | None, name: str) -> optuna.Study:
                 ) from None
             time.sleep(_POLL_SECONDS)
     raise AssertionError("the last attempt returns or raises")
+
+
+def study_url(folder: Path) -> str:
+    """The Optuna storage of a folder's own study, `study.db`, whatever characters the folder's name has."""
+    return sqlalchemy.URL.create("sqlite", database=str(folder / "study.db")).render_as_string()
 
 
 def hide_password(url: str) -> str:

@@ -14,7 +14,7 @@ from radistill.console import note, progress
 from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, only_this_layer
-from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study
+from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study, study_url
 from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
 from radistill.errors import RadistillError
@@ -137,7 +137,7 @@ class Bayes(Selector):
         if problem.folder is None:
             return None
         problem.folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{problem.folder / 'study.db'}"
+        return study_url(problem.folder)
 
     def _search(self, problem: Problem, url: str | None) -> dict[str, Any]:
         """What `join_search` needs to know, in another process."""
