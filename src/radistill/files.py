@@ -67,12 +67,17 @@ def hash_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _beside(path: Path) -> Path:
+    """A hidden name in the same folder, of this process; short, because `path` may be as long as a name can be."""
+    return path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """A name for a file that takes the place of `path` when the block ends well, and vanishes when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -82,10 +87,13 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder that replaces `path` when the block ends well, and vanishes when it does not."""
-    path = Path(path)
+    """Yield an empty temporary folder that replaces `path` when the block ends well, and vanishes when it does not.
+
+    A link stays a link: what it points to is replaced, on the disk where that lies.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

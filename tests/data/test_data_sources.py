@@ -244,6 +244,23 @@ def test_data_sets_that_do_not_fit(tmp_path: Path, table: Any, change: dict[str,
         draw(HubData(**{"id": str(tmp_path / "saved"), **COUNTS, **change}), 0)
 
 
+@pytest.mark.parametrize("name", ["a[b]", "st*r", "what?", "a::b"])
+def test_a_folder_whose_name_is_a_pattern(tmp_path: Path, table: Any, name: str) -> None:
+    for folder in ("star", name):
+        (tmp_path / folder).mkdir()
+        table.to_parquet(tmp_path / folder / "train.parquet")
+    with pytest.raises(RadistillError, match=r"data.id: .*: rename the folder or a parent"):
+        draw(HubData(id=str(tmp_path / name), columns={"prompt": "question"}, **COUNTS), 0)
+
+
+@pytest.mark.parametrize("name", ["100%25 {a,b} #1", "zwei Wörter"])
+def test_a_folder_with_an_odd_name(tmp_path: Path, table: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / name).mkdir()
+    table.to_parquet(tmp_path / name / "train.parquet")
+    assert len(draw(HubData(id=str(tmp_path / name), columns={"prompt": "question"}, **COUNTS), 0).train) == 6
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(RadistillError, match="cannot be loaded: "):
         draw(HubData(id=str(tmp_path)), 0)

@@ -234,6 +234,25 @@ def test_an_earlier_export_is_replaced_only_when_asked(
     assert (other / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "100% {a} [b] *?#1"])
+def test_an_output_with_an_odd_name(run: Path, tmp_path: Path, name: str) -> None:
+    export(run, "hf", tmp_path / "folder" / name)
+    export(run, "gguf", tmp_path / "file" / name)
+    assert load(tmp_path / "folder" / name).fingerprint == load(run / "student").fingerprint
+    assert len(list((tmp_path / "folder").iterdir())) == len(list((tmp_path / "file").iterdir())) == 1
+
+
+def test_an_output_that_is_a_link(run: Path, tmp_path: Path) -> None:
+    """The link stays, and what it points to is made or replaced."""
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    export(run, "hf", tmp_path / "link")
+    (tmp_path / "disk" / "stale.txt").write_text("of the earlier export")
+    export(run, "hf", tmp_path / "link", force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert load(tmp_path / "disk").fingerprint == load(run / "student").fingerprint
+    assert not (tmp_path / "disk" / "stale.txt").exists()
+
+
 def test_what_is_exported_is_what_is_loaded(tmp_path: Path) -> None:
     """One file beside the shards of an older model; a head that the config ties and the file does not."""
     model = small.save(tmp_path / "model", seed=1)

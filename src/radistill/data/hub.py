@@ -48,6 +48,9 @@ def _load(settings: HubData, split: str) -> Any:
             if split not in saved:
                 raise RadistillError(f"data.split: {settings.id} has no split {split!r}; it has {', '.join(saved)}")
             return saved[split]
+        if folder.is_dir() and any(mark in str(folder.resolve()) for mark in ("*", "?", "[", "::")):
+            # The library reads them as patterns, and then finds no file, or those of another folder.
+            raise RadistillError(f"data.id: {settings.id}: rename the folder or a parent, to be without * ? [ and ::")
         return datasets.load_dataset(str(folder) if folder.is_dir() else settings.id, settings.config, split=split)
     except RadistillError:
         raise
