@@ -170,6 +170,8 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     ),
     # ---- run folders ----
     "out is a file": (lambda s: s("run", s.recipe(), "--out", s.recipe()), "is a file"),
+    "out is below a file": (lambda s: s("run", s.recipe(), "--out", f"{s.recipe()}/x"), "no folder can be made there"),
+    "out is too long": (lambda s: s("run", s.recipe(), "--out", "x" * 256), "no folder can be made there"),
     "stage before its turn": (
         lambda s: s("diagnose", s.recipe(), "--out", str(s.folder / "out")),
         "run `radistill data` first",

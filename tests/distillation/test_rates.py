@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from radistill.distillation.rates import RateSearch, best_rate
 from radistill.distillation.settings import DistillSettings
-from radistill.errors import RadistillError
+from radistill.errors import RadistillError, TrainingDivergedError
 
 THREE = [1e-4, 3e-4, 1e-3]
 
@@ -16,7 +16,7 @@ THREE = [1e-4, 3e-4, 1e-3]
 def breaking_above(limit: float) -> Any:
     def attempt(rate: float) -> float:
         if rate > limit:
-            raise RadistillError(f"the gradient is not finite at {rate:g}")
+            raise TrainingDivergedError(f"the gradient is not finite at {rate:g}")
         return 1 / rate
 
     return attempt

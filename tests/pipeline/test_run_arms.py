@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.pipeline import stages, teacher
 from radistill.pipeline.run import run
+from radistill.runs.read import read_run
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
@@ -125,6 +127,43 @@ def test_an_arm_more_runs_only_that_arm(finished: Path, tmp_path: Path) -> None:
     assert {step for step in after if after[step] != before.get(step)} == {*own, "evaluate"}
     evaluation = read_json(out / "evaluation.json")
     assert evaluation["rad-again"] == evaluation["rad"]
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "message"),
+    [
+        ({"rate": 0.03}, "evaluate", "what `distill` has left of rad is of another recipe, .* run `radistill distill`"),
+        ({"align": None, "init": "random"}, "distill", "what `convert` has left of rad is .* run `radistill convert`"),
+        ({"finetune": {"steps": 2}}, "evaluate", "run `radistill distill` first"),
+    ],
+)
+def test_a_stage_alone_refuses_what_another_recipe_has_left(
+    finished: Path, tmp_path: Path, change: dict[str, Any], stage: str, message: str
+) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    recipe = load_recipe(write_recipe(finished, arms={**ARMS, "rad": {**ARMS["rad"], **change}}))
+    with pytest.raises(RadistillError, match=message):
+        run(recipe, out, [stage])
+    assert read_json(out / "evaluation.json") == read_json(finished / "out" / "evaluation.json")
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", '{"key": 5, "kl": "low"}'])
+def test_damaged_records_of_a_search_are_made_anew(finished: Path, tmp_path: Path, damage: str) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    for record in (*out.glob("arms/rad-zero/rates/*/kl.json"), *out.glob("teacher_store-*.json")):
+        record.write_text(damage)
+    shutil.rmtree(out / "arms" / "rad-zero" / "student")
+    run(load_recipe(write_recipe(finished)), out)
+    assert figures(out) == figures(finished / "out")
+
+
+def test_a_report_has_no_arm_that_was_taken_out(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    run(load_recipe(write_recipe(finished, arms={"rad": ARMS["rad"]})), out, ["report"])
+    assert list(read_run(out).evaluation) == ["base", "draft", "hybrid_start", "hybrid", "rad_start", "rad", "samples"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "rad at start" in page
+    assert "uniform-transfer at start" not in page
 
 
 def test_killed_and_resumed_it_ends_with_the_same_figures(finished: Path, tmp_path: Path) -> None:

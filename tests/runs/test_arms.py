@@ -76,6 +76,26 @@ def test_an_arm_is_trained_at_a_rate_for_its_start(tmp_path: Path, settings: dic
     assert found.distill.rate_search is None
 
 
+@pytest.mark.parametrize("settings", [{"distill": {"loss": {"kind": "jsd"}}}, {"by": "redundancy"}])
+def test_an_arm_that_starts_as_the_main_one_has_its_rate(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Blocks that are not fitted, in both: what differs is not the start."""
+    same = {"align": None, "convert": {"init": "transfer"}, "diagnose": {"budget": 2, "by": "redundancy"}}
+    found = arm(tmp_path, settings, distill={"new_block_learning_rate": 5e-4}, **same)
+    assert found.distill is not None
+    assert found.distill.new_block_learning_rate == 5e-4
+    found = arm(tmp_path, settings, distill={"rate_search": {"rates": [1e-3]}}, **same)
+    assert found.distill is not None
+    assert found.distill.rate_search is not None
+    assert found.distill.rate_search.rates == [1e-3]
+
+
+def test_a_search_that_an_arm_asks_for_is_kept(tmp_path: Path) -> None:
+    found = arm(tmp_path, {**UNFITTED, "init": "transfer", "distill": {"rate_search": {"rates": [1e-5, 1e-4]}}})
+    assert found.distill is not None
+    assert found.distill.rate_search is not None
+    assert found.distill.rate_search.rates == [1e-5, 1e-4]
+
+
 def test_rates_to_choose_from(tmp_path: Path) -> None:
     distill = {"rate_search": {"rates": [1e-5, 1e-4], "share": 0.25}}
     main, fixed, other = recipe_with(
@@ -120,6 +140,15 @@ def test_a_saved_recipe_has_the_same_arms(tmp_path: Path) -> None:
         ({"a": {"align": {"stepps": 1}}}, "arms.a.align.stepps: unknown field; did you mean 'steps'?"),
         ({"a": {"distill": {"steps": 0}}}, "arms.a.distill.steps: must be at least 1, not 0"),
         ({"a": {"distill": {"data": {}}}}, "arms.a.distill.data: all hybrids read the same documents; leave it out"),
+        (
+            {"a": {"rate": 1e-3, "distill": {"new_block_learning_rate": 1e-5}}},
+            "arms.a.rate: arms.a.distill.new_block_learning_rate says it too; leave one of the two out",
+        ),
+        (
+            {"a": {"rate": 1e-3, "distill": {"rate_search": {"rates": [1e-4]}}}},
+            "arms.a.rate: arms.a.distill.rate_search says it too",
+        ),
+        ({"a": {"rate": 1e-3, "distill": None}}, "arms.a.rate: it is not distilled"),
         ({"a": {"rate": [0.1, -1]}}, "arms.a.rate: must be a number or above 0"),
         (
             {"a": {"by": "redundancy", "align": None}},

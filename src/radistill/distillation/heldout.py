@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from radistill.console import progress
 from radistill.distillation.losses.top_k import TopK, over_categories
-from radistill.errors import RadistillError
+from radistill.errors import RadistillError, TrainingDivergedError
 from radistill.models.divergence import forward_kl
 from radistill.models.generation import evaluating
 from radistill.models.logits import ResponseStates, at_output, response_states
@@ -109,7 +109,7 @@ def distance(
     if not table.isfinite().all():
         group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
         names = ", ".join(document.id for document in group)
-        raise RadistillError(f"held-out measure: logits are not finite on the documents {names}")
+        raise TrainingDivergedError(f"held-out measure: logits are not finite on the documents {names}")
     tokens, kl, agreed, nll = table.sum(dim=0).tolist()
     return Distance(int(tokens), kl, int(agreed), nll)
 

@@ -28,7 +28,7 @@ from radistill.distillation.sharding import release, slice_like, sliced_state, w
 from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.tracking import Report
-from radistill.errors import RadistillError
+from radistill.errors import RadistillError, TrainingDivergedError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Batch, Document, batches, collate
@@ -315,7 +315,7 @@ class Training:
             if self._processes.is_main:
                 write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
             names += f" (written to {path})"
-        return RadistillError(
+        return TrainingDivergedError(
             f"{self.settings.section}: {what} at step {step}, on the documents {names}; "
             "lower the learning rates or take these documents out"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from radistill.console import note
-from radistill.errors import RadistillError
+from radistill.errors import TrainingDivergedError
 
 _GRID = [float(f"{digit}e{exponent}") for exponent in range(-9, 2) for digit in (1, 3)]
 """Half a decade apart: what is tried beyond the given rates."""
@@ -50,20 +50,20 @@ def best_rate(
 
     Args:
         rates: at least one, rising.
-        attempt: from a rate to a KL; a `RadistillError` says that training broke down.
+        attempt: from a rate to a KL; a `TrainingDivergedError` says that training broke down.
         further: most rates that are tried besides.
 
     Raises:
-        RadistillError: the last one, if none of the rates can be trained with.
+        TrainingDivergedError: the last one, if none of the rates can be trained with.
     """
     found: dict[float, float | None] = {}
-    failed: RadistillError | None = None
+    failed: TrainingDivergedError | None = None
 
     def take(rate: float) -> None:
         nonlocal failed
         try:
             found[rate] = attempt(rate)
-        except RadistillError as error:
+        except TrainingDivergedError as error:
             found[rate], failed = None, error
             note(f"learning rate {rate:g}: {error}")
 

@@ -1,7 +1,7 @@
 """What each step of a run depends on: a step whose inputs are as they were is not done again."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.plan import Plan
@@ -122,6 +122,21 @@ def finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "train": hash_file(split_file(context, "train", "finetune")),
         "heldout": hash_file(split_file(context, "heldout", "finetune")),
     }
+
+
+def check_made(context: Context, arm: Arm, stage: Literal["convert", "distill", "finetune"]) -> None:
+    """Refuse to go on from what `stage` has left of a hybrid, where that is of other settings than the recipe's.
+
+    Raises:
+        RadistillError: naming the stage that has to be run.
+    """
+    inputs = {"convert": convert_inputs, "distill": distill_inputs, "finetune": finetune_inputs}[stage](context, arm)
+    fine_tuned = stage == "distill" and arm.finetune is None and context.files(arm).distilled.exists()
+    if fine_tuned or not context.folder.is_current(f"{stage}:{arm.name}", inputs, []):
+        raise RadistillError(
+            f"{context.folder.path}: what `{stage}` has left of {arm.name} is of another recipe, or unfinished; "
+            f"run `radistill {stage}` with this one first"
+        )
 
 
 def evaluate_inputs(context: Context) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The learning rate of a hybrid's new blocks, found by short trainings."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from radistill.console import note
 from radistill.conversion import new_parameters
@@ -10,6 +11,7 @@ from radistill.distillation.distill import distill
 from radistill.distillation.rates import best_rate
 from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import StoredTeacher
+from radistill.errors import RadistillError, TrainingDivergedError
 from radistill.files import hash_json, read_json, write_json
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -58,21 +60,26 @@ def with_best_rate(
     def attempt(rate: float) -> float:
         folder, key = files.rates / f"{rate:g}", hash_json([inputs, rate, steps])
         record = folder / "kl.json"
-        known = context.processes.decide(lambda: read_json(record) if record.exists() else {})
-        if known.get("key") == key:
-            return float(known["kl"])
+        known = context.processes.decide(lambda: _measured(record, key))
+        if known is not None:
+            return known
         student = start()
         few = {"steps": steps, "eval_steps": steps, "keep": "last", "patience": None, "rate_search": None}
-        result = distill(
-            student,
-            teacher,
-            train,
-            heldout,
-            settings.model_copy(update={**few, **at(rate)}),
-            new_parameters=new_parameters(student, Plan.load(files.plan).replace),
-            folder=folder,
-            seed=context.recipe.seed,
-        )
+        try:
+            result = distill(
+                student,
+                teacher,
+                train,
+                heldout,
+                settings.model_copy(update={**few, **at(rate)}),
+                new_parameters=new_parameters(student, Plan.load(files.plan).replace),
+                folder=folder,
+                seed=context.recipe.seed,
+            )
+        except TrainingDivergedError:
+            if context.processes.is_main:
+                remove_checkpoints(folder)
+            raise
         kl = result.evaluations[-1]["kl"]
         if context.processes.is_main:
             write_json(record, {"key": key, "kl": kl})
@@ -84,3 +91,12 @@ def with_best_rate(
         write_json(files.rates / "rates.json", {"best": best, "kl": {f"{rate:g}": kl for rate, kl in found.items()}})
     note(f"{arm.name}: of {len(found)} rates, {best:g} has the lowest held-out KL after {steps} steps")
     return settings.model_copy(update={"rate_search": None, **at(best)})
+
+
+def _measured(record: Path, key: str) -> float | None:
+    """The KL that an earlier search has kept; None where there is none, or a damaged one, which is measured anew."""
+    try:
+        known = read_json(record)
+        return float(known["kl"]) if known["key"] == key else None
+    except (RadistillError, TypeError, KeyError, ValueError):
+        return None

@@ -8,6 +8,7 @@ from typing import Any
 from radistill.console import note
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
 from radistill.distillation.teacher_store.layout import HEADER, store_folder
+from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_json, write_json
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load_config
@@ -35,7 +36,9 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     place = context.folder.teacher_store_record(hash_json(inputs)[:8])
     if context.processes.decide(partial(_current, context, step, inputs, place, folder)):
         context.release_teachers()
-        return StoredTeacher(_own(folder, place), documents)
+        own = _own(folder, place)
+        assert own is not None
+        return StoredTeacher(own, documents)
     with context.folder.step(step, inputs, context.recipe.seed) if context.processes.is_main else nullcontext():
         store = store_teacher(
             context.teacher(arm.teacher),
@@ -54,15 +57,18 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
 
 
 def _current(context: Context, step: str, inputs: dict[str, Any], place: Path, folder: Path) -> bool:
-    outputs = [place, _own(folder, place) / HEADER] if place.exists() else [place]
-    current = context.folder.is_current(step, inputs, outputs)
+    store = _own(folder, place)
+    current = store is not None and context.folder.is_current(step, inputs, [store / HEADER])
     note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
     return current
 
 
-def _own(folder: Path, place: Path) -> Path:
-    """The folder of the store that `place` names."""
-    return store_folder(folder, read_json(place)["key"])
+def _own(folder: Path, place: Path) -> Path | None:
+    """The folder of the store that `place` names; None where it names none, or is damaged."""
+    try:
+        return store_folder(folder, read_json(place)["key"])
+    except (RadistillError, TypeError, KeyError):
+        return None
 
 
 def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings, vocabulary: int) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class ArmSettings(BaseModel):
     rate: Rate | Rates | None = Field(
         default=None,
         description="learning rate of its new blocks in `distill`, or rates to choose from as `rate_search` does. Left "
-        "out, it is the main one's, but where blocks are not fitted what their start wants: 1e-2 for `transfer`, "
-        "1e-3 for `random`",
+        "out, it is the main one's; but where its start is another and no blocks are fitted, what that start wants: "
+        "1e-2 for `transfer`, 1e-3 for `random`",
     )
 
     def differences(self) -> dict[str, Any]:
@@ -106,10 +106,14 @@ def arm_of(main: Arm, name: str, settings: ArmSettings, model: str) -> Arm:
     init = settings.init or main.init
     align = _merged(AlignStage, main.align, settings.align, f"{where}.align")
     distill = _merged(DistillStage, main.distill, settings.distill, f"{where}.distill")
-    rate = settings.rate
-    if rate is None and align is None and "new_block_learning_rate" not in (settings.distill or {}):
+    target, rate = settings.target or main.target, settings.rate
+    own = [field for field in ("new_block_learning_rate", "rate_search") if field in (settings.distill or {})]
+    if rate is not None and (own or distill is None):
+        other = f"{where}.distill.{own[0]} says it too" if own else "it is not distilled"
+        raise RadistillError(f"{where}.rate: {other}; leave one of the two out")
+    if rate is None and not own and align is None and (align, init, target) != (main.align, main.init, main.target):
         # So far from the teacher, the rate of a hybrid's fitted blocks would leave a start where it is.
-        rate = find_initialisation(init, settings.target or main.target).rate
+        rate = find_initialisation(init, target).rate
     if distill is not None and isinstance(rate, list):
         search = distill.rate_search.model_dump() if distill.rate_search else {}
         rates = RateSearch.model_validate(search | {"rates": rate})
@@ -124,7 +128,7 @@ def arm_of(main: Arm, name: str, settings: ArmSettings, model: str) -> Arm:
         # Where the search decides how many layers go, a comparison is between hybrids of one size.
         budget=settings.budget or (main.budget if main.penalty is None else None),
         penalty=None,
-        target=settings.target or main.target,
+        target=target,
         init=init,
         teacher=(None if settings.teacher == model else settings.teacher) if settings.teacher else main.teacher,
         align=align,

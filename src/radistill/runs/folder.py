@@ -95,9 +95,12 @@ class RunFolder:
         Raises:
             RadistillError: if another process holds it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RadistillError(f"{self.path}: is a file; choose a folder with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RadistillError(f"{self.path}: is a file; choose a folder with --out") from None
+        except OSError as error:
+            raise RadistillError(f"{self.path}: no folder can be made there ({error.strerror}); choose --out") from None
         with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

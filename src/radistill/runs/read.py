@@ -140,6 +140,9 @@ def read_run(path: Path | str) -> Run:
         known = [(name, None) for name in (MAIN, *sorted(path.name for path in folder.arms.glob("*")))]
     hybrids = [_hybrid(folder, name, arm, content, off) for name, arm in known]
     evaluation = content(folder.evaluation, "the results and the samples")
+    if recipe is not None:  # an arm that was taken out may still have results there
+        names = {"base", "draft", "samples", *(name for name, _ in known)}
+        evaluation = {key: value for key, value in evaluation.items() if key.removesuffix("_start") in names}
     savings = _mapping(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
     main, *arms = hybrids
     assert main.plan is not None
