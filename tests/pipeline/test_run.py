@@ -158,9 +158,10 @@ def test_fit_and_distillation_on_documents_of_their_own(finished: Path) -> None:
     settings = load_recipe(plain).model_dump(mode="json")
     sections = {name: {**settings[name], "data": own[name]} for name in own}
     recipe = load_recipe(write_recipe(finished, **sections))
-    run(recipe, out, ["data", "diagnose", "convert", "distill", "evaluate"])
+    run(recipe, out, ["data", "diagnose", "convert", "distill", "finetune", "evaluate"])
     after = read_json(out / "run.json")["stages"]
-    changed = {"data:align", "data:distill", "distill:hybrid", "distill:uniform", "evaluate"}
+    trained = {f"{stage}:{arm}" for stage in ("distill", "finetune") for arm in ("hybrid", "uniform")}
+    changed = {"data:align", "data:distill", *trained, "evaluate"}
     assert {step for step in after if after[step] != before.get(step)} == changed
     fitted, taught = (DataSplits.load(out / "data" / name) for name in own)
     assert all("make" in (record.example.response or "") for record in fitted.train)
