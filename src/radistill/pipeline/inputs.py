@@ -124,13 +124,12 @@ def finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     }
 
 
-def check_made(context: Context, arm: Arm, stage: Literal["convert", "distill", "finetune"]) -> None:
-    """Refuse to go on from what `stage` has left of a hybrid, where that is of other settings than the recipe's.
+def check_made(context: Context, arm: Arm, stage: Literal["convert", "distill", "finetune"], inputs: Any) -> None:
+    """Refuse to go on from what `stage` has left of a hybrid, where that is of other inputs than the recipe's.
 
     Raises:
         RadistillError: naming the stage that has to be run.
     """
-    inputs = {"convert": convert_inputs, "distill": distill_inputs, "finetune": finetune_inputs}[stage](context, arm)
     fine_tuned = stage == "distill" and arm.finetune is None and context.files(arm).distilled.exists()
     if fine_tuned or not context.folder.is_current(f"{stage}:{arm.name}", inputs, []):
         raise RadistillError(

@@ -152,7 +152,7 @@ def run_distill(context: Context) -> None:
         outputs = [distilled_of(context, arm) / "config.json"]
         outputs += [files.align] if arm.align else []
         outputs += [files.distill] if arm.distill else []
-        processes.decide(partial(check_made, context, arm, "convert"))
+        processes.decide(partial(check_made, context, arm, "convert", inputs["convert"]))
         if processes.decide(partial(_distilled, context, arm, step, inputs, outputs)):
             continue
         teacher = teacher_of(context, arm)  # if it is only to write its store, before there is a student beside it
@@ -235,7 +235,7 @@ def run_finetune(context: Context) -> None:
             continue
         files, step = context.files(arm), f"finetune:{arm.name}"
         inputs = finetune_inputs(context, arm)
-        processes.decide(partial(check_made, context, arm, "distill"))
+        processes.decide(partial(check_made, context, arm, "distill", inputs["distill"]))
         if processes.decide(partial(_current, context, step, inputs, [files.student / "config.json", files.finetune])):
             continue
         with _step(context, step, inputs):
@@ -260,7 +260,7 @@ def run_evaluate(context: Context) -> None:
     """Measure base, draft and hybrids on the held-out data."""
     inputs = evaluate_inputs(context)
     for arm in context.hybrids:
-        check_made(context, arm, "finetune" if arm.finetune else "distill")
+        check_made(context, arm, "finetune" if arm.finetune else "distill", inputs["arms"][arm.name])
     if _current(context, "evaluate", inputs, [context.folder.evaluation]):
         return
     with _step(context, "evaluate", inputs):
