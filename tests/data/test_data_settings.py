@@ -43,7 +43,7 @@ def test_tasks(tasks: Any, expected: dict[str, Any]) -> None:
         ({"kind": "jsonl", "path": "a", "responses": {"temperature": float("inf")}}, "responses.temperature"),
         ({"kind": "jsonl", "path": "a", "responses": {"top_p": 0}}, "responses.top_p"),
         ({"kind": "datasets", "id": ""}, "id\n  String should have at least 1 character"),
-        ({"kind": "datasets", "id": "a", "columns": {"question": "q"}}, "'messages', 'prompt', 'response', 'text'"),
+        ({"kind": "datasets", "id": "a", "columns": {"question": "q"}}, "'messages', 'tools', 'prompt', 'response'"),
         ({"kind": "reasoning-gym", "tasks": []}, "at least 1 item"),
         ({"kind": "reasoning-gym", "tasks": "gsm_symbolic"}, "valid dictionary"),
         ({"kind": "reasoning-gym", "tasks": [3]}, "a task is a name, not 3"),

@@ -9,8 +9,9 @@ import pytest
 
 from radistill.data.examples import Example
 from radistill.data.reasoning_gym import read as read_exercises
+from radistill.data.records import example_of
 from radistill.data.settings import HubData, JsonlData, ReasoningGymData
-from radistill.data.sources import Draw, draw
+from radistill.data.sources import SOURCES, Draw, draw
 from radistill.errors import RadistillError
 
 
@@ -61,6 +62,35 @@ def test_the_formats(tmp_path: Path) -> None:
     assert one(tmp_path, {"prompt": "2+2?", "answer": 4}).verifier == {"kind": "answer", "answer": "4"}
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
+
+
+def called(arguments: object) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+def test_turns_as_apis_write_them(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    nothing = {"name": None, "tool_calls": [], "refusal": None}
+    answer = {"role": "assistant", "content": None, "tool_calls": [called('{"city": "Oslo"}')], "function_call": None}
+    found = one(tmp_path, {"messages": [{"role": "user", "content": parts, **nothing}, answer], "tools": [called({})]})
+    assert found.messages == ({"role": "user", "content": "2+2?"},)
+    assert found.response == ""
+    assert found.response_fields == {"tool_calls": [called({"city": "Oslo"})]}
+    assert found.tools == (called({}),)
+    assert example_of(json.loads(json.dumps(found.to_row()))) == found
+
+
+def test_other_calls_make_another_example(tmp_path: Path) -> None:
+    def row(city: str) -> dict[str, Any]:
+        return {"messages": [USER, {"role": "assistant", "tool_calls": [called({"city": city})]}]}
+
+    path = write(tmp_path / "rows.jsonl", [row("Oslo"), row("Rome"), row("Oslo"), {"prompt": "a"}])
+    own = write(tmp_path / "own.jsonl", [{"prompt": "b"}])
+    result = draw(JsonlData(path=path, heldout_path=own, train=3, calibration=1, heldout=1), 0)
+    assert len(result.train) == 3
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -82,6 +112,14 @@ def test_the_formats(tmp_path: Path) -> None:
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content must be a text, not nothing"),
         ({"messages": [USER, {"role": True, "content": "a"}]}, r"messages\[1\].role must be a text, not true or false"),
         ({"messages": [ASSISTANT]}, "no turn before the assistant's response"),
+        ({"messages": [{**USER, "content": [IMAGE]}]}, r"messages\[0\].content\[0\] is 'image_url', but only parts of"),
+        ({"messages": [{**USER, "content": ["a"]}]}, r"messages\[0\].content\[0\] is 'a text', but only parts of"),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": "now"}]}, r"messages\[1\].tool_calls must be a list of obj"),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [called("{")]}]},
+            r"messages\[1\].tool_calls: arguments are no",
+        ),
+        ({"prompt": "a", "tools": "now"}, "tools must be a list of objects, not a text"),
         ({"prompt": "a", "answer": [1]}, "answer must be a text or a number, not a list"),
         ({"prompt": "a", "answer": " "}, "answer is empty"),
         ({"prompt": "\ud800"}, "prompt has half a surrogate pair at character 0"),
@@ -193,6 +231,19 @@ def table() -> Any:
 
 
 COUNTS = {"train": 6, "calibration": 2, "heldout": 4}
+
+
+def test_keys_that_only_other_rows_have_are_not_there(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"messages": [USER, ASSISTANT]},
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [called({"city": "Oslo"})]}]},
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [called({"code": 7})]}]},
+    ]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    found = list(SOURCES["datasets"](HubData(id=str(tmp_path / "saved")), 0).examples)
+    fields = [example.response_fields for example in sorted(found, key=lambda example: example.id)]
+    assert fields == [None, {"tool_calls": [called({"city": "Oslo"})]}, {"tool_calls": [called({"code": 7})]}]
 
 
 def test_a_saved_data_set(tmp_path: Path, table: Any) -> None:

@@ -1,12 +1,16 @@
 """Chat templates, response tokens, and that documents in a batch do not see each other."""
 
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 import tiny
-from radistill.data.documents import prompt_tokens, response_tokens
+from radistill.data import documents
+from radistill.data.documents import prompt_tokens, response_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document, batches, collate
@@ -25,7 +29,7 @@ def decoded(tokens: list[int]) -> str:
 
 def test_prompt_and_response_are_the_template_up_to_the_end_of_the_turn() -> None:
     tokenizer = tiny.tokenizer()
-    prompt, response = prompt_tokens(chat(USER), tokenizer), response_tokens(chat(USER), tokenizer)
+    prompt, response = prompt_tokens(chat(USER), tokenizer), response_tokens(chat(USER), tokenizer).tokens
     assert decoded(prompt) == "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n"
     assert decoded(response) == "Four.<|im_end|>"
     whole = tokenizer.apply_chat_template([USER, {"role": "assistant", "content": "Four."}], return_dict=False)
@@ -33,7 +37,7 @@ def test_prompt_and_response_are_the_template_up_to_the_end_of_the_turn() -> Non
 
 
 def test_an_empty_response_is_the_end_of_the_turn() -> None:
-    assert response_tokens(chat(USER, response=""), tiny.tokenizer()) == [259]
+    assert response_tokens(chat(USER, response=""), tiny.tokenizer()).tokens == [259]
 
 
 def test_the_system_prompt_is_added_only_where_there_is_none() -> None:
@@ -43,14 +47,14 @@ def test_the_system_prompt_is_added_only_where_there_is_none() -> None:
     )
     own = prompt_tokens(chat(SYSTEM, USER), tokenizer)
     assert prompt_tokens(chat(SYSTEM, USER), tokenizer, "Be kind.") == own
-    assert response_tokens(chat(USER), tokenizer, "Be kind.") == response_tokens(chat(USER), tokenizer)
+    assert response_tokens(chat(USER), tokenizer, "Be kind.").tokens == response_tokens(chat(USER), tokenizer).tokens
 
 
 def test_earlier_turns_belong_to_the_prompt() -> None:
     tokenizer = tiny.tokenizer()
     example = chat(USER, {"role": "assistant", "content": "Five."}, {"role": "user", "content": "No."})
     assert "Five.<|im_end|>" in decoded(prompt_tokens(example, tokenizer))
-    assert decoded(response_tokens(example, tokenizer)) == "Four.<|im_end|>"
+    assert decoded(response_tokens(example, tokenizer).tokens) == "Four.<|im_end|>"
 
 
 MESSAGES = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
@@ -71,17 +75,155 @@ MESSAGES = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] 
             MESSAGES + "<|endoftext|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
             "Four.<|endoftext|>",
         ),
-        # A generation prompt that the rendered conversation does not contain, as in models that may think.
-        (
-            MESSAGES + "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
-            "Four.<|im_end|>",
-        ),
     ],
 )
 def test_other_templates(template: str, response: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template
-    assert tokenizer.decode(response_tokens(chat(USER), tokenizer)) == response
+    assert tokenizer.decode(response_tokens(chat(USER), tokenizer).tokens) == response
+
+
+def both(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return prompt_tokens(example, tokenizer) + response_tokens(example, tokenizer).tokens
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOLS = (
+    "{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c['function'] | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call>'
+
+
+def templated(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_tools_calls_and_reasoning_are_what_the_template_makes_of_them() -> None:
+    tokenizer = templated(TOOLS)
+    thought: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [WEATHER], "reasoning_content": "Ask."}
+    example = Example(
+        "a",
+        messages=(USER, thought, {"role": "tool", "content": "12 C", "tool_call_id": "1"}),
+        tools=(WEATHER,),
+        response="Twelve.",
+        response_fields={"reasoning_content": "Read it off.", "tool_calls": [WEATHER]},
+    )
+    # What an earlier turn was thought up with is the template's to leave out, and says so in its own words.
+    assert decoded(prompt_tokens(example, tokenizer)) == (
+        f"[weather]<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n{CALL}<|im_end|>\n"
+        "<|im_start|>tool\n12 C<|im_end|>\n<|im_start|>assistant\n"
+    )
+    learnt = response_tokens(example, tokenizer)
+    assert decoded(learnt.tokens) == f"<think>Read it off.</think>Twelve.{CALL}<|im_end|>"
+    assert not learnt.shortened
+
+
+@pytest.mark.parametrize(
+    ("example", "field"),
+    [
+        (Example("a", messages=(USER,), response="", response_fields={"tool_calls": [WEATHER]}), "the response's tool"),
+        (
+            Example("a", messages=(USER,), response="4", response_fields={"reasoning_content": "2+2"}),
+            "the response's r",
+        ),
+        (Example("a", messages=(USER,), response="4", response_fields={"refusal": "No."}), "the response's refusal"),
+        (Example("a", messages=({**USER, "images": ["x.png"]},), response="4"), r"messages\[0\]\.images"),
+        (Example("a", messages=(USER,), tools=(WEATHER,), response="4"), "tools"),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused_by_field(example: Example, field: str) -> None:
+    with pytest.raises(RadistillError, match=f"^a: the chat template leaves out {field}"):
+        both(example, tiny.tokenizer())
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
+    user_only = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(RadistillError, match=r"leaves out messages\[0\]\.content"):
+        prompt_tokens(chat(SYSTEM, USER), templated(user_only))
+    with pytest.raises(RadistillError, match=r"leaves out data\.system"):
+        prompt_tokens(chat(USER), templated(user_only), "Be kind.")
+    with pytest.raises(RadistillError, match="leaves out the response's content"):
+        response_tokens(chat(USER), templated(user_only))
+    # A call takes the place of what is said besides, even where the words stand in the call as well.
+    either = TOOLS.replace("{{ m['content'] }}", "{% if not m.tool_calls %}{{ m['content'] }}{% endif %}")
+    example = Example("a", messages=(USER,), response="Oslo", response_fields={"tool_calls": [WEATHER]})
+    with pytest.raises(RadistillError, match="leaves out the response's content"):
+        response_tokens(example, templated(either))
+
+
+OPENING = (
+    "{% for m in messages %}{% set said = m['content'].split('</think>')[-1] if m['role'] == 'assistant' else"
+    " m['content'] %}<|im_start|>{{ m['role'] }}\n{{ said }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("response", ["<think>\nI add.\n</think>\n\n4", "I add.\n</think>\n\n4"])
+def test_a_tag_that_the_prompt_opens_is_there_once(response: str) -> None:
+    tokenizer = templated(OPENING)
+    example = chat(USER, response=response)
+    assert decoded(prompt_tokens(example, tokenizer)).endswith("<|im_start|>assistant\n<think>\n")
+    assert decoded(response_tokens(example, tokenizer).tokens) == "I add.\n</think>\n\n4<|im_end|>"
+
+
+def test_a_response_that_does_not_close_what_the_prompt_opens_is_refused() -> None:
+    with pytest.raises(RadistillError, match="a: the chat template's prompt opens <think>, and the response"):
+        response_tokens(chat(USER), templated(OPENING))
+    fields = {"reasoning_content": "I add."}
+    with pytest.raises(RadistillError, match="leaves out the response's reasoning_content"):
+        response_tokens(Example("a", messages=(USER,), response="4", response_fields=fields), templated(OPENING))
+
+
+@pytest.mark.parametrize(
+    ("response", "learnt", "shortened"),
+    [
+        ("<think>I add.</think>4", "4<|im_end|>", True),
+        ("4", "4<|im_end|>", False),
+        (" 4\n", " 4\n<|im_end|>", False),
+    ],
+)
+def test_a_response_that_the_template_shortens_says_so(response: str, learnt: str, shortened: bool) -> None:
+    found = response_tokens(chat(USER, response=response), templated(OPENING.replace("<think>\n{% endif", "{% endif")))
+    assert (decoded(found.tokens), found.shortened) == (learnt, shortened)
+
+
+class Clock(datetime):
+    """A day that the test sets."""
+
+    today_is = 1
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "Clock":
+        return cls(2026, 3, cls.today_is, 12)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_prints_the_date_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    template = "Today is {{ strftime_now('%d %b %Y') }}, {{ strftime_now( \"%Y\" ) }}.\n" + tiny.CHAT_TEMPLATE
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = {"default": template, "tool_use": template} if named else template
+    monkeypatch.setattr(documents, "datetime", Clock)
+    first = prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path))
+    monkeypatch.setattr(Clock, "today_is", 2)
+    assert prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path)) == first
+    assert decoded(first).startswith("Today is 01 Mar 2026, 2026.\n")
+    assert decoded(prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path / "other"))).startswith("Today is 02")
+    assert "strftime_now" in str(tokenizer.chat_template)
+    (tmp_path / "date.json").write_text('{"date": "yesterday"}')
+    with pytest.raises(RadistillError, match=r"date\.json: holds no date"):
+        with_kept_date(tokenizer, tmp_path)
+
+
+def test_a_template_without_a_date_keeps_nothing(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    assert with_kept_date(tokenizer, tmp_path) is tokenizer
+    assert not list(tmp_path.iterdir())
 
 
 def test_special_tokens_are_not_added_twice() -> None:

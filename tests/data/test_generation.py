@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 import tiny
 from radistill.errors import RadistillError
 from radistill.models import generation
-from radistill.models.generation import end_of_turn, end_tokens, generate
+from radistill.models.endings import end_tokens
+from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.speculation.masks import ComponentMask, masked
 
@@ -223,23 +224,3 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 
 def test_no_prompts() -> None:
     assert generate(tiny.model("llama"), [], max_new_tokens=2) == []
-
-
-def test_end_of_turn_is_read_off_the_template() -> None:
-    tokenizer = tiny.tokenizer()
-    assert end_of_turn(tokenizer) == 259
-    tokenizer.eos_token = tiny.PAD
-    assert end_of_turn(tokenizer) == 259
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert end_of_turn(tokenizer) == 256
-    tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert end_of_turn(tokenizer) == 256
-    tokenizer.chat_template = None
-    assert end_of_turn(tokenizer) == 256
-
-
-def test_end_tokens_come_from_checkpoint_tokenizer_and_template() -> None:
-    model = tiny.model("llama")
-    model.tokenizer.eos_token = tiny.PAD
-    model.network.generation_config.eos_token_id = [7, 8]
-    assert end_tokens(model) == {7, 8, 256, 259}

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -187,10 +188,49 @@ def test_prompts_without_room_for_a_response_are_not_answered(tmp_path: Path, mo
     assert max(map(len, asked)) < 100
 
 
-def test_a_prompt_longer_than_the_context(tmp_path: Path) -> None:
+def test_one_prompt_beyond_the_context_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"What is {n}?"} for n in range(11)]
+    rows[3] = {"prompt": "x" * 600}
+    rows[7] = {"prompt": "y" * 600, "response": "Much."}
+    settings = settings_for(
+        rows_file(tmp_path / "rows.jsonl", rows), train=9, calibration=1, heldout=2, max_length=4096
+    )
+    splits = prepare(tiny.model("llama"), settings, seed=0, folder=None)
+    assert len(splits.train) + len(splits.heldout) == 9
+    assert "left out, longer than 512 tokens" in capsys.readouterr().err
+
+
+def test_prompts_that_are_all_beyond_the_context(tmp_path: Path) -> None:
     path = rows_file(tmp_path / "rows.jsonl", [{"prompt": "x" * 600 + str(n)} for n in range(12)])
-    with pytest.raises(RadistillError, match=r"rows-\d+: the prompt has 6\d\d tokens, and the model's context is 512"):
+    with pytest.raises(RadistillError, match=r"none of the \d heldout examples has between 2 and"):
         prepare(tiny.model("llama"), settings_for(path), seed=0, folder=None)
+
+
+def test_responses_that_the_template_shortens_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = tiny.model("llama")
+    teacher.tokenizer.chat_template = str(teacher.tokenizer.chat_template).replace(
+        "message['content']", "message['content'].split('</think>')[-1]"
+    )
+    rows = [{"prompt": str(n), "response": "<think>Hm.</think>Yes." if n % 2 else "No."} for n in range(8)]
+    settings = settings_for(rows_file(tmp_path / "rows.jsonl", rows), train=4, calibration=1, heldout=4)
+    prepare(teacher, settings, seed=0, folder=None)
+    counts = re.findall(r"leaves out a part of (\d) of 4 (heldout|train) responses", capsys.readouterr().err)
+    assert sum(int(count) for count, _ in counts) == 4
+
+
+def test_the_teacher_stops_at_the_end_of_a_turn_though_its_config_does_not(tmp_path: Path) -> None:
+    teacher = tiny.model("llama")
+    teacher.tokenizer.eos_token = tiny.PAD
+    teacher.network.generation_config.eos_token_id = 256
+    says = torch.zeros(tiny.VOCAB_SIZE)
+    says[259] = 1e4
+    teacher.network.get_output_embeddings().bias = torch.nn.Parameter(says)
+    settings = settings_for(rows_file(tmp_path / "rows.jsonl", [{"prompt": str(n)} for n in range(12)]))
+    for record in prepare(teacher, settings, seed=0, folder=None).train:
+        assert record.document.tokens[record.document.response_start :] == (259,)
+        assert record.finished
 
 
 class Killed(Exception):

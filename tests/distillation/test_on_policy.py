@@ -17,7 +17,8 @@ from radistill.distillation import loop
 from radistill.distillation.on_policy import OnPolicy, OnPolicySettings
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
-from radistill.models.generation import end_tokens, generate
+from radistill.models.endings import end_tokens
+from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches
 

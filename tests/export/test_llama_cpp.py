@@ -7,13 +7,19 @@ import pytest
 import small
 import torch
 from students import PROMPTS, REPLACED, wake
+from transformers import AutoModelForCausalLM
 
 import tiny
 from llama_cpp import LlamaCpp
 from radistill.conversion import convert
+from radistill.data.documents import prompt_tokens
+from radistill.data.examples import Example
+from radistill.distillation.distill import finetune
+from radistill.distillation.settings import FinetuneSettings
 from radistill.export import gguf as gguf_module
 from radistill.export import write_gguf
 from radistill.models.loading import Model
+from radistill.models.sequences import Document
 
 COUNT = 64
 NEAR_TIE = 1e-3
@@ -170,3 +176,24 @@ def test_the_replaced_layers_of_that_student_matter(student: Model) -> None:
         for handle in handles:
             handle.remove()
     assert (spoken - silent).abs().max() > 1
+
+
+def test_a_student_stops_where_it_was_taught_to(tmp_path: Path) -> None:
+    """Its base ends texts with another token than the one that ends a turn in its template."""
+    base = small.model("llama")
+    base.tokenizer.eos_token = tiny.PAD
+    base.network.generation_config.eos_token_id = base.network.config.eos_token_id = 0
+    student = convert(base, [0, 2], init="random")
+    prompts = [prompt_tokens(Example.of_user(str(n), f"Say {n}."), base.tokenizer) for n in range(6)]
+    said = base.tokenizer(f"ok{tiny.END}", add_special_tokens=False)["input_ids"]
+    train = [Document(str(n), (*prompt, *said), len(prompt)) for n, prompt in enumerate(prompts)]
+    settings = FinetuneSettings(steps=60, new_block_learning_rate=5e-3, other_learning_rate=5e-3, tokens_per_batch=4000)
+    names = {name for name, _ in student.network.named_parameters()}
+    finetune(student, base, train, train[:1], settings, new_parameters=names)
+    student.save(tmp_path / "student")
+    prompt = torch.tensor([prompts[0]])
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert network.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :].tolist() == said
+    write_gguf(tmp_path / "student", tmp_path / "student.gguf")
+    answer = LlamaCpp(tmp_path / "student.gguf").greedy(prompts[0], 20)
+    assert (answer["stop_type"], answer["content"]) == ("eos", "ok")

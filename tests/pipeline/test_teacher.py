@@ -1,5 +1,6 @@
-"""A run whose teacher writes its distributions down: when it is loaded, and that it is gone when the student trains."""
+"""A run with another teacher: when it is loaded, that it is gone when the student trains, and what it passes on."""
 
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from test_estimate import text
 from test_run import write_recipe
+from transformers import AutoTokenizer
 
 import tiny
 from radistill.distillation.teacher_store.layout import HEADER
@@ -17,6 +19,7 @@ from radistill.pipeline import context, stages
 from radistill.pipeline.estimate import estimate
 from radistill.pipeline.run import run
 from radistill.runs.recipe import load_recipe
+from small_recipe import small_recipe
 
 STORED = ["evaluate.exact_match=false", "align.steps=2", "distill.steps=4", "distill.teacher_store.top_k=8"]
 BEFORE_EVALUATION = ["data", "diagnose", "convert", "distill"]
@@ -147,3 +150,57 @@ def test_the_teacher_is_back_for_fine_tuning(recipe: Path, tmp_path: Path, loade
     assert (tuned["heldout_kl"], before["heldout_kl"]) == ("full", "top-k")
     assert tuned["evaluations"][0]["cross_entropy"] == pytest.approx(before["evaluations"][-1]["cross_entropy"])
     assert tuned["evaluations"][0]["kl"] >= before["evaluations"][-1]["kl"]
+
+
+def taught(folder: Path, **sections: Any) -> Path:
+    """A run of seconds on the model in `folder`/model; its student."""
+    quick = {
+        "diagnose": {"budget": 1, "by": "redundancy", "selector": "uniform"},
+        "convert": {"init": "random"},
+        "align": None,
+        "distill": None,
+        "finetune": {"steps": 1},
+        "evaluate": {"exact_match": False},
+    }
+    recipe = small_recipe(folder, {"source": "data"}, **{**quick, **sections})
+    run(load_recipe(recipe), folder / "out", ["data", "diagnose", "convert", "distill", "finetune"])
+    return folder / "out" / "student"
+
+
+def save_base(folder: Path, template: str | None) -> None:
+    """A base that has another end token than the chats of its family, and perhaps no template."""
+    model = tiny.model("llama")
+    model.tokenizer.eos_token = tiny.PAD
+    model.tokenizer.chat_template = template
+    model.network.config.eos_token_id = model.network.generation_config.eos_token_id = 256
+    model.save(folder / "model")
+
+
+def test_the_template_of_the_teacher_comes_along(tmp_path: Path) -> None:
+    save_base(tmp_path, None)
+    tiny.save("llama", tmp_path / "chat", seed=1)
+    student = taught(tmp_path, teacher=str(tmp_path / "chat"))
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    assert tokenizer.eos_token == tiny.END
+    for name in ("config.json", "generation_config.json"):
+        assert read_json(student / name)["eos_token_id"] == [259, 256]
+
+
+def test_a_student_that_learns_no_template_keeps_its_own(tmp_path: Path) -> None:
+    own = tiny.CHAT_TEMPLATE.replace("assistant", "model")
+    save_base(tmp_path, own)
+    assert AutoTokenizer.from_pretrained(taught(tmp_path)).chat_template == own
+
+
+def test_a_student_that_does_not_stop_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_base(tmp_path, None)
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "model" / name
+        path.write_text(json.dumps({**read_json(path), "eos_token_id": None}))
+    rows = [{"text": f"The sum of {n} and {n} is {2 * n}."} for n in range(20)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"kind": "jsonl", "path": str(tmp_path / "texts.jsonl"), "train": 10, "calibration": 3, "heldout": 4}
+    student = taught(tmp_path, data=data)
+    assert "neither the base nor the data has an end token" in capsys.readouterr().err
+    assert AutoTokenizer.from_pretrained(student).chat_template is None

@@ -11,7 +11,8 @@ import tiny
 from radistill.conversion import convert
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
-from radistill.models.generation import end_tokens, generate
+from radistill.models.endings import end_tokens
+from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.decode import DRAFT_CACHES, Decoded, speculative_generate

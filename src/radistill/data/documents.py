@@ -1,13 +1,38 @@
 """From examples to tokens: the chat template, and where the response begins."""
 
-from typing import Any
+import copy
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from radistill.console import note
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
+from radistill.files import read_json, write_json
 from radistill.models.checkpoint import one_line
-from radistill.models.generation import end_of_turn
+from radistill.models.endings import end_of_turn
+
+Turns = Sequence[Mapping[str, Any]]
+
+# What a turn was thought up with. Templates leave it out of earlier turns, because models are trained without it.
+_REASONING = {"reasoning_content", "reasoning", "thinking"}
+# What tells turns apart, and says nothing that a model reads.
+_LABELS = {"id", "index", "name", "tool_call_id", "timestamp", "created", "model"}
+_CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_OPENED = re.compile(r"(<(\w+)>)\s*\Z")
+
+
+class Learnt(NamedTuple):
+    """A response of the data: its tokens, and whether the template has left out a part of its text."""
+
+    tokens: list[int]
+    shortened: bool
 
 
 def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> list[int]:
@@ -15,59 +40,170 @@ def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: 
 
     A text has the special tokens that the tokenizer itself adds; in a conversation the template writes them.
 
+    Args:
+        example: the conversation or the text.
+        tokenizer: with the chat template.
+        system: system prompt of a conversation that has none.
+
     Raises:
-        RadistillError: if the tokenizer has no chat template, or its template refuses the conversation.
+        RadistillError: if the tokenizer has no chat template, or its template refuses the conversation or leaves out a
+            part of it.
     """
     if example.text is not None:
         return list(tokenizer(example.text, verbose=False)["input_ids"])
-    return _tokens(tokenizer, _render(tokenizer, _conversation(example, system), example.id, prompt=True))
+    turns = _conversation(example, system)
+    render = partial(_render, tokenizer, example.id, prompt=True)
+    prompt = render(turns, tools=example.tools)
+    if example.tools and render(turns, tools=None) == prompt:
+        raise _left_out(example, "tools")
+    added = len(turns) - len(example.messages or ())
+    for number in range(len(turns)):
+        if field := _unread(turns, number, prompt, partial(render, tools=example.tools), _REASONING):
+            raise _left_out(example, "data.system" if number < added else f"messages[{number - added}].{field}")
+    return _tokens(tokenizer, prompt)
 
 
-def response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> list[int]:
+def response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Learnt:
     """Tokens of the response that the data gives, to follow `prompt_tokens`; the last one ends the turn.
 
     Prompt and response together are the template's rendering of the whole conversation, up to the end of the turn.
-    Where they cannot be, because the template renders earlier turns otherwise or a token spans the border, the
-    response is tokenised by itself.
+    Where they cannot be, because the template renders earlier turns otherwise, a token spans the border, or the
+    prompt opens a tag such as `<think>` that the rendered turn does not have, the response is tokenised by itself.
+
+    Raises:
+        RadistillError: as `prompt_tokens`, or if the response does not close the tag that the prompt opens.
     """
-    conversation = _conversation(example, system)
-    answered = [*conversation, {"role": "assistant", "content": example.response}]
-    prompt = _render(tokenizer, conversation, example.id, prompt=True)
-    whole = _render(tokenizer, answered, example.id, prompt=False)
-    before = _tokens(tokenizer, prompt)
-    tokens = _tokens(tokenizer, whole)
-    if tokens[: len(before)] == before:
-        response = tokens[len(before) :]
-    elif whole.startswith(prompt):
-        response = _tokens(tokenizer, whole[len(prompt) :])
+    turns = _conversation(example, system)
+    answered = [*turns, {"role": "assistant", "content": example.response or "", **(example.response_fields or {})}]
+    render = partial(_render, tokenizer, example.id, tools=example.tools)
+    prompt, whole = render(turns, prompt=True), render(answered, prompt=False)
+    shortened = False
+    if whole.startswith(prompt):
+        text = whole[len(prompt) :]
+        if field := _unread(answered, len(turns), text, lambda other: render(other, prompt=False)[len(prompt) :]):
+            raise _left_out(example, f"the response's {field}")
+        shortened = (example.response or "").strip() not in text
+        before, tokens = _tokens(tokenizer, prompt), _tokens(tokenizer, whole)
+        response = tokens[len(before) :] if tokens[: len(before)] == before else _tokens(tokenizer, text)
     else:
-        response = _tokens(tokenizer, example.response or "")
+        response = _tokens(tokenizer, _after_opening(example, prompt))
 
     end = end_of_turn(tokenizer)
     if end is None:
-        return response
+        return Learnt(response, shortened)
     if end in response:
         # What a template writes after the end of the turn, such as a line break, is not the model's to write.
         last = len(response) - 1 - response[::-1].index(end)
-        return response[: last + 1]
-    return [*response, end]
+        return Learnt(response[: last + 1], shortened)
+    return Learnt([*response, end], shortened)
 
 
-def _conversation(example: Example, system: str | None) -> list[dict[str, Any]]:
-    messages = list(example.messages or ())
+def with_kept_date(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy whose template prints the date that is kept in `folder` where it prints today's.
+
+    So work that goes on another day has the same prompts, and finds the answers to them.
+
+    Raises:
+        RadistillError: if the kept date is damaged.
+    """
+    templates = tokenizer.chat_template
+    if "strftime_now" not in str(templates):
+        return tokenizer
+    path = folder / "date.json"
+    if path.exists():
+        try:
+            now = datetime.fromisoformat(read_json(path)["date"])
+        except (TypeError, KeyError, ValueError):
+            raise RadistillError(f"{path}: holds no date; remove it, and prompts get today's") from None
+    else:
+        now = datetime.now().replace(microsecond=0)
+        write_json(path, {"date": now.isoformat()})
+        note(f"{path}: the chat template prints the date, and prompts here keep that of {now:%d %B %Y}")
+
+    def dated(template: str) -> str:
+        return _CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), template)
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        {name: dated(one) for name, one in templates.items()} if isinstance(templates, dict) else dated(templates)
+    )
+    return tokenizer
+
+
+def _conversation(example: Example, system: str | None) -> list[Mapping[str, Any]]:
+    messages: list[Mapping[str, Any]] = list(example.messages or ())
     if system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], id: str, prompt: bool) -> str:
+def _unread(
+    turns: Turns,
+    number: int,
+    rendered: str,
+    render: Callable[[Turns], str],
+    free: Collection[str] = (),
+) -> str | None:
+    """The first field of a turn without which `rendered` would be the same; those in `free` may be left out."""
+    turn = turns[number]
+    fields = [field for field in turn if field not in {"role", *_LABELS, *free} and turn[field]]
+    if fields == ["content"] and turn["content"].strip() in rendered:
+        return None
+    for field in fields:
+        other = {**turn, "content": "radistill"} if field == "content" else {**turn}
+        if field != "content":
+            del other[field]
+        try:
+            same = render([*turns[:number], other, *turns[number + 1 :]]) == rendered
+        except RadistillError:  # without the field it is no conversation that the template takes
+            same = False
+        if same:
+            return field
+    return None
+
+
+def _left_out(example: Example, field: str) -> RadistillError:
+    return RadistillError(
+        f"{example.id}: the chat template leaves out {field}, so the model would neither read nor learn it; "
+        "take a template that writes it, write it into the content, or remove it from the data"
+    )
+
+
+def _after_opening(example: Example, prompt: str) -> str:
+    """The response by itself, where the rendered turn does not begin as the prompt ends.
+
+    The prompt may end with a tag, such as `<think>`: then the response's own one is left out, so that there is one.
+    """
+    if example.response_fields:
+        raise _left_out(example, f"the response's {next(iter(example.response_fields))}")
+    content = example.response or ""
+    opened = _OPENED.search(prompt)
+    if opened is None:
+        return content
+    if f"</{opened[2]}>" not in content:
+        raise RadistillError(
+            f"{example.id}: the chat template's prompt opens {opened[1]}, and the response does not close it; give "
+            "responses with their reasoning, or let the teacher write them (data.responses.source: teacher)"
+        )
+    return content.lstrip().removeprefix(opened[1]).removeprefix(prompt[opened.end(1) :])
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    id: str,
+    messages: Turns,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    prompt: bool,
+) -> str:
     if not tokenizer.chat_template:
         raise RadistillError(
             f"{id}: this model's tokenizer has no chat template, which messages and prompts need; "
             "use rows with text, or put a chat_template.jinja into the model's folder"
         )
+    settings: dict[str, Any] = {"tools": tools, "tokenize": False, "add_generation_prompt": prompt}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        return str(tokenizer.apply_chat_template(cast(Any, messages), **settings))
     except Exception as error:  # a template may raise anything: jinja's errors, its own refusals, a TypeError
         raise RadistillError(f"{id}: the chat template refuses this conversation: {one_line(error)}") from error
 

@@ -18,14 +18,18 @@ class Example:
         id: name, unique in its source.
         messages: the conversation up to the response, as the chat template takes it; None for a text.
         text: running text without a chat template; None for a conversation.
+        tools: descriptions of the functions that the assistant may call, as the chat template takes them; None if none.
         response: what the assistant answers; None if the teacher is to write it, and for a text.
+        response_fields: what that turn has besides its content, such as `tool_calls`; None if nothing.
         verifier: how an answer is checked, for `evaluation.exact_match`; None if it cannot be.
     """
 
     id: str
     messages: tuple[dict[str, Any], ...] | None = None
     text: str | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
     response: str | None = None
+    response_fields: dict[str, Any] | None = None
     verifier: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -42,18 +46,25 @@ class Example:
         """What must not be in two splits: the conversation up to the response, or the text."""
         return self.text if self.text is not None else json.dumps(self.messages, sort_keys=True)
 
+    @property
+    def content(self) -> tuple[str, str]:
+        """What makes two examples the same."""
+        return self.prompt, json.dumps([self.tools, self.response, self.response_fields], sort_keys=True)
+
     def to_row(self) -> dict[str, Any]:
         """The example as JSON, without the fields that it does not have (`verifier` is always there)."""
         row = {key: value for key, value in asdict(self).items() if value is not None}
-        if self.messages is not None:
-            row["messages"] = [dict(message) for message in self.messages]
+        for name in ("messages", "tools"):
+            if name in row:
+                row[name] = list(row[name])
         return row | {"verifier": self.verifier}
 
 
 def example_from_row(row: object, id: str, where: str) -> Example:
     """Read a row of data: `messages`, else `prompt` with or without `response`, else `text`; further keys are ignored.
 
-    A last assistant turn in `messages` is the response. `answer`, a text or a number, becomes the verifier.
+    A last assistant turn in `messages` is the response. `tools` go with messages or a prompt. `answer`, a text or a
+    number, becomes the verifier.
 
     Raises:
         RadistillError: if the row has none of the keys or one has a wrong type. The message begins with `where`.
@@ -69,27 +80,97 @@ def example_from_row(row: object, id: str, where: str) -> Example:
     verifier = _verifier(present, where)
     if known == "text":
         return Example(id, text=_text(present, "text", where), verifier=verifier)
+    tools = _tools(present, where)
     if known == "prompt":
         response = _text(present, "response", where, empty=True) if "response" in present else None
-        return Example.of_user(id, _text(present, "prompt", where), response=response, verifier=verifier)
+        content = _text(present, "prompt", where)
+        return Example.of_user(id, content, tools=tools, response=response, verifier=verifier)
     messages = _messages(present["messages"], where)
-    response = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    answer = messages.pop() if messages[-1]["role"] == "assistant" else {}
     if not messages:
         raise RadistillError(f"{where}: messages has no turn before the assistant's response")
-    return Example(id, messages=tuple(messages), response=response, verifier=verifier)
+    fields = {key: value for key, value in answer.items() if key not in ("role", "content")}
+    return Example(
+        id,
+        messages=tuple(messages),
+        tools=tools,
+        response=answer.get("content"),
+        response_fields=fields or None,
+        verifier=verifier,
+    )
 
 
 def _messages(value: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise RadistillError(f"{where}: messages must be a list of turns, not {_kind(value)}")
-    for number, turn in enumerate(value):
-        if not isinstance(turn, Mapping):
-            raise RadistillError(f"{where}: messages[{number}] must be an object, not {_kind(turn)}")
-        for key in ("role", "content"):
-            if not isinstance(turn.get(key), str):
-                raise RadistillError(f"{where}: messages[{number}].{key} must be a text, not {_kind(turn.get(key))}")
-            check_unicode(turn[key], f"{where}: messages[{number}].{key}")
-    return [dict(turn) for turn in value]
+    return [_turn(turn, f"{where}: messages[{number}]") for number, turn in enumerate(value)]
+
+
+def _turn(turn: object, where: str) -> dict[str, Any]:
+    """A turn without the fields that have nothing in them: APIs and `datasets` write them out, and templates trip."""
+    if not isinstance(turn, Mapping):
+        raise RadistillError(f"{where} must be an object, not {_kind(turn)}")
+    found = {key: value for key, value in turn.items() if value not in (None, "", [], {})}
+    if not isinstance(found.get("role"), str):
+        raise RadistillError(f"{where}.role must be a text, not {_kind(turn.get('role'))}")
+    content = turn.get("content")
+    if isinstance(content, list) and content:
+        content = _joined(content, where)
+    elif content is None and found.keys() - {"role"}:
+        content = ""  # a turn that calls a tool and says nothing
+    if not isinstance(content, str):
+        raise RadistillError(f"{where}.content must be a text, not {_kind(content)}")
+    found["content"] = content
+    if "tool_calls" in found:
+        found["tool_calls"] = [_call(call, where) for call in _objects(found["tool_calls"], f"{where}.tool_calls")]
+    for key, value in found.items():
+        _check_json(value, f"{where}.{key}")
+    return found
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    """Content in parts as one text: templates that take parts write them one after the other."""
+    for number, part in enumerate(parts):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+            raise RadistillError(f"{where}.content[{number}] is {kind!r}, but only parts of type 'text' are read")
+    return "".join(part["text"] for part in parts)
+
+
+def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
+    """A call with its arguments as an object: APIs send them as a text, which templates would quote once more."""
+    function = call.get("function")
+    inner = function if isinstance(function, Mapping) else call
+    arguments = inner.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        arguments = json.loads(arguments)
+    except ValueError:
+        raise RadistillError(f"{where}.tool_calls: arguments are no JSON: {arguments[:40]!r}") from None
+    changed = {**inner, "arguments": arguments}
+    return {**call, "function": changed} if inner is function else changed
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...] | None:
+    if not row.get("tools"):
+        return None
+    _check_json(row["tools"], f"{where}: tools")
+    return tuple(_objects(row["tools"], f"{where}: tools"))
+
+
+def _objects(value: object, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise RadistillError(f"{where} must be a list of objects, not {_kind(value)}")
+    return [dict(one) for one in value]
+
+
+def _check_json(value: object, where: str) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        raise RadistillError(f"{where} holds something that JSON has no place for") from None
+    check_unicode(value if isinstance(value, str) else text, where)
 
 
 def _text(row: Mapping[str, Any], key: str, where: str, empty: bool = False) -> str:

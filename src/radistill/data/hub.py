@@ -31,7 +31,15 @@ def _examples(settings: HubData, split: str, seed: int) -> Iterator[Example]:
         row = table[number]
         if settings.columns:
             row = {key: row[column] for key, column in settings.columns.items()}
+        row = {key: _without_nulls(value) if key in ("messages", "tools") else value for key, value in row.items()}
         yield example_from_row(row, f"{split}-{number}", f"{settings.id}, {split}, row {number}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """A column gives each of its objects the keys of all; those that an object never had are null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _load(settings: HubData, split: str) -> Any:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from radistill.console import note
-from radistill.data.documents import prompt_tokens, response_tokens
+from radistill.data.documents import prompt_tokens, response_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.data.records import SPLITS, DataSplits, Record, example_of
-from radistill.data.responses import Response, teacher_writes, write_responses
+from radistill.data.responses import teacher_writes, write_responses
 from radistill.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
 from radistill.data.sources import SOURCES, Draw, draw, take
 from radistill.errors import RadistillError
@@ -35,14 +35,12 @@ def prepare(
         RadistillError: on whatever is wrong with the data.
     """
     drawn = _draw_once(settings, seed, folder, without)
-    cache = None if folder is None else folder / "responses.jsonl"
-
-    heldout = _records(teacher, drawn.heldout, settings, seed, cache, "heldout")
-    train = _records(teacher, drawn.train, settings, seed, cache, "train")
+    heldout = _records(teacher, drawn.heldout, settings, seed, folder, "heldout")
+    train = _records(teacher, drawn.train, settings, seed, folder, "train")
     calibration = (
         train[: settings.calibration]
         if settings.calibration_from == "train"
-        else _records(teacher, drawn.calibration, settings, seed, cache, "calibration")
+        else _records(teacher, drawn.calibration, settings, seed, folder, "calibration")
     )
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
@@ -94,12 +92,13 @@ def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: 
 
 
 def _records(
-    teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, cache: Path | None, split: str
+    teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, folder: Path | None, split: str
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
     context: int | None = teacher.context_length
     limit = min(settings.max_length, context or settings.max_length)
-    prompts = [_before_response(example, teacher, settings.system, context) for example in examples]
+    tokenizer = teacher.tokenizer if folder is None else with_kept_date(teacher.tokenizer, folder)
+    prompts = [prompt_tokens(example, tokenizer, settings.system) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
     asked = [
         index
@@ -111,41 +110,30 @@ def _records(
         [prompts[index] for index in asked],
         settings.responses,
         seed=seed,
-        cache=cache,
+        cache=None if folder is None else folder / "responses.jsonl",
         description=f"teacher writes {split}",
     )
     written = dict(zip(asked, responses, strict=True))
 
-    records = []
+    records, shortened = [], 0
     for index, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        record = _record(example, prompt, written.get(index), teacher, settings)
-        if record is not None and len(record.document.tokens) <= limit:
-            records.append(record)
+        finished, cut = True, False
+        if example.text is not None:
+            prompt, response = prompt[:1], prompt[1:]
+        elif index in written:
+            response, text, finished = written[index]
+            example = replace(example, response=text, response_fields=None)
+        elif teacher_writes(example, settings.responses):
+            continue
+        else:
+            response, cut = response_tokens(example, tokenizer, settings.system)
+        if prompt and response and len(prompt) + len(response) <= limit:
+            shortened += cut
+            records.append(Record(example, Document(example.id, (*prompt, *response), len(prompt)), finished))
+    if shortened:
+        note(f"data: the chat template leaves out a part of {shortened} of {len(records)} {split} responses")
     _say_what_happened(split, len(examples), records, limit)
     return records
-
-
-def _before_response(example: Example, teacher: Model, system: str | None, context: int | None) -> list[int]:
-    tokens = prompt_tokens(example, teacher.tokenizer, system)
-    if example.text is None and context is not None and len(tokens) >= context:
-        raise RadistillError(f"{example.id}: the prompt has {len(tokens)} tokens, and the model's context is {context}")
-    return tokens
-
-
-def _record(
-    example: Example, prompt: list[int], written: Response | None, teacher: Model, settings: DataSettings
-) -> Record | None:
-    """The record of one example; None if there is nothing to learn from: no response, or a text of one token."""
-    if example.text is not None:
-        return Record(example, Document(example.id, tuple(prompt), 1)) if len(prompt) > 1 else None
-    if written is not None:
-        response, finished = written.tokens, written.finished
-        example = replace(example, response=written.text)
-    elif example.response is not None and not teacher_writes(example, settings.responses):
-        response, finished = response_tokens(example, teacher.tokenizer, settings.system), True
-    else:
-        return None
-    return Record(example, Document(example.id, (*prompt, *response), len(prompt)), finished)
 
 
 def _say_what_happened(split: str, asked: int, records: list[Record], limit: int) -> None:

@@ -78,12 +78,14 @@ class DataSplits:
 
 def example_of(row: dict[str, Any]) -> Example:
     """The inverse of `Example.to_row`; other keys are ignored."""
-    messages = row.get("messages")
+    messages, tools = row.get("messages"), row.get("tools")
     return Example(
         id=row["id"],
         messages=None if messages is None else tuple(messages),
         text=row.get("text"),
+        tools=None if tools is None else tuple(tools),
         response=row.get("response"),
+        response_fields=row.get("response_fields"),
         verifier=row["verifier"],
     )
 

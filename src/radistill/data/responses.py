@@ -7,7 +7,8 @@ from typing import NamedTuple
 from radistill.data.examples import Example
 from radistill.data.settings import ResponseSettings
 from radistill.errors import RadistillError
-from radistill.models.generation import end_tokens, generate
+from radistill.models.endings import turn_end_tokens
+from radistill.models.generation import generate
 from radistill.models.loading import Model
 
 
@@ -49,6 +50,7 @@ def write_responses(
     """Let the teacher answer tokenised prompts; see `models.generation.generate` for the cache and the seeds."""
     if not prompts:
         return []
+    ends = turn_end_tokens(teacher)
     written = generate(
         teacher,
         prompts,
@@ -58,9 +60,9 @@ def write_responses(
         seed=seed,
         batch_size=settings.batch_size,
         cache=cache,
+        stops=ends,
         description=description,
     )
-    ends = end_tokens(teacher)
     return [
         Response(tokens, str(teacher.tokenizer.decode(tokens, skip_special_tokens=True)), tokens[-1] in ends)
         for tokens in written

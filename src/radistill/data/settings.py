@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+Column = Literal["messages", "tools", "prompt", "response", "text", "answer"]
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -89,7 +91,9 @@ class HubData(_Data):
     heldout_split: str | None = None
     """Split of its own for the held-out examples; without it they are drawn from `split`."""
 
-    columns: dict[Literal["messages", "prompt", "response", "text", "answer"], str] = Field(default_factory=dict)
+    columns: dict[Literal["messages", "tools", "prompt", "response", "text", "answer"], str] = Field(
+        default_factory=dict
+    )
     """Where the columns have other names: ours to theirs, such as `prompt: question`. If set, only these are read."""
 
 

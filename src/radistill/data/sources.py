@@ -62,7 +62,7 @@ def take(stream: Iterator[Example], field: str, count: int, taken: set[str], ori
         RadistillError: naming `field` and `origin`, if the stream ends before.
     """
     chosen: list[Example] = []
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, str]] = set()
     repeated = 0
     while len(chosen) < count:
         example = next(stream, None)
@@ -71,10 +71,10 @@ def take(stream: Iterator[Example], field: str, count: int, taken: set[str], ori
                 f"{field}: {count} asked for, {len(chosen)} there ({origin}; {len(taken)} already in other "
                 f"splits, {repeated} left out because their prompt was taken)"
             )
-        if example.prompt in taken or (example.prompt, example.response) in seen:
+        if example.prompt in taken or example.content in seen:
             repeated += 1
             continue
-        seen.add((example.prompt, example.response))
+        seen.add(example.content)
         chosen.append(example)
     taken.update(example.prompt for example in chosen)
     return chosen

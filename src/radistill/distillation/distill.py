@@ -23,6 +23,7 @@ from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.tracking import tracked
 from radistill.files import hash_json
 from radistill.mixers import use_fast_paths
+from radistill.models.endings import learn_endings
 from radistill.models.generation import evaluating, seeded
 from radistill.models.loading import Model
 from radistill.models.number_formats import warn_if_slow
@@ -134,6 +135,7 @@ def finetune(
 
 def _train(job: Job) -> DistillResult:
     check_training(job)
+    learn_endings(job.student, job.train)
     student, teacher, settings = job.student, job.teacher, job.settings
     processes = join(student.network.device.type)
     settings.check_processes(processes.count, processes.sharded)

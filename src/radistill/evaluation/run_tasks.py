@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from radistill.data.documents import prompt_tokens
+from radistill.data.documents import prompt_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.interface import Generated, Row, Task, TaskSettings
 from radistill.files import hash_file, hash_json, read_json, write_json, write_text
-from radistill.models.generation import end_tokens, generate
+from radistill.models.endings import end_tokens
+from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.provenance import machine, versions
 
@@ -89,7 +90,8 @@ def file_name(task: str) -> str:
 def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
     """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     examples = task.read(model, settings)
-    prompts = [prompt_tokens(example, model.tokenizer) for example in examples]
+    tokenizer = with_kept_date(model.tokenizer, cache.parent.parent)
+    prompts = [prompt_tokens(example, tokenizer) for example in examples]
     most = task.longest_answer(settings)
     _check_room(task.name, model, examples, prompts, most)
     ends = end_tokens(model)

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.anatomy import Component, anatomy_of
+from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
 
 
@@ -37,6 +38,7 @@ def generate(
     description: str | None = "generate",
     network: PreTrainedModel | None = None,
     vocabulary: int | None = None,
+    stops: frozenset[int] | None = None,
     on_response: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
@@ -58,11 +60,12 @@ def generate(
         description: title of the progress bar; None shows none.
         network: other weights with the same vocabulary, for instance a student's.
         vocabulary: only tokens below it are written; None is all that the network has.
+        stops: tokens that finish a response; None takes `end_tokens(model)`.
         on_response: called with the index of a prompt and its response, as soon as its batch is there.
 
     Returns:
-        For each prompt 1 to `max_new_tokens` token ids. The last one is one of `end_tokens(model)` if the response is
-        finished, and only then.
+        For each prompt 1 to `max_new_tokens` token ids. The last one is one of `stops` if the response is finished, and
+        only then.
 
     Raises:
         RadistillError: on an empty prompt, a token that the network does not know, or settings out of range.
@@ -76,7 +79,7 @@ def generate(
     # Longest first: what does not fit into memory fails at once, not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    stops = end_tokens(model)
+    stops = end_tokens(model) if stops is None else stops
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": sorted(stops)}
     config = _config(model, max_new_tokens, temperature, top_p, stops)
     known = _vocabulary_size(network)
@@ -114,41 +117,6 @@ def generate(
                 if on_response is not None:
                     on_response(index, tokens)
     return responses
-
-
-def end_tokens(model: Model) -> frozenset[int]:
-    """Tokens after which a response is finished: those of the checkpoint, of the tokenizer and of the chat template."""
-    found: set[int] = set()
-    for value in (
-        getattr(model.network.generation_config, "eos_token_id", None),
-        getattr(model.network.config, "eos_token_id", None),
-        model.tokenizer.eos_token_id,
-        end_of_turn(model.tokenizer),
-    ):
-        if value is not None:
-            found.update([value] if isinstance(value, int) else value)
-    return frozenset(found)
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the chat template ends an assistant's turn (`<|im_end|>` in ChatML).
-
-    It is read off the template: the first special token that follows the content of an assistant's message. Without a
-    template, or if the template ends a turn with ordinary text, it is the tokenizer's end token.
-    """
-    if not tokenizer.chat_template:
-        return tokenizer.eos_token_id
-    content = "radistill"
-    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
-    try:
-        tail = str(tokenizer.apply_chat_template(conversation, tokenize=False)).rpartition(content)[2]
-    except Exception:  # a template may refuse anything, with any error
-        return tokenizer.eos_token_id
-    special = set(tokenizer.all_special_ids) | {
-        token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-    }
-    tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return next((token for token in tokens if token in special), tokenizer.eos_token_id)
 
 
 def check_sampling(temperature: float, top_p: float) -> None:

@@ -130,7 +130,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     config = read_config(folder, trust_remote_code)
     anatomy_of(config)
     check_weights(folder)
-    tokenizer = _load_tokenizer(folder, trust_remote_code)
+    tokenizer = _read_tokenizer(folder, trust_remote_code)
     network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
     _check_vocabulary(folder, tokenizer, network)
     _check_finite(folder, network)
@@ -150,6 +150,15 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     if Path(str(source)).expanduser().exists():
         check_weights(folder)
     return config
+
+
+def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        RadistillError: if there is none, or it cannot be read.
+    """
+    return _read_tokenizer(locate(source, weights=False, trust_remote_code=trust_remote_code), trust_remote_code)
 
 
 def check_device(device: str) -> torch.device:
@@ -176,7 +185,7 @@ def _use_published_names(path: Path, published: Mapping[str, str]) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     check_tokenizer(folder)
     try:
         with quiet():

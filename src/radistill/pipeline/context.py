@@ -9,7 +9,7 @@ import torch
 
 from radistill.data.records import DataSplits
 from radistill.errors import RadistillError
-from radistill.models.loading import Model, load
+from radistill.models.loading import Model, load, load_tokenizer
 from radistill.processes import Processes, join, own_device
 from radistill.runs.arms import Arm
 from radistill.runs.folder import HybridFiles, RunFolder
@@ -57,6 +57,17 @@ class Context:
             self.release_teachers()
             self._teachers[source] = self.load(source)
         return self._teachers[source]
+
+    @cached_property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The template that the conversations among the training documents were written with; None without any."""
+        stages = ("align", "distill", "finetune")
+        if not any(record.example.messages for stage in stages for record in self.splits_of(stage).train):
+            return None
+        recipe = self.recipe
+        if recipe.teacher is None:
+            return self.base.tokenizer.chat_template
+        return load_tokenizer(recipe.teacher, recipe.trust_remote_code).chat_template
 
     def release_teachers(self) -> None:
         """Give back the memory of teachers that are not the base; one is loaded again if it is needed again."""

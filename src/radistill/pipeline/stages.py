@@ -1,5 +1,6 @@
 """The stages of a run, in order. Each reads and leaves files in the run folder; what is current is not done again."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.files import hash_file, hash_json, write_json
+from radistill.models.endings import end_tokens, turn_end_tokens
 from radistill.models.loading import Model
 from radistill.pipeline.context import Context
 from radistill.pipeline.inputs import (
@@ -177,7 +179,7 @@ def run_distill(context: Context) -> None:
                     write_json(files.align, alignment.to_json())
                 if result is not None:
                     write_json(files.distill, result.to_json())
-                student.save(distilled_of(context, arm))
+                _save_student(context, student, distilled_of(context, arm), trained=result is not None)
                 remove_checkpoints(files.folder)
 
 
@@ -196,6 +198,18 @@ def _distilled(context: Context, arm: Arm, step: str, inputs: Any, outputs: list
     ):
         files.student.rename(files.distilled)
     return _current(context, step, inputs, outputs)
+
+
+def _save_student(context: Context, student: Model, folder: Path, *, trained: bool) -> None:
+    """Save a student with what it has learnt: it takes turns by the template that its documents were written with."""
+    if trained:
+        template = context.chat_template
+        if template is not None and template != student.tokenizer.chat_template:
+            student.tokenizer = copy.deepcopy(student.tokenizer)
+            student.tokenizer.chat_template = template
+        if not end_tokens(student):
+            note(f"{folder}: neither the base nor the data has an end token, so this model writes on until it is cut")
+    student.save(folder)
 
 
 def _start(context: Context, arm: Arm) -> tuple[Model, Alignment | None]:
@@ -252,7 +266,7 @@ def run_finetune(context: Context) -> None:
             )
             if processes.is_main:
                 write_json(files.finetune, result.to_json())
-                student.save(files.student)
+                _save_student(context, student, files.student, trained=True)
                 remove_checkpoints(files.finetuning)
 
 
@@ -334,6 +348,7 @@ def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
     recipe = context.recipe
     same = (
         recipe.teacher is None
+        and turn_end_tokens(context.base) == end_tokens(context.base)
         and recipe.data.responses.source == "teacher"
         and recipe.data.responses.temperature == 0
         and recipe.data.responses.max_new_tokens == recipe.evaluate.max_new_tokens

@@ -13,7 +13,8 @@ import torch
 
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.generation import check_prompts, check_sampling, end_tokens, evaluating
+from radistill.models.endings import end_tokens
+from radistill.models.generation import check_prompts, check_sampling, evaluating
 from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
 from radistill.speculation.drafting import Drafter

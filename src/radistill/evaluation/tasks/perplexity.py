@@ -69,6 +69,11 @@ def _examples(settings: TaskSettings) -> list[Example]:
     for example in examples:
         if example.text is None and not example.response:
             raise RadistillError(f"perplexity: {example.id} has no response; give rows with text, or with a response")
+        if example.response_fields:
+            raise RadistillError(
+                f"perplexity: {example.id} has {next(iter(example.response_fields))} in its response, whose bytes are "
+                "not counted; give rows with text"
+            )
     if not examples:
         raise RadistillError("perplexity: no row has a text of at least two words")
     return examples
@@ -81,7 +86,7 @@ def _windows(model: Model, example: Example) -> list[Document]:
     tokens, start = prompt_tokens(example, model.tokenizer), 1
     if example.text is None:
         start = len(tokens)
-        tokens += response_tokens(example, model.tokenizer)
+        tokens += response_tokens(example, model.tokenizer).tokens
     found = []
     for first in range(0, len(tokens), most):
         part = tuple(tokens[first : first + most])
