@@ -72,7 +72,7 @@ def test_the_kinds_list_all_their_keys() -> None:
 def test_the_files_are_described() -> None:
     described = set(re.findall(r"`(\w+)`", PAGE.split("## What a run keeps")[1].split("## All settings")[0]))
     row = {"id": "a", "text": "b", "tokens": [1, 2], "response_start": 1, "finished": True, "verifier": None}
-    assert set(Record.from_row(row).to_row()) | {"messages", "response"} == described
+    assert set(Record.from_row(row).to_row()) | {"messages", "tools", "response", "response_fields"} == described
 
 
 def test_the_warnings_are_there() -> None:

@@ -249,7 +249,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "column": (
         {"data": {"kind": "datasets", "id": "x", "columns": {"foo": "b"}}},
-        "data.columns.foo: must be 'messages', 'prompt', 'response', 'text' or 'answer', not 'foo'",
+        "data.columns.foo: must be 'messages', 'tools', 'prompt', 'response', 'text' or 'answer', not 'foo'",
     ),
 }
 
