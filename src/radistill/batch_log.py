@@ -1,4 +1,4 @@
-"""A file of finished batches, one a line: what a killed job has done already."""
+"""Files of what a killed job has done already, one finished batch a line."""
 
 import json
 import os
@@ -22,6 +22,11 @@ def read_batches(path: Path) -> dict[str, Any]:
 
 def append_batch(path: Path, key: str, responses: Any) -> None:
     """Add the result of a batch, so that it is on disk before the next one begins."""
+    append_row(path, {"key": key, "responses": responses})
+
+
+def append_row(path: Path, row: Any) -> None:
+    """Add a line of JSON, so that it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as handle:
         # A torn last line must not swallow the next one.
@@ -30,7 +35,7 @@ def append_batch(path: Path, key: str, responses: Any) -> None:
         if torn:
             handle.seek(-1, os.SEEK_END)
             torn = handle.read(1) != b"\n"
-        line = json.dumps({"key": key, "responses": responses}, separators=(",", ":")).encode()
+        line = json.dumps(row, separators=(",", ":")).encode()
         handle.write((b"\n" if torn else b"") + line + b"\n")
         handle.flush()
         os.fsync(handle.fileno())

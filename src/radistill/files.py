@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from radistill.errors import RadistillError
 
@@ -67,9 +70,12 @@ def hash_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _beside(path: Path) -> Path:
+_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+
+
+def _beside(path: Path, use: str = "new") -> Path:
     """A hidden name in the same folder, of this process; short, because `path` may be as long as a name can be."""
-    return path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.tmp")
+    return path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{use}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -98,8 +104,31 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        move_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder to `target`. One that is there goes aside first and is removed last: whoever looks, or is killed,
+    sees the old folder, the new one or, between two renames, none, but never half of one."""
+    aside = _beside(target, "old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    source.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that processes which are gone have left anywhere in `folder`."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            found = _TEMPORARY.fullmatch(name)
+            if found is None or psutil.pid_exists(int(found[1])):
+                continue
+            if name in folders:
+                folders.remove(name)
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+            else:
+                Path(place, name).unlink(missing_ok=True)

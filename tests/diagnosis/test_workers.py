@@ -286,6 +286,29 @@ def test_a_heartbeat_that_stops_is_noticed(tmp_path: Path, monkeypatch: pytest.M
     assert study.trials[0].state is TrialState.FAIL
 
 
+def test_sets_that_come_first_keep_their_order_over_two_kills() -> None:
+    """Killed once when a set waits for its turn, and once while it is judged."""
+    study = open_study(None, "s")
+
+    def start() -> SharedStudy:
+        search = shared(study, Asked())
+        search.give_up(lambda trial: True)
+        search.first = [{"layer": 1}, {"layer": 0}]
+        return search
+
+    def killed(layers: list[int]) -> float:
+        raise SystemExit
+
+    study.enqueue_trial({"layer": 1})
+    dying = start()
+    dying._trials.value = killed  # type: ignore[method-assign, assignment]
+    with pytest.raises(SystemExit):
+        dying.judge(lambda found: len(found) >= 2)
+    last = start()
+    last.judge(lambda found: len(found) >= 2)
+    assert [trial.user_attrs["layers"] for trial in last.complete()] == [[1], [0]]
+
+
 def test_a_process_that_was_given_up_goes_on() -> None:
     study = open_study(None, "s")
     trials = Asked()

@@ -231,7 +231,7 @@ def three_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome
     return folder, outcome(folder, THREE)
 
 
-@pytest.mark.parametrize("damage", ["removed", "changed"])
+@pytest.mark.parametrize("damage", ["removed", "changed", "never there"])
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.pt", "log.json", "random-0.pt", "COMPLETE"])
 def test_a_damaged_checkpoint_is_not_gone_on_from(
     name: str,
@@ -243,8 +243,13 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(
 ) -> None:
     shutil.copytree(three_steps[0], tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.glob(f"checkpoints/*/checkpoint-3/{name}")
-    if damage == "removed":
+    if damage != "changed":
         path.unlink()
+        if damage == "never there":  # as far as its marker says
+            marker = path.with_name("COMPLETE")
+            hashes = json.loads(marker.read_text()) if marker.exists() else {}
+            hashes.pop(name, None)
+            marker.write_text(json.dumps(hashes))
     else:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

@@ -133,10 +133,18 @@ def test_a_plain_model_folder_has_a_card_that_says_less(run: Path, tmp_path: Pat
 
 
 def test_figures_older_than_the_student_are_marked(run: Path, tmp_path: Path) -> None:
-    names = ("diagnose:hybrid", "convert:hybrid", "distill:hybrid", "evaluate")
-    stages = {name: {"fingerprint": "", "finished": f"2026-01-0{9 - at}"} for at, name in enumerate(names)}
-    write_json(run / "run.json", {"versions": {}, "seed": 7, "stages": stages})
-    assert "may be those of an earlier student" in (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    replaced = {"hybrid": [0, 2], "uniform": [0]}
+
+    def card(now: dict[str, object]) -> str:
+        was = {name: {"distill": {"steps": 1}, "convert": {"replace": replace}} for name, replace in replaced.items()}
+        stages = {"diagnose:hybrid": {}, "evaluate": {"inputs": {"arms": was}}}
+        for name, inputs in was.items():
+            stages |= {f"convert:{name}": {"inputs": inputs["convert"]}, f"distill:{name}": {"inputs": inputs | now}}
+        write_json(run / "run.json", {"versions": {}, "seed": 7, "stages": stages})
+        return (export(run, "hf", tmp_path / "out", force=True) / "README.md").read_text()
+
+    assert "may be those of an earlier student" not in card({})
+    assert "may be those of an earlier student" in card({"distill": {"steps": 2}})
 
 
 def test_the_gguf_of_a_run_names_its_lineage(run: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_parts_that_are_not_a_whole(tmp_path: Path) -> None:
 def test_a_folder_of_an_older_reader_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_gguf.write(tmp_path / "model.gguf")
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "_REVISION", 1)
+        patch.setattr(gguf, "REVISION", 1)
         older = locate(tmp_path / "model.gguf")
     assert locate(tmp_path / "model.gguf") != older
 

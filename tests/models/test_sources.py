@@ -1,5 +1,6 @@
 """What a user can type for a model, and what is never sent to the hub."""
 
+import os
 import socket
 import sys
 import time
@@ -7,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_gguf
 
 import tiny
 from radistill.errors import RadistillError
 from radistill.models import aliases, sources
 from radistill.models.loading import load
-from radistill.models.sources import locate
+from radistill.models.sources import locate, signature
 
 
 @pytest.fixture
@@ -87,6 +89,7 @@ def test_an_earlier_download_is_used_without_a_connection(tmp_path: Path, monkey
     model = load("org/name")
     assert model.source == "org/name"
     assert model.anatomy.num_layers == 2
+    assert signature("org/name") == ["org/name", commit]
 
 
 def test_an_alias_without_its_package_names_both_ways_out(
@@ -113,3 +116,52 @@ def test_the_package_is_found_without_being_imported(tmp_path: Path, monkeypatch
     (package / "m.gguf").write_bytes(b"GGUF")
     assert alias.packaged_file() == package / "m.gguf"
     assert "packed_model" not in sys.modules
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save("llama", tmp_path / "model")
+
+
+def test_a_model_is_the_same_whatever_the_times_of_its_files_and_what_lies_beside_them(folder: Path) -> None:
+    before = signature(str(folder))
+    assert [entry.partition(" ")[0] for entry in before[1:]] == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+    for name in ("README.md", "LICENSE.txt", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (folder / name).write_text("{}")
+    assert signature(str(folder)) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_model_whose_bytes_changed_at_the_same_size_and_time_is_another(folder: Path, name: str) -> None:
+    file = folder / name
+    before, times, content = signature(str(folder)), file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert signature(str(folder)) != before
+
+
+def test_a_gguf_is_told_apart_by_its_bytes_and_by_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    tiny_gguf.write(path)
+    before = signature(str(path))
+    os.utime(path, (1, 1))
+    assert signature(str(path)) == before
+    monkeypatch.setattr(sources, "REVISION", 0)
+    assert signature(str(path)) != before
+    monkeypatch.undo()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert signature(str(path)) != before

@@ -159,7 +159,10 @@ def test_damaged_records_of_a_search_are_made_anew(finished: Path, tmp_path: Pat
 
 def test_a_report_has_no_arm_that_was_taken_out(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished / "out", tmp_path / "out")
-    run(load_recipe(write_recipe(finished, arms={"rad": ARMS["rad"]})), out, ["report"])
+    recipe = load_recipe(write_recipe(finished, arms={"rad": ARMS["rad"]}))
+    run(recipe, out, ["report"])
+    assert "uniform-transfer at start" in (out / "report.html").read_text(encoding="utf-8")  # nothing was done yet
+    run(recipe, out, ["evaluate", "report"])
     assert list(read_run(out).evaluation) == ["base", "draft", "hybrid_start", "hybrid", "rad_start", "rad", "samples"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "rad at start" in page

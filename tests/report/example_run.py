@@ -218,6 +218,13 @@ def run() -> dict[str, Any]:
         "finetune:uniform": 58.4,
         "evaluate": 64.0,
     }
+    inputs: dict[str, Any] = {"evaluate": {"arms": {}}}
+    for name, replace in {"hybrid": REPLACE, "uniform": uniform_plan(30, 10)["replace"]}.items():
+        convert = {"replace": replace}
+        distill = {"convert": convert, "distill": {"steps": 120}}
+        finetune = {"distill": distill, "finetune": {"steps": 20}}
+        inputs |= {f"convert:{name}": convert, f"distill:{name}": distill, f"finetune:{name}": finetune}
+        inputs["evaluate"]["arms"][name] = finetune
     return {
         "versions": {
             "radistill": "0.1.0",
@@ -237,7 +244,12 @@ def run() -> dict[str, Any]:
         },
         "seed": 0,
         "stages": {
-            name: {"fingerprint": "ab12" * 16, "seconds": seconds, "finished": f"2026-01-05T10:{index:02d}:00+00:00"}
+            name: {
+                "inputs": inputs.get(name, {}),
+                "outputs": [],
+                "seconds": seconds,
+                "finished": f"2026-01-05T10:{index:02d}:00+00:00",
+            }
             for index, (name, seconds) in enumerate(stages.items())
         },
     }

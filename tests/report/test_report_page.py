@@ -388,16 +388,61 @@ def test_unequal_budgets_are_admitted(tmp_path: Path) -> None:
     assert "same tokens" not in page.text
 
 
-@pytest.mark.parametrize("change", ["retraining", "trained later", "not evaluated again"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "retraining",
+        "trained otherwise",
+        "an arm trained otherwise",
+        "another plan",
+        "other data",
+        "not evaluated again",
+    ],
+)
 def test_results_of_an_earlier_state_are_marked(tmp_path: Path, change: str) -> None:
     record = run()
+    stages = record["stages"]
     if change == "retraining":
-        del record["stages"]["distill:hybrid"]
-    elif change == "trained later":
-        record["stages"]["distill:hybrid"]["finished"] = "2026-01-06T00:00:00+00:00"
+        del stages["distill:hybrid"]
+    elif change == "trained otherwise":
+        stages["finetune:hybrid"]["inputs"] = {**stages["finetune:hybrid"]["inputs"], "finetune": {"steps": 21}}
+    elif change == "an arm trained otherwise":
+        stages["distill:uniform"]["inputs"] = {**stages["distill:uniform"]["inputs"], "distill": {"steps": 3}}
+    elif change == "another plan":
+        stages["convert:hybrid"]["inputs"] = {"replace": [1]}
+    elif change == "other data":
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "heldout.jsonl").write_text("{}\n")
     else:
-        del record["stages"]["evaluate"]
+        del stages["evaluate"]
     assert "These results are out of date." in report(tmp_path, {"run.json": record}).text
+
+
+def test_a_step_that_was_done_again_with_the_same_inputs_marks_nothing(tmp_path: Path) -> None:
+    record = run()
+    record["stages"]["distill:hybrid"]["finished"] = "2027-01-01T00:00:00+00:00"
+    assert "These results are out of date." not in report(tmp_path, {"run.json": record}).text
+
+
+def test_it_prints_what_the_steps_were_made_with(tmp_path: Path) -> None:
+    """recipe.yaml is of the last command; the hybrid was trained by an earlier one, with other versions."""
+    record = run()
+    made = {"align": {"steps": 77}, "distill": {"steps": 120}}
+    record["stages"]["distill:hybrid"] |= {"recipe": made}
+    record["stages"]["distill:uniform"]["recipe"] = {"arms": {"uniform": {"selector": "uniform", "init": "zero"}}}
+    record["stages"]["distill:gone"] = {"recipe": {"arms": {"gone": {"by": "redundancy"}}}}
+    record["stages"]["finetune:hybrid"]["versions"] = {"torch": "2.11.7"}
+    folder = write_example_run(tmp_path)
+    write(folder / "run.json", record)
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace("steps: 120", "steps: 99999")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    page = checked(write_report(folder).read_text(encoding="utf-8")).text
+    assert "99999" not in page
+    assert "steps: 120" in page
+    assert "init: zero" in page
+    assert "gone:" not in page
+    assert "2.11.7" in page
+    assert "2.13.0" not in page
 
 
 def test_a_baseline_that_is_fitted_too_is_expected_to_say_so(tmp_path: Path) -> None:

@@ -70,13 +70,40 @@ def test_a_step_is_current_with_the_same_inputs_and_all_outputs(tmp_path: Path) 
     folder, output = RunFolder(tmp_path), tmp_path / "plan.json"
     inputs = {"budget": 2, "seed": 0}
     assert not folder.is_current("diagnose", inputs, [])
-    with folder.step("diagnose", inputs, seed=0):
+    with folder.step("diagnose", inputs, [output], seed=0):
         output.write_text("{}")
     assert folder.is_current("diagnose", {"seed": 0, "budget": 2}, [output])
     assert not folder.is_current("diagnose", {"seed": 0, "budget": 3}, [output])
     assert not folder.is_current("convert", inputs, [output])
+    output.write_text("")  # cut short
+    assert not folder.is_current("diagnose", inputs, [output])
     output.unlink()
     assert not folder.is_current("diagnose", inputs, [output])
+
+
+def test_a_folder_is_as_it_was_left_if_each_of_its_files_is(tmp_path: Path) -> None:
+    folder, output = RunFolder(tmp_path), tmp_path / "student"
+    (output / "parts").mkdir(parents=True)
+    files = [output / "config.json", output / "parts" / "weights"]
+    with folder.step("distill", {}, [output], seed=0):
+        for file in files:
+            file.write_text("long enough")
+    (output / "README.md").write_text("mine")
+    assert folder.is_current("distill", {}, [output])
+    output.rename(tmp_path / "elsewhere")
+    assert folder.is_current("distill", {}, [tmp_path / "elsewhere"])
+    (tmp_path / "elsewhere").rename(output)
+    for file in files:
+        whole = file.read_text()
+        file.write_text(whole[:3])
+        assert not folder.is_current("distill", {}, [output])
+        file.unlink()
+        assert not folder.is_current("distill", {}, [output])
+        file.write_text(whole)
+    assert folder.is_current("distill", {}, [output])
+    with folder.step("empty", {}, [tmp_path / "empty"], seed=0):
+        (tmp_path / "empty").mkdir()
+    assert not folder.is_current("empty", {}, [tmp_path / "empty"])
 
 
 def test_another_process_sees_what_was_finished(tmp_path: Path) -> None:
@@ -90,7 +117,8 @@ def test_another_process_sees_what_was_finished(tmp_path: Path) -> None:
     assert list(record["stages"]) == ["data", "diagnose"]
     assert record["seed"] == 3
     assert set(record) == {"versions", "machine", "seed", "stages"}
-    assert set(record["stages"]["data"]) == {"fingerprint", "seconds", "finished"}
+    assert set(record["stages"]["data"]) == {"inputs", "outputs", "recipe", "versions", "seconds", "finished"}
+    assert record["stages"]["data"]["versions"] == record["versions"]
     assert "torch" in record["versions"]
 
 
@@ -106,7 +134,9 @@ def test_a_step_that_was_done_counts_as_undone_while_it_runs_again(tmp_path: Pat
     folder = RunFolder(tmp_path)
     with folder.step("data", ["old"], seed=0):
         pass
-    with folder.step("data", ["new"], seed=0):
+    with folder.step("data", ["new"], seed=0) as replacing:
+        assert RunFolder(tmp_path).is_current("data", ["old"], [])  # a kill, or a refusal, leaves what there was
+        replacing()
         # A kill at this point must not leave a record of the old step beside half of the new one's files.
         seen = RunFolder(tmp_path)
         assert seen.steps == {}
@@ -129,3 +159,20 @@ def test_a_broken_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RadistillError, match=r"run\.json: not (valid JSON|a record of a run)"):
         RunFolder(tmp_path).is_current("data", [], [])
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
+    """Temporary files and folders of the dead, wherever they lie; not those of the living, nor what looks alike."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = [tmp_path / f".start.{gone.pid}.tmp", tmp_path / "arms" / f".ab12.new.{gone.pid}.tmp"]
+    kept = [tmp_path / f".student.{os.getpid()}.tmp", tmp_path / "a.tmp", tmp_path / ".cache.tmp"]
+    for path in (*dead, *kept):
+        path.mkdir(parents=True)
+        (path / "file").write_text("")
+    files = [tmp_path / f".plan.{gone.pid}.tmp", tmp_path / "arms" / f".0123.old.{gone.pid}.tmp"]
+    for path in files:
+        path.write_text("")
+    with RunFolder(tmp_path).locked():
+        assert not any(path.exists() for path in (*dead, *files))
+        assert all((path / "file").exists() for path in kept)

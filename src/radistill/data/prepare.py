@@ -1,6 +1,6 @@
 """The data stage: draw examples, let the teacher write what is missing, tokenise, and keep it in a folder."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,13 @@ from radistill.models.sequences import Document
 
 
 def prepare(
-    teacher: Model, settings: DataSettings, *, seed: int, folder: Path | None, without: Collection[str] = ()
+    teacher: Model,
+    settings: DataSettings,
+    *,
+    seed: int,
+    folder: Path | None,
+    without: Collection[str] = (),
+    replacing: Callable[[], object] = lambda: None,
 ) -> DataSplits:
     """Prepare the training, calibration and held-out data of a run.
 
@@ -30,6 +36,7 @@ def prepare(
             responses are kept as they are written, so that a repeated call goes on where a killed one was. None keeps
             nothing.
         without: prompts that no split may have, such as those that something else is evaluated on.
+        replacing: called when all is ready, before the splits that `folder` has are replaced.
 
     Raises:
         RadistillError: on whatever is wrong with the data.
@@ -46,6 +53,7 @@ def prepare(
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
     splits = DataSplits(train, calibration, heldout)
     if folder is not None:
+        replacing()
         splits.save(folder)
     return splits
 

@@ -131,8 +131,8 @@ class SharedStudy:
             if enough([trial for trial in living if trial.state is not TrialState.WAITING]):
                 time.sleep(_POLL_SECONDS)  # others judge the last ones; should they fail, it is up to us
                 continue
-            self._enqueue_first(living)
             alone = all(trial.state is not TrialState.RUNNING for trial in living)
+            self._enqueue_first(living, alone)
             self.study.sampler = self._sampler(len(complete), alone)
             self._judge_one(enough)
 
@@ -150,7 +150,9 @@ class SharedStudy:
         )
         return self.study.get_trials(deepcopy=False, states=_LIVING)
 
-    def _enqueue_first(self, living: Sequence[FrozenTrial]) -> None:
+    def _enqueue_first(self, living: Sequence[FrozenTrial], alone: bool) -> None:
+        if alone and any(trial.state is TrialState.WAITING for trial in living):
+            return  # a process was killed before it took it: the next one would come before it if it is given up again
         there = [trial.system_attrs.get("fixed_params") for trial in living]
         for parameters in self.first:
             if parameters not in there:  # at the beginning, and after the process that judged it died

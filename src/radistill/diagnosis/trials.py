@@ -1,7 +1,6 @@
 """Judging sets of layers that are skipped or replaced, once each."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from radistill.batch_log import append_row
 from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
@@ -252,8 +252,4 @@ class Trials:
         self._known[layers] = judgement
         if self._file is None:
             return
-        row = json.dumps({"layers": layers, **judgement.to_row()})
-        with self._file.open("a", encoding="utf-8") as handle:
-            handle.write(row + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        append_row(self._file, {"layers": layers, **judgement.to_row()})

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -22,6 +22,7 @@ from radistill.console import note, progress
 from radistill.distillation.muon import Muon
 from radistill.distillation.output_fit import solve_output
 from radistill.distillation.precision import master_weights
+from radistill.effects import NOT_COUNTED, counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_json, write_json
 from radistill.mixers.interface import Mixer
@@ -50,7 +51,7 @@ class AlignSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     held_out: float = Field(
         default=0.125, ge=0, lt=1, description="share of the documents kept apart to measure the fit"
     )
-    memory_gib: float = Field(
+    memory_gib: Annotated[float, NOT_COUNTED] = Field(
         default=4.0,
         gt=0,
         description="room for cached activations; more layers fit in one pass of the teacher",
@@ -144,7 +145,7 @@ def align(
     blocks = {layer: student.anatomy.mixer(student.network, layer) for layer in replace}
     text = hash_documents(documents)
     shape = [mixer.kind, asdict(mixer.geometry(student.network.config))]
-    reading = [teacher.fingerprint, text, settings.model_dump(mode="json"), seed]
+    reading = [teacher.fingerprint, text, counted(settings), seed]
     # What a finished block depends on: itself and the teacher, but not which other layers are replaced.
     keys = {layer: hash_json([Substitutes({layer: blocks[layer]}).fingerprint, shape, *reading]) for layer in replace}
     restored = {layer: _restore(blocks[layer], layer, folder, keys[layer]) for layer in replace}

@@ -26,7 +26,11 @@ MARKER = "COMPLETE"
 WEIGHTS = "trainable.safetensors"
 OPTIMIZER = "optimizer.pt"
 LOG = "log.json"
+RANDOM = "random-{}.pt"
 KEPT = 2
+
+# Without them, nothing can go on as it would have. There is the random state of at least one process.
+_NEEDED = {WEIGHTS, OPTIMIZER, LOG, RANDOM.format(0)}
 
 
 class Checkpoints:
@@ -129,7 +133,7 @@ class Checkpoints:
         return self.folder / f"checkpoint-{step}"
 
     def _random(self, checkpoint: Path) -> Path:
-        return checkpoint / f"random-{self._processes.index}.pt"
+        return checkpoint / RANDOM.format(self._processes.index)
 
     def _kept_with(self, checkpoint: Path) -> Path | None:
         """The checkpoint whose weights were to be kept when this one was written; None if there was none."""
@@ -150,7 +154,7 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*"), key=_step)
+        return sorted((path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdecimal()), key=_step)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -169,7 +173,7 @@ def _is_whole(checkpoint: Path) -> bool:
         marked = read_json(checkpoint / MARKER)
     except RadistillError:
         marked = None
-    if isinstance(marked, dict) and marked.items() <= _hashes(checkpoint).items():
+    if isinstance(marked, dict) and marked.keys() >= _NEEDED and marked.items() <= _hashes(checkpoint).items():
         return True
     note(f"{checkpoint}: is damaged, so it is removed and not gone on from")
     return False

@@ -21,6 +21,7 @@ from radistill.distillation.sharding import sharded
 from radistill.distillation.stopping import deferred_interrupt
 from radistill.distillation.teacher_store import StoredTeacher
 from radistill.distillation.tracking import tracked
+from radistill.effects import counted
 from radistill.files import hash_json
 from radistill.mixers import use_fast_paths
 from radistill.models.endings import learn_endings
@@ -29,10 +30,6 @@ from radistill.models.loading import Model
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sequences import Document, hash_documents
 from radistill.processes import is_main, join
-
-# Settings that change how a run is watched or kept, where it computes or what its rate is chosen from, not what comes
-# out of it.
-_WITHOUT_EFFECT = {"save_seconds", "report_to", "teacher_device", "rate_search"}
 
 
 @dataclass(frozen=True)
@@ -240,11 +237,11 @@ def training_key(job: Job) -> str:
     return hash_json(
         [
             job.student.fingerprint,
-            # The key of a store covers its settings too.
             job.teacher.key if isinstance(job.teacher, StoredTeacher) else job.teacher.fingerprint,
             texts,
             job.settings.section,
-            job.settings.model_dump(mode="json", exclude={*_WITHOUT_EFFECT, "teacher_store"}),
+            # The key of a store covers its settings, and the rate that a search has chosen stands in its own field.
+            counted(job.settings, "teacher_store", "rate_search"),
             sorted(job.new_parameters),
             job.seed,
         ]

@@ -1,6 +1,6 @@
 """What a recipe says about end-to-end training: distillation and fine-tuning."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,7 @@ from radistill.distillation.rates import RateSearch
 from radistill.distillation.stopping import Measure
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
+from radistill.effects import NOT_COUNTED
 from radistill.errors import RadistillError
 
 
@@ -84,17 +85,17 @@ class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         description="a run stops when the mean loss of ten steps is so many times the lowest such mean; null lets it "
         "go on",
     )
-    save_seconds: float = Field(
+    save_seconds: Annotated[float, NOT_COUNTED] = Field(
         default=60.0,
         ge=0,
         allow_inf_nan=True,
         description="seconds between checkpoints, so the work that a kill can cost; 0 saves each step",
     )
-    report_to: Tracker = Field(
+    report_to: Annotated[Tracker, NOT_COUNTED] = Field(
         default="auto",
         description="where the curve goes besides the run folder; auto is TensorBoard where it is installed",
     )
-    teacher_device: str | None = Field(
+    teacher_device: Annotated[str | None, NOT_COUNTED] = Field(
         default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
     )
 

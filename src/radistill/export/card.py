@@ -15,7 +15,6 @@ from radistill.report.numbers import layer_list, percent, significant, whole
 from radistill.report.page import outdated
 from radistill.report.results import footnotes, rows_of
 from radistill.runs.folder import MAIN
-from radistill.runs.read import mapping
 
 
 def model_card(source: Source) -> str:
@@ -44,7 +43,7 @@ def model_card(source: Source) -> str:
             trained=arm is None or arm.align is not None or arm.is_trained,
             outdated=run is not None and outdated(run),
             recipe="" if run is None or run.recipe is None else _public_recipe(run.recipe.model_dump(mode="json")),
-            versions=versions() if run is None else mapping(run.record.get("versions")),
+            versions=versions() if run is None else run.versions,
             seed=None if run is None else run.record.get("seed"),
         )
         .rstrip()

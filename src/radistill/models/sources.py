@@ -8,14 +8,18 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntry
 
 from radistill.console import note
 from radistill.errors import RadistillError
+from radistill.files import hash_file
 from radistill.models.aliases import ALIASES
-from radistill.models.checkpoint import one_line
-from radistill.models.gguf import dequantised
+from radistill.models.checkpoint import WEIGHT_INDEX, check_weights, one_line
+from radistill.models.gguf import REVISION, content_hash, dequantised
 
 _CONFIGURATION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
 _WEIGHTS = ("model*.safetensors",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 5.0
+# Beside a model, and matched by patterns above, but never read.
+_NOT_READ = re.compile(r"(readme|licen[cs]e|notice|copying|requirements).*", re.IGNORECASE)
+_LONG_TO_READ = 4 * 2**30  # bytes that take seconds to hash
 
 
 def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
@@ -45,6 +49,29 @@ def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool 
     if not _HUB_ID.fullmatch(text):
         raise RadistillError(f"{text!r}: no such file or folder, and no name of a hub model either; {_choices()}")
     return _from_hub(text, weights, trust_remote_code)
+
+
+def signature(source: str | Path) -> list[str]:
+    """What tells two states of a model apart: its name, and the bytes of every file that is read of it.
+
+    Times do not count, which a copy may keep or change. Of a hub model, the revision stands for the bytes.
+
+    Raises:
+        RadistillError: as `locate` does, or naming a file of weights that is missing or damaged.
+    """
+    text = str(source)
+    path = ALIASES[text].packaged_file() if text in ALIASES else Path(text).expanduser()
+    if path is not None and path.suffix == ".gguf" and path.is_file():
+        return [text, f"{content_hash(path)}-{REVISION}"]
+    folder = locate(source, weights=False)
+    if path is None or not path.is_dir():
+        return [text, folder.name]  # a snapshot of the hub's cache is named by its revision
+    patterns = (*_CONFIGURATION, "*.py", "additional_chat_templates/*.jinja")
+    files = {file for pattern in patterns for file in folder.glob(pattern) if not _NOT_READ.fullmatch(file.name)}
+    files = {*files, *check_weights(folder)} - {folder / WEIGHT_INDEX}  # its shards speak for the index
+    if (size := sum(file.stat().st_size for file in files)) > _LONG_TO_READ:
+        note(f"{folder}: reading {size / 2**30:.0f} GiB, to know whether the model has changed")
+    return [text, *(f"{file.relative_to(folder)} {hash_file(file)}" for file in sorted(files) if file.is_file())]
 
 
 def _from_path(path: Path) -> Path:

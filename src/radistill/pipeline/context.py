@@ -10,6 +10,7 @@ import torch
 from radistill.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load, load_tokenizer
+from radistill.models.sources import signature
 from radistill.processes import Processes, join, own_device
 from radistill.runs.arms import Arm
 from radistill.runs.folder import HybridFiles, RunFolder
@@ -25,6 +26,7 @@ class Context:
         self.hybrids = recipe.hybrids
         self.folder = RunFolder(path)
         self._teachers: dict[str, Model] = {}
+        self._signatures: dict[str, list[str]] = {}
 
     @cached_property
     def device(self) -> str:
@@ -101,18 +103,13 @@ class Context:
         """Where the files of a hybrid lie."""
         return self.folder.hybrid(arm.name)
 
+    def signature(self, source: str) -> list[str]:
+        """What tells two states of a model apart; its files are read once in a run."""
+        if source not in self._signatures:
+            self._signatures[source] = signature(source)
+        return self._signatures[source]
+
     def settings_of(self, *names: str) -> dict[str, Any]:
-        """The named recipe sections as plain data, for a step's fingerprint."""
+        """The named recipe sections as plain data, for a step's inputs."""
         dumped = self.recipe.model_dump(mode="json")
         return {name: dumped[name] for name in names}
-
-
-def source_signature(source: str) -> Any:
-    """What tells two states of a model apart without loading it: files' names, sizes and times, or the name."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [source, path.stat().st_size, path.stat().st_mtime_ns]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return [source, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
-    return source

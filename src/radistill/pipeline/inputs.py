@@ -1,27 +1,51 @@
-"""What each step of a run depends on: a step whose inputs are as they were is not done again."""
+"""What each step of a run depends on, and what it leaves: while both are as they were, it is not done again."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.plan import Plan
+from radistill.effects import counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file
-from radistill.pipeline.context import Context, source_signature
+from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
-from radistill.runs.sections import AlignStage, DistillStage, FinetuneStage
+from radistill.runs.folder import SPLITS
+
+Stage = Literal["convert", "distill", "finetune"]
+
+_OF_ONE_OBJECTIVE = {"context_length": "throughput-modelled", "draft_length": "throughput-measured"}
+"""Settings of the diagnosis that only this objective reads."""
 
 
 def split_file(context: Context, split: str, stage: str | None = None) -> Path:
     """The file of a split: of the recipe's data, or of what `stage` reads.
 
     Raises:
-        RadistillError: if it is not there.
+        RadistillError: if it is not there, or not as the data stage has left it for this recipe.
     """
-    path = (context.data_of(stage) if stage else context.folder.data()) / f"{split}.jsonl"
+    stage = stage if stage in context.recipe.own_data else None
+    path = context.folder.data(stage) / f"{split}.jsonl"
     if not path.exists():
         raise RadistillError(f"{path}: no such file; run `radistill data` first")
+    step = f"data:{stage}" if stage else "data"
+    wanted = _data_settings(context, context.recipe.own_data[stage] if stage else context.recipe.data)
+    inputs = context.folder.steps.get(step, {}).get("inputs")
+    if (
+        not isinstance(inputs, dict)
+        or any(inputs.get(name) != value for name, value in wanted.items())
+        or not context.folder.is_current(step, inputs, splits_in(path.parent))
+    ):
+        raise RadistillError(
+            f"{path.parent}: what `data` has left there is of another recipe, damaged or unfinished; run `radistill "
+            "data` with this one first"
+        )
     return path
+
+
+def splits_in(folder: Path) -> list[Path]:
+    """What the data stage leaves."""
+    return [folder / f"{split}.jsonl" for split in SPLITS]
 
 
 def data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
@@ -29,29 +53,53 @@ def data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
     recipe = context.recipe
     data = [getattr(settings, field, None) for field in ("path", "heldout_path", "id")]
     return {
-        "models": [source_signature(source) for source in (recipe.model, recipe.teacher) if source],
+        "models": [context.signature(source) for source in (recipe.model, recipe.teacher) if source],
         # Data that lies on this machine may change under the same name.
-        "data": [
-            hash_file(place) if Path(place).is_file() else source_signature(str(place)) for place in data if place
-        ],
-        "settings": settings.model_dump(mode="json"),
-        **context.settings_of("dtype", "seed"),
+        "data": [_content(Path(place)) for place in data if place],
+        **_data_settings(context, settings),
     }
+
+
+def _data_settings(context: Context, settings: DataSettings) -> dict[str, Any]:
+    return {"settings": counted(settings), **context.settings_of("dtype", "seed")}
+
+
+def _content(place: Path) -> str | dict[str, str] | None:
+    """Of a file, or of all files in a folder; None where there is neither, as for a name on the hub."""
+    if place.is_dir():
+        return {str(file.relative_to(place)): hash_file(file) for file in sorted(place.rglob("*")) if file.is_file()}
+    return hash_file(place) if place.is_file() else None
+
+
+def plan_of(context: Context, arm: Arm) -> Plan:
+    """The plan that the diagnosis has left of a hybrid, or that someone has written.
+
+    Raises:
+        RadistillError: if there is none, or a damaged one.
+    """
+    path = context.files(arm).plan
+    if not path.exists():
+        raise RadistillError(f"{path}: no such file; run `radistill diagnose` first")
+    try:
+        return Plan.load(path)
+    except RadistillError as error:
+        raise RadistillError(f"{error}; correct it, or remove it and run `radistill diagnose`") from None
 
 
 def budget_of(context: Context, arm: Arm) -> int:
     """How many layers are to go. Where the search chooses how many, an arm has as many as the main hybrid."""
-    return arm.budget or len(Plan.load(context.files(context.hybrids[0]).plan).replace)
+    return arm.budget or len(plan_of(context, context.hybrids[0]).replace)
 
 
 def diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     """Of `diagnose`: two hybrids with the same have the same plan."""
+    settings = context.recipe.diagnose
+    unread = [field for field, objective in _OF_ONE_OBJECTIVE.items() if objective != settings.objective]
     return {
-        "model": source_signature(context.recipe.model),
-        # By how many processes, and where they kept their study, makes no other plan of a finished one.
-        "selector": arm.selector.model_dump(mode="json", exclude={"workers", "storage"}),
+        "model": context.signature(context.recipe.model),
+        "selector": counted(arm.selector),
         "calibration": hash_file(split_file(context, "calibration")),
-        "settings": context.recipe.diagnose.model_dump(mode="json", exclude={"selector", "by", "budget", "penalty"}),
+        "settings": counted(settings, "selector", "by", "budget", "penalty", *unread),
         "by": arm.by,
         "penalty": arm.penalty,
         "budget": budget_of(context, arm),
@@ -63,8 +111,8 @@ def diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
 def _blocks_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     return {
         "train": hash_file(split_file(context, "train", "align")),
-        "align": _own_settings(arm.align),
-        "target": arm.target.model_dump(mode="json"),
+        "align": counted(arm.align) if arm.align else None,
+        "target": counted(arm.target),
         "init": arm.init,
     }
 
@@ -73,15 +121,12 @@ def convert_inputs(context: Context, arm: Arm) -> dict[str, Any]:
     """Of `convert`.
 
     Raises:
-        RadistillError: if there is no plan yet.
+        RadistillError: if there is no plan yet, or a damaged one.
     """
-    plan = context.files(arm).plan
-    if not plan.exists():
-        raise RadistillError(f"{plan}: no such file; run `radistill diagnose` first")
     return {
-        "model": source_signature(context.recipe.model),
-        "replace": Plan.load(plan).replace,
-        "target": arm.target.model_dump(mode="json"),
+        "model": context.signature(context.recipe.model),
+        "replace": plan_of(context, arm).replace,
+        "target": counted(arm.target),
         "init": arm.init,
         **context.settings_of("dtype", "seed"),
     }
@@ -98,12 +143,12 @@ def distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         raise RadistillError(f"{start}: no such folder; run `radistill convert` first")
     return {
         "convert": convert_inputs(context, arm),
-        "teacher": source_signature(arm.teacher) if arm.teacher else None,
+        "teacher": context.signature(arm.teacher) if arm.teacher else None,
         "align_train": hash_file(split_file(context, "train", "align")) if arm.align else None,
         "train": hash_file(split_file(context, "train", "distill")),
         "heldout": hash_file(split_file(context, "heldout", "distill")),
-        "align": _own_settings(arm.align),
-        "distill": _own_settings(arm.distill),
+        "align": counted(arm.align) if arm.align else None,
+        "distill": counted(arm.distill) if arm.distill else None,
     }
 
 
@@ -118,30 +163,44 @@ def finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         raise RadistillError(f"{distilled}: no such folder; run `radistill distill` first")
     return {
         "distill": distill_inputs(context, arm),
-        "finetune": _own_settings(arm.finetune),
+        "finetune": counted(arm.finetune) if arm.finetune else None,
         "train": hash_file(split_file(context, "train", "finetune")),
         "heldout": hash_file(split_file(context, "heldout", "finetune")),
     }
 
 
-def check_made(context: Context, arm: Arm, stage: Literal["convert", "distill", "finetune"], inputs: Any) -> None:
-    """Refuse to go on from what `stage` has left of a hybrid, where that is of other inputs than the recipe's.
+def outputs_of(context: Context, arm: Arm, stage: Stage) -> list[Path]:
+    """What a stage leaves of a hybrid."""
+    files = context.files(arm)
+    if stage == "convert":
+        return [files.start]
+    if stage == "finetune":
+        return [files.student, files.finetune]
+    return [
+        distilled_of(context, arm),
+        *([files.align] if arm.align else []),
+        *([files.distill] if arm.distill else []),
+    ]
+
+
+def check_made(context: Context, arm: Arm, stage: Stage, inputs: Any) -> None:
+    """Refuse to go on from what `stage` has left of a hybrid, if it is damaged or of other inputs than the recipe's.
 
     Raises:
         RadistillError: naming the stage that has to be run.
     """
     fine_tuned = stage == "distill" and arm.finetune is None and context.files(arm).distilled.exists()
-    if fine_tuned or not context.folder.is_current(f"{stage}:{arm.name}", inputs, []):
+    if fine_tuned or not context.folder.is_current(f"{stage}:{arm.name}", inputs, outputs_of(context, arm, stage)):
         raise RadistillError(
-            f"{context.folder.path}: what `{stage}` has left of {arm.name} is of another recipe, or unfinished; "
-            f"run `radistill {stage}` with this one first"
+            f"{context.folder.path}: what `{stage}` has left of {arm.name} is of another recipe, damaged or "
+            f"unfinished; run `radistill {stage}` with this one first"
         )
 
 
 def evaluate_inputs(context: Context) -> dict[str, Any]:
     """Of `evaluate`; names of arms count, because the results have them."""
     return {
-        **context.settings_of("evaluate", "seed"),
+        "evaluate": counted(context.recipe.evaluate),
         "arms": {
             arm.name: (finetune_inputs if arm.finetune else distill_inputs)(context, arm) for arm in context.hybrids
         },
@@ -153,8 +212,3 @@ def distilled_of(context: Context, arm: Arm) -> Path:
     """The distilled model: the trained one, where no fine-tuning follows."""
     files = context.files(arm)
     return files.student if arm.finetune is None else files.distilled
-
-
-def _own_settings(section: AlignStage | DistillStage | FinetuneStage | None) -> dict[str, Any] | None:
-    """A section's settings without its data, whose text counts by its hash."""
-    return section.model_dump(mode="json", exclude={"data"}) if section is not None else None

@@ -62,6 +62,8 @@ def with_best_rate(
         record = folder / "kl.json"
         known = context.processes.decide(lambda: _measured(record, key))
         if known is not None:
+            if context.processes.is_main:
+                remove_checkpoints(folder)  # a kill may have left them
             return known
         student = start()
         few = {"steps": steps, "eval_steps": steps, "keep": "last", "patience": None, "rate_search": None}

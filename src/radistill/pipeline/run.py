@@ -37,8 +37,6 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
             if training is not None and training.section in stages:
                 training.check_processes(processes.count, processes.sharded)
     with context.folder.locked() if processes.is_main else nullcontext():
-        if processes.is_main:
-            recipe.save(context.folder.recipe)
         for stage in stages:
             if processes.is_main or stage in SHARED:
                 STAGES[stage](context)

@@ -2,8 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from radistill.conversion import TARGETS, check_conversion, convert, new_paramet
 from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
 from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
-from radistill.diagnosis.plan import DRAFTS, Plan
+from radistill.diagnosis.plan import DRAFTS
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -22,7 +22,7 @@ from radistill.distillation.distill import distill, finetune
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
-from radistill.files import hash_file, hash_json, write_json
+from radistill.files import hash_file, hash_json, move_folder, write_json
 from radistill.models.endings import end_tokens, turn_end_tokens
 from radistill.models.loading import Model
 from radistill.pipeline.context import Context
@@ -36,37 +36,38 @@ from radistill.pipeline.inputs import (
     distilled_of,
     evaluate_inputs,
     finetune_inputs,
+    outputs_of,
+    plan_of,
     split_file,
+    splits_in,
 )
 from radistill.pipeline.rates import with_best_rate
 from radistill.pipeline.teacher import teacher_of
 from radistill.report import write_report
 from radistill.runs.arms import Arm
-from radistill.runs.folder import SPLITS
 from radistill.speculation.substitutes import Substitutes
 
 
 def run_data(context: Context) -> None:
     """Write the training, calibration and held-out examples, with responses, and those that a stage has for itself."""
     recipe = context.recipe
-    inputs = data_inputs(context, recipe.data)
-    if not _current(context, "data", inputs, _splits_in(context.folder.data())):
+    inputs, outputs = data_inputs(context, recipe.data), splits_in(context.folder.data())
+    if not _current(context, "data", inputs, outputs):
         _check(context)
-        with _step(context, "data", inputs):
-            prepare(context.teacher(recipe.teacher), recipe.data, seed=recipe.seed, folder=context.folder.data())
+        with _step(context, "data", inputs, outputs) as replacing:
+            teacher, folder = context.teacher(recipe.teacher), context.folder.data()
+            prepare(teacher, recipe.data, seed=recipe.seed, folder=folder, replacing=replacing)
     for stage, settings in recipe.own_data.items():
         step, folder = f"data:{stage}", context.data_of(stage)
         # What the run is evaluated on must not be trained on.
         inputs = {**data_inputs(context, settings), "without": hash_file(split_file(context, "heldout"))}
-        if _current(context, step, inputs, _splits_in(folder)):
+        outputs = splits_in(folder)
+        if _current(context, step, inputs, outputs):
             continue
-        with _step(context, step, inputs):
+        with _step(context, step, inputs, outputs) as replacing:
+            teacher, seed = context.teacher(recipe.teacher), recipe.seed
             without = {record.example.prompt for record in context.splits.heldout}
-            prepare(context.teacher(recipe.teacher), settings, seed=recipe.seed, folder=folder, without=without)
-
-
-def _splits_in(folder: Path) -> list[Path]:
-    return [folder / f"{split}.jsonl" for split in SPLITS]
+            prepare(teacher, settings, seed=seed, folder=folder, without=without, replacing=replacing)
 
 
 def run_diagnose(context: Context) -> None:
@@ -76,17 +77,19 @@ def run_diagnose(context: Context) -> None:
         step, plan = f"diagnose:{arm.name}", context.files(arm).plan
         inputs = diagnose_inputs(context, arm)
         twin = found.setdefault(hash_json(inputs), arm)
-        if _current(context, step, inputs, [plan]):
+        # A plan may be edited by hand, and then has another size: it is there, or it is not.
+        if plan.exists() and _current(context, step, inputs, []):
             continue
-        with _step(context, step, inputs):
+        with _step(context, step, inputs, []) as replacing:
             if twin is not arm:
-                Plan.load(context.files(twin).plan).save(plan)
+                replacing()
+                plan_of(context, twin).save(plan)
                 note(f"{arm.name}: has the layers of {twin.name}, which are chosen in the same way")
                 continue
-            _find_plan(context, arm, plan)
+            _find_plan(context, arm, plan, replacing)
 
 
-def _find_plan(context: Context, arm: Arm, path: Path) -> None:
+def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], None]) -> None:
     settings = context.recipe.diagnose
     try:
         plan = diagnose(
@@ -107,9 +110,11 @@ def _find_plan(context: Context, arm: Arm, path: Path) -> None:
             folder=context.files(arm).search,
         )
     except SearchInterrupted as interrupted:
+        replacing()
         interrupted.plan.save(path)
         note(f"{path}: the best plan so far; the same command searches on")
         raise
+    replacing()
     plan.save(path)
     note(
         f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
@@ -135,14 +140,15 @@ def run_convert(context: Context) -> None:
     """Build each hybrid."""
     for arm in context.hybrids:
         files, step = context.files(arm), f"convert:{arm.name}"
-        inputs = convert_inputs(context, arm)
-        if _current(context, step, inputs, [files.start / "config.json"]):
+        inputs, outputs = convert_inputs(context, arm), outputs_of(context, arm, "convert")
+        if _current(context, step, inputs, outputs):
             continue
-        with _step(context, step, inputs):
-            plan = Plan.load(files.plan)
+        with _step(context, step, inputs, outputs) as replacing:
+            plan = plan_of(context, arm)
             plan.check(context.base.anatomy, str(files.plan))
             student = convert(context.base, plan.replace, target=arm.target, init=arm.init, seed=context.recipe.seed)
-            student.save(files.start)
+            replacing()
+            _save(student, files.start)
 
 
 def run_distill(context: Context) -> None:
@@ -150,15 +156,12 @@ def run_distill(context: Context) -> None:
     processes = context.processes
     for arm in context.hybrids:
         files, step = context.files(arm), f"distill:{arm.name}"
-        inputs = distill_inputs(context, arm)
-        outputs = [distilled_of(context, arm) / "config.json"]
-        outputs += [files.align] if arm.align else []
-        outputs += [files.distill] if arm.distill else []
+        inputs, outputs = processes.decide(partial(distill_inputs, context, arm)), outputs_of(context, arm, "distill")
         processes.decide(partial(check_made, context, arm, "convert", inputs["convert"]))
         if processes.decide(partial(_distilled, context, arm, step, inputs, outputs)):
             continue
         teacher = teacher_of(context, arm)  # if it is only to write its store, before there is a student beside it
-        with _step(context, step, inputs):
+        with _step(context, step, inputs, outputs) as replacing:
             train, heldout = (context.splits_of("distill").documents(split) for split in ("train", "heldout"))
 
             def start(arm: Arm = arm) -> tuple[Model, Alignment | None]:
@@ -170,46 +173,56 @@ def run_distill(context: Context) -> None:
             student, alignment = start()
             result = None
             if settings is not None and teacher is not None:
-                new, seed = new_parameters(student, Plan.load(files.plan).replace), context.recipe.seed
+                new, seed = new_parameters(student, plan_of(context, arm).replace), context.recipe.seed
                 result = distill(
                     student, teacher, train, heldout, settings, new_parameters=new, folder=files.folder, seed=seed
                 )
             if processes.is_main:
+                replacing()
+                # What is told of a student goes before it, and comes after it.
+                files.align.unlink(missing_ok=True)
+                files.distill.unlink(missing_ok=True)
+                if result is not None:
+                    _take_turns_as_taught(context, student, distilled_of(context, arm))
+                _save(student, distilled_of(context, arm))
                 if alignment is not None:
                     write_json(files.align, alignment.to_json())
                 if result is not None:
                     write_json(files.distill, result.to_json())
-                _save_student(context, student, distilled_of(context, arm), trained=result is not None)
-                remove_checkpoints(files.folder)
+        if processes.is_main:  # not before the record says that they are not needed any more
+            remove_checkpoints(files.folder)
 
 
 def _distilled(context: Context, arm: Arm, step: str, inputs: Any, outputs: list[Path]) -> bool:
     """Whether the distilled model is current. It is moved where it belongs if fine-tuning was taken in or out."""
-    files = context.files(arm)
+    files, tuned = context.files(arm), f"finetune:{arm.name}"
     if arm.finetune is None and files.distilled.exists():
+        context.folder.forget(tuned, context.recipe.seed)
         files.finetune.unlink(missing_ok=True)  # first: where there is none, `student` is what was distilled
-        shutil.rmtree(files.student, ignore_errors=True)
-        files.distilled.rename(files.student)
+        move_folder(files.distilled, files.student)
+        context.recipe.save(context.folder.recipe)
     elif (
         arm.finetune is not None
         and not files.distilled.exists()
         and not files.finetune.exists()
+        and tuned not in context.folder.steps
         and files.student.exists()
     ):
-        files.student.rename(files.distilled)
-    return _current(context, step, inputs, outputs)
+        move_folder(files.student, files.distilled)
+    current = _current(context, step, inputs, outputs)
+    if current:
+        remove_checkpoints(files.folder)  # a kill may have left them
+    return current
 
 
-def _save_student(context: Context, student: Model, folder: Path, *, trained: bool) -> None:
-    """Save a student with what it has learnt: it takes turns by the template that its documents were written with."""
-    if trained:
-        template = context.chat_template
-        if template is not None and template != student.tokenizer.chat_template:
-            student.tokenizer = copy.deepcopy(student.tokenizer)
-            student.tokenizer.chat_template = template
-        if not end_tokens(student):
-            note(f"{folder}: neither the base nor the data has an end token, so this model writes on until it is cut")
-    student.save(folder)
+def _take_turns_as_taught(context: Context, student: Model, folder: Path) -> None:
+    """Give a trained student the template that its documents were written with, and say so if it never stops."""
+    template = context.chat_template
+    if template is not None and template != student.tokenizer.chat_template:
+        student.tokenizer = copy.deepcopy(student.tokenizer)
+        student.tokenizer.chat_template = template
+    if not end_tokens(student):
+        note(f"{folder}: neither the base nor the data has an end token, so this model writes on until it is cut")
 
 
 def _start(context: Context, arm: Arm) -> tuple[Model, Alignment | None]:
@@ -230,7 +243,7 @@ def _align(context: Context, arm: Arm, student: Model) -> Alignment:
         context.base,
         context.splits_of("align").documents("train"),
         _align_settings(arm),
-        replace=Plan.load(context.files(arm).plan).replace,
+        replace=plan_of(context, arm).replace,
         seed=context.recipe.seed,
         folder=context.folder.aligned,
     )
@@ -248,11 +261,13 @@ def run_finetune(context: Context) -> None:
         if arm.finetune is None:
             continue
         files, step = context.files(arm), f"finetune:{arm.name}"
-        inputs = finetune_inputs(context, arm)
+        inputs, outputs = processes.decide(partial(finetune_inputs, context, arm)), outputs_of(context, arm, "finetune")
         processes.decide(partial(check_made, context, arm, "distill", inputs["distill"]))
-        if processes.decide(partial(_current, context, step, inputs, [files.student / "config.json", files.finetune])):
+        if processes.decide(partial(_current, context, step, inputs, outputs)):
+            if processes.is_main:
+                remove_checkpoints(files.finetuning)
             continue
-        with _step(context, step, inputs):
+        with _step(context, step, inputs, outputs) as replacing:
             student = context.load(files.distilled)
             result = finetune(
                 student,
@@ -260,28 +275,36 @@ def run_finetune(context: Context) -> None:
                 context.splits_of("finetune").documents("train"),
                 context.splits_of("finetune").documents("heldout"),
                 arm.finetune,
-                new_parameters=new_parameters(student, Plan.load(files.plan).replace),
+                new_parameters=new_parameters(student, plan_of(context, arm).replace),
                 folder=files.finetuning,
                 seed=context.recipe.seed,
             )
             if processes.is_main:
+                replacing()
+                files.finetune.unlink(missing_ok=True)
+                _take_turns_as_taught(context, student, files.student)
+                _save(student, files.student)
                 write_json(files.finetune, result.to_json())
-                _save_student(context, student, files.student, trained=True)
-                remove_checkpoints(files.finetuning)
+        if processes.is_main:
+            remove_checkpoints(files.finetuning)
 
 
 def run_evaluate(context: Context) -> None:
     """Measure base, draft and hybrids on the held-out data."""
     inputs = evaluate_inputs(context)
     for arm in context.hybrids:
-        check_made(context, arm, "finetune" if arm.finetune else "distill", inputs["arms"][arm.name])
-    if _current(context, "evaluate", inputs, [context.folder.evaluation]):
+        trained = inputs["arms"][arm.name]
+        distilled = trained["distill"] if arm.finetune else trained
+        check_made(context, arm, "convert", distilled["convert"])
+        check_made(context, arm, "finetune" if arm.finetune else "distill", trained)
+    outputs = [context.folder.evaluation]
+    if _current(context, "evaluate", inputs, outputs):
         return
-    with _step(context, "evaluate", inputs):
+    with _step(context, "evaluate", inputs, outputs) as replacing:
         main = context.hybrids[0]
         results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
         # Blocks that put out zero, whatever their geometry, are the attentions left out.
-        replace = Plan.load(context.files(main).plan).replace
+        replace = plan_of(context, main).replace
         draft = convert(context.base, replace, target=main.target, init=mixer_of(main.target).silent)
         results["draft"] = _evaluate(context, draft, "draft")
         for arm in context.hybrids:
@@ -290,6 +313,7 @@ def run_evaluate(context: Context) -> None:
                 name = f"{arm.name}_start"
                 results[name] = _evaluate(context, _start(context, arm)[0], name, generate=False)
             results[arm.name] = _evaluate(context, context.load(context.files(arm).student), arm.name)
+        replacing()
         write_json(
             context.folder.evaluation,
             {name: result.to_json() for name, result in results.items()} | {"samples": _samples(context, results)},
@@ -301,7 +325,8 @@ def run_report(context: Context) -> None:
     plan = context.files(context.hybrids[0]).plan
     if not plan.exists():
         raise RadistillError(f"{plan}: no such file; run `radistill diagnose` first")
-    context.recipe.save(context.folder.recipe)
+    if not context.folder.recipe.exists():
+        context.recipe.save(context.folder.recipe)
     note(f"report: {write_report(context.folder.path)}")
 
 
@@ -319,15 +344,50 @@ SHARED = {"distill", "finetune"}
 """Stages that all processes of a launch run together."""
 
 
+_SECTIONS = {
+    "data": ("model", "teacher", "seed", "threads", "dtype", "device", "trust_remote_code", "data"),
+    "diagnose": ("diagnose",),
+    "convert": ("convert",),
+    "distill": ("align", "distill"),
+    "finetune": ("finetune",),
+    "evaluate": ("evaluate",),
+}
+"""What of a recipe each stage of the main hybrid is made with. Its own data is in the section that reads it."""
+
+
 def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> bool:
     current = context.folder.is_current(step, inputs, outputs)
     note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
     return current
 
 
-def _step(context: Context, step: str, inputs: Any) -> AbstractContextManager[None]:
-    """Record a step when the block ends well; the main process does."""
-    return context.folder.step(step, inputs, context.recipe.seed) if context.processes.is_main else nullcontext()
+@contextmanager
+def _step(context: Context, step: str, inputs: Any, outputs: list[Path]) -> Iterator[Callable[[], None]]:
+    """Record a step and the recipe when the block ends well, see `RunFolder.step`; the main process does.
+
+    A recipe that is refused does not take the place of the one that made what is there.
+    """
+    if not context.processes.is_main:
+        yield lambda: None
+        return
+    if not context.folder.recipe.exists():  # for whoever goes on after a kill
+        context.recipe.save(context.folder.recipe)
+    stage, _, name = step.partition(":")
+    recipe = context.recipe.model_dump(mode="json")
+    if name in recipe["arms"]:
+        made_with: dict[str, Any] = {"arms": {name: recipe["arms"][name]}}
+    else:
+        made_with = {} if name in recipe and stage == "data" else {one: recipe[one] for one in _SECTIONS[stage]}
+    with context.folder.step(step, inputs, outputs, recipe=made_with, seed=context.recipe.seed) as replacing:
+        yield replacing
+    context.recipe.save(context.folder.recipe)
+
+
+def _save(student: Model, folder: Path) -> None:
+    """Save a model in the run folder, also where a damaged one lies, which would pass for something else."""
+    if not (folder / "config.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+    student.save(folder)
 
 
 def _check(context: Context) -> None:

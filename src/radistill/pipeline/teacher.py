@@ -7,12 +7,13 @@ from typing import Any
 
 from radistill.console import note
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
-from radistill.distillation.teacher_store.layout import HEADER, store_folder
+from radistill.distillation.teacher_store.layout import store_folder
+from radistill.effects import counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_json, write_json
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load_config
-from radistill.pipeline.context import Context, source_signature
+from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
 
 
@@ -30,7 +31,7 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     splits = context.splits_of("distill")
     documents = [*splits.documents("train"), *splits.documents("heldout")]
     vocabulary = anatomy_of(load_config(context.files(arm).start, context.recipe.trust_remote_code)).vocab_size
-    inputs = _inputs(context, arm, settings, vocabulary)
+    inputs = context.processes.decide(partial(_inputs, context, arm, settings, vocabulary))
     step = f"teacher-store:{hash_json(inputs)[:8]}"
     folder = Path(settings.folder) if settings.folder else context.folder.teacher_store
     place = context.folder.teacher_store_record(hash_json(inputs)[:8])
@@ -39,7 +40,9 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
         own = _own(folder, place)
         assert own is not None
         return StoredTeacher(own, documents)
-    with context.folder.step(step, inputs, context.recipe.seed) if context.processes.is_main else nullcontext():
+    outputs = [place]
+    is_main, seed = context.processes.is_main, context.recipe.seed
+    with context.folder.step(step, inputs, outputs, seed=seed) if is_main else nullcontext():
         store = store_teacher(
             context.teacher(arm.teacher),
             documents,
@@ -52,13 +55,14 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
         )
         if context.processes.is_main:
             write_json(place, {"key": store.key})
+            outputs.append(store.folder)
     context.release_teachers()
     return store
 
 
 def _current(context: Context, step: str, inputs: dict[str, Any], place: Path, folder: Path) -> bool:
     store = _own(folder, place)
-    current = store is not None and context.folder.is_current(step, inputs, [store / HEADER])
+    current = store is not None and context.folder.is_current(step, inputs, [place, store])
     note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
     return current
 
@@ -74,10 +78,10 @@ def _own(folder: Path, place: Path) -> Path | None:
 def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings, vocabulary: int) -> dict[str, Any]:
     assert arm.distill is not None
     return {
-        "teacher": source_signature(arm.teacher or context.recipe.model),
+        "teacher": context.signature(arm.teacher or context.recipe.model),
         "train": hash_file(context.data_of("distill") / "train.jsonl"),
         "heldout": hash_file(context.data_of("distill") / "heldout.jsonl"),
-        "settings": settings.model_dump(mode="json"),
+        "settings": counted(settings),
         "precision": arm.distill.precision,
         "vocabulary": vocabulary,
         **context.settings_of("dtype"),

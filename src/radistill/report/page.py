@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from radistill.diagnosis.plan import DRAFTS
 from radistill.evaluation.comparison import Results, read_results
 from radistill.evaluation.places import results_in
-from radistill.files import write_text
+from radistill.files import hash_file, write_text
 from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
 from radistill.report.figures.fit import fit_figure
 from radistill.report.figures.layers import layers_figure
@@ -108,15 +108,36 @@ def _template() -> Template:
 
 
 def outdated(run: Run) -> bool:
-    """Whether the hybrid has changed, or is being changed, since it was evaluated."""
+    """Whether what was evaluated is not what the steps before have left, or one of these is being done again."""
     stages = mapping(run.record.get("stages"))
     if not run.evaluation or not stages:
         return False
-    finished = {name: str(mapping(record).get("finished", "")) for name, record in stages.items()}
-    needed = [f"diagnose:{MAIN}", f"convert:{MAIN}", f"distill:{MAIN}", "evaluate"]
-    needed += [f"finetune:{MAIN}"] if run.recipe is not None and run.recipe.finetune else []
-    unfinished = any(name not in finished for name in needed)
-    return unfinished or finished["evaluate"] < max(finished.values())
+    made = {name: mapping(mapping(step).get("inputs")) for name, step in stages.items()}
+    evaluated = made.get("evaluate", {})
+    if f"diagnose:{MAIN}" not in made or not _reads(run, None, "heldout", evaluated):
+        return True
+    for hybrid in run.hybrids:
+        of = mapping(mapping(evaluated.get("arms")).get(hybrid.name))
+        if "finetune" in of:
+            if of != made.get(f"finetune:{hybrid.name}") or not _reads(run, "finetune", "train", of):
+                return True
+            of = mapping(of.get("distill"))
+        converted = mapping(of.get("convert"))
+        if (
+            of != made.get(f"distill:{hybrid.name}")
+            or not _reads(run, "distill", "train", of)
+            or converted != made.get(f"convert:{hybrid.name}")
+            or converted.get("replace") != hybrid.replaced
+        ):
+            return True
+    return False
+
+
+def _reads(run: Run, stage: str | None, split: str, inputs: dict[str, Any]) -> bool:
+    """Whether the documents of a stage are those of its inputs, if they are there."""
+    own = stage if run.recipe is not None and stage in run.recipe.own_data else None
+    file = RunFolder(run.path).data(own) / f"{split}.jsonl"
+    return not file.is_file() or hash_file(file) == inputs.get(split)
 
 
 def _commands(run: Run, results: Sequence[Results]) -> list[str]:
@@ -191,7 +212,7 @@ def _provenance(run: Run) -> list[tuple[str, Facts]]:
     }
     groups = {
         "Seeds and hashes": identity,
-        "Versions": mapping(record.get("versions")) or plan.versions,
+        "Versions": run.versions or plan.versions,
         "Machine": {key.replace("_gib", " (GiB)"): value for key, value in mapping(record.get("machine")).items()},
     }
     facts = {

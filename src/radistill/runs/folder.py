@@ -1,9 +1,10 @@
 """A run folder: the name of every file in it, the record of finished steps, and the lock that keeps others out."""
 
 import fcntl
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
-from radistill.files import hash_json, read_json, write_json
+from radistill.files import read_json, remove_leftovers, write_json
 from radistill.provenance import machine, versions
 
 MAIN = "hybrid"
@@ -41,7 +42,8 @@ class HybridFiles:
 class RunFolder:
     """Where the files of a run lie, and what the run has done, so that nothing is done twice.
 
-    A step is current when it was finished with the same inputs and its outputs are still there.
+    A step is current when it was finished with the same inputs, and what it left is there in the sizes that it had. Its
+    record says besides what of the recipe it was made with, and by which versions.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -84,13 +86,14 @@ class RunFolder:
             return {}
         record = read_json(self.record)
         steps = record.get("stages") if isinstance(record, dict) else None
-        if isinstance(steps, dict) and all(isinstance(step, dict) and "fingerprint" in step for step in steps.values()):
+        if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
             return steps
         raise RadistillError(f"{self.record}: not a record of a run; remove it to start anew")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. The lock goes with the process, however that ends.
+        """Hold the folder for this process. The lock goes with the process, however that ends; temporary files that
+        killed processes have left are removed.
 
         Raises:
             RadistillError: if another process holds it.
@@ -114,26 +117,75 @@ class RunFolder:
             handle.truncate()
             handle.write(str(os.getpid()))
             handle.flush()
+            remove_leftovers(self.path)
             yield
 
-    def is_current(self, step: str, inputs: Any, outputs: list[Path]) -> bool:
-        """Whether `step` was finished with these inputs and has all its outputs."""
-        done = self.steps.get(step)
-        return done is not None and done["fingerprint"] == hash_json(inputs) and all(p.exists() for p in outputs)
+    def is_current(self, step: str, inputs: Any, outputs: Sequence[Path]) -> bool:
+        """Whether `step` was finished with these inputs, and its outputs are as it left them, by their sizes."""
+        done = self.steps.get(step, {})
+        sizes = done.get("outputs")
+        return (
+            "inputs" in done
+            and done["inputs"] == _plain(inputs)
+            and isinstance(sizes, list)
+            and len(sizes) == len(outputs)
+            and all(map(_is_whole, sizes, outputs))
+        )
 
     @contextmanager
-    def step(self, step: str, inputs: Any, seed: int) -> Iterator[None]:
-        """Record `step` as finished if the block ends well. Until then it counts as not done."""
-        if self.steps.pop(step, None) is not None:
-            self._write(seed)
+    def step(
+        self, step: str, inputs: Any, outputs: Sequence[Path] = (), *, recipe: dict[str, Any] | None = None, seed: int
+    ) -> Iterator[Callable[[], None]]:
+        """Record `step` as finished if the block ends well.
+
+        What it gives has to be called before anything is replaced of what the step left before: from then on it counts
+        as not done. A block that ends, or is killed, before that leaves the old outputs with their record.
+
+        Args:
+            step: its name.
+            inputs: all that it depends on.
+            outputs: what it leaves; the block may add to it.
+            recipe: what of the recipe it is made with.
+            seed: of the run.
+        """
         started = time.perf_counter()
-        yield
+        yield lambda: self.forget(step, seed)
+        self.steps.pop(step, None)  # steps are in the order in which they ran
         self.steps[step] = {
-            "fingerprint": hash_json(inputs),
+            "inputs": _plain(inputs),
+            "outputs": [_sizes(output) for output in outputs],
+            "recipe": recipe or {},
+            "versions": versions(),
             "seconds": round(time.perf_counter() - started, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._write(seed)
 
+    def forget(self, step: str, seed: int) -> None:
+        """Let `step` count as not done, before anything of what it has left is touched."""
+        if self.steps.pop(step, None) is not None:
+            self._write(seed)
+
     def _write(self, seed: int) -> None:
         write_json(self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps})
+
+
+def _plain(inputs: Any) -> Any:
+    """Inputs as JSON gives them back."""
+    return json.loads(json.dumps(inputs))
+
+
+def _sizes(output: Path) -> int | dict[str, int] | None:
+    """The size of a file, of each file in a folder, or None where there is neither."""
+    if output.is_dir():
+        files = (file for file in output.rglob("*") if file.is_file())
+        return {file.relative_to(output).as_posix(): file.stat().st_size for file in sorted(files)}
+    return output.stat().st_size if output.is_file() else None
+
+
+def _is_whole(sizes: Any, output: Path) -> bool:
+    """Whether an output still has what it was left with; what was laid beside it is not its business."""
+    found = _sizes(output)
+    if isinstance(sizes, dict) and isinstance(found, dict):
+        return bool(sizes) and sizes.items() <= found.items()
+    return found is not None and found == sizes

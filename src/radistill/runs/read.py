@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from radistill.conversion.targets import mixer_of
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
@@ -54,8 +56,8 @@ class Run:
 
     Attributes:
         path: the folder.
-        recipe: the recipe; None where the folder has none.
-        recipe_text: recipe.yaml as it is written.
+        recipe: what the steps on record were made with, and recipe.yaml for the rest; None where the folder has none.
+        recipe_text: the same as YAML.
         main: the hybrid that the run is about; its plan is there.
         arms: the hybrids that it is compared with.
         evaluation, record, savings: content of the files of these names; one that is not there is an empty mapping.
@@ -84,6 +86,18 @@ class Run:
         """The main hybrid's layers."""
         assert self.main.plan is not None  # without one, nothing is read
         return self.main.plan
+
+    @property
+    def last_training(self) -> str:
+        """The step that has left the main hybrid's student."""
+        tuned = f"finetune:{MAIN}"
+        return tuned if tuned in mapping(self.record.get("stages")) else f"distill:{MAIN}"
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """With which the main hybrid was trained; where no step says so, those of the last one that was run."""
+        step = mapping(mapping(self.record.get("stages")).get(self.last_training))
+        return mapping(step.get("versions")) or mapping(self.record.get("versions"))
 
     @property
     def num_attention_layers(self) -> int:
@@ -134,6 +148,8 @@ def read_run(path: Path | str) -> Run:
         return {}
 
     record = content(folder.record, "seeds, versions, machine and seconds per stage")
+    if recipe is not None and (made := _made_with(recipe, record)) != recipe:
+        recipe, text = made, made.to_yaml()
     if recipe is not None:
         known: list[tuple[str, Arm | None]] = [(arm.name, arm) for arm in recipe.hybrids]
     else:  # an earlier recipe may have left more than its last run had
@@ -153,6 +169,21 @@ def read_run(path: Path | str) -> Run:
                 f"{main.plan.num_layers}: the two plans are for different models"
             )
     return Run(path, recipe, text, main, tuple(arms), evaluation, record, savings, missing, frozenset(off))
+
+
+def _made_with(recipe: Recipe, record: dict[str, Any]) -> Recipe:
+    """The recipe with what each step was made with, whatever recipe.yaml has become since."""
+    made = recipe.model_dump(mode="json")
+    for step in mapping(record.get("stages")).values():
+        sections = dict(mapping(mapping(step).get("recipe")))
+        arms = mapping(sections.pop("arms", None))
+        made["arms"] |= {name: arm for name, arm in arms.items() if name in made["arms"]}
+        made |= sections
+    try:
+        found = Recipe.model_validate(made)
+        return found if found.hybrids else recipe
+    except (ValidationError, RadistillError):  # steps of several recipes need not make one
+        return recipe
 
 
 def _hybrid(

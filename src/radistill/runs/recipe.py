@@ -86,8 +86,12 @@ class Recipe(BaseModel):
         return [main, *(arm_of(main, name, settings, self.model) for name, settings in self.arms.items())]
 
     def save(self, path: Path | str) -> None:
-        """Write the whole recipe, defaults included, as YAML."""
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        """Write `to_yaml` to a file."""
+        write_text(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

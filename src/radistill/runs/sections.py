@@ -14,6 +14,7 @@ from radistill.diagnosis.selectors import Greedy, SelectorSettings
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
+from radistill.effects import NOT_COUNTED
 from radistill.mixers import initialisation_names
 
 
@@ -34,7 +35,8 @@ def _one_of(known: Callable[[], Iterable[str]]) -> BeforeValidator:
 Selector = Annotated[SelectorSettings, BeforeValidator(kind_of)]
 Target = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(validate_target)]
 Initialisation = Annotated[str, _one_of(initialisation_names)]
-
+# What comes of these settings counts: the text that a stage reads, by its hash.
+OwnData = Annotated[DataSettings | None, NOT_COUNTED]
 
 _OWN_DATA = (
     "what it reads instead of the recipe's `data`, with held-out examples of its own to measure on (calibration "
@@ -95,7 +97,7 @@ class ConvertSettings(BaseModel):
 class AlignStage(AlignSettings):
     """How the new blocks are fitted before any end-to-end training."""
 
-    data: DataSettings | None = Field(
+    data: OwnData = Field(
         default=None,
         description="what it reads instead of the recipe's `data`; only the training examples are used, a part of them "
         "to measure the fit; null is the recipe's",
@@ -105,10 +107,10 @@ class AlignStage(AlignSettings):
 class DistillStage(DistillSettings):
     """How the student is trained on the teacher's distributions."""
 
-    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
+    data: OwnData = Field(default=None, description=_OWN_DATA)
 
 
 class FinetuneStage(FinetuneSettings):
     """How the whole student is trained on response tokens, without a teacher."""
 
-    data: DataSettings | None = Field(default=None, description=_OWN_DATA)
+    data: OwnData = Field(default=None, description=_OWN_DATA)

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -17,6 +17,7 @@ from radistill.diagnosis.selectors.base import Problem, Selection, Selector, mos
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study, study_url
 from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
+from radistill.effects import NOT_COUNTED
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.loading import load
@@ -34,13 +35,14 @@ class Bayes(Selector):
         description="judge every single layer first and begin with the best of them; false is the search as published",
     )
 
-    workers: int = Field(
+    # By how many processes, and where they kept their study, makes no other plan of a finished one.
+    workers: Annotated[int, NOT_COUNTED] = Field(
         default=1,
         ge=1,
         le=256,
         description="processes on this machine that judge sets at once; a search by several cannot be repeated exactly",
     )
-    storage: str | None = Field(
+    storage: Annotated[str | None, NOT_COUNTED] = Field(
         default=None,
         description="Optuna storage URL; the same search on other machines that name it joins in. "
         "Null keeps the study in the run folder",

@@ -1,6 +1,10 @@
 """What a recipe says about a stored teacher."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, Field
+
+from radistill.effects import NOT_COUNTED
 
 
 class TeacherStoreSettings(BaseModel, extra="forbid"):
@@ -15,7 +19,7 @@ class TeacherStoreSettings(BaseModel, extra="forbid"):
     tokens_per_batch: int = Field(
         default=2048, ge=1, description="padded tokens in one forward of the teacher while it writes"
     )
-    folder: str | None = Field(
+    folder: Annotated[str | None, NOT_COUNTED] = Field(
         default=None,
         min_length=1,
         description="where the stores lie, each under its own key; null is `teacher_store` in the run folder",

@@ -23,7 +23,7 @@ from radistill.models.gguf.tokenizer import read_tokenizer, token_id
 
 # To be raised when `read_gguf` or `_write` makes something else of a file than before, so that no older folder is
 # taken for their work.
-_REVISION = 2
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "radistill"
 
 
+def content_hash(path: Path) -> str:
+    """Hash of the bytes of a GGUF file, all its parts together.
+
+    Raises:
+        RadistillError: if it is no such file, or a part of it is missing.
+    """
+    hashes = [hash_file(part) for part in read_contents(path).parts]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:32]
+
+
 def dequantised(path: Path) -> Path:
     """Folder with the float32 weights, config and tokenizer of a GGUF file, made at the first call.
 
@@ -58,9 +68,7 @@ def dequantised(path: Path) -> Path:
     Raises:
         RadistillError: if something in the file is not read, or the cache cannot be written.
     """
-    hashes = [hash_file(part) for part in read_contents(path).parts]
-    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    name = f"{digest[:32]}-transformers-{transformers.__version__}-{_REVISION}"
+    name = f"{content_hash(path)}-transformers-{transformers.__version__}-{REVISION}"
     folder = cache_folder() / "gguf" / name
     if folder.is_dir():
         return folder

@@ -1,0 +1,47 @@
+"""A run in a process of its own that gets a signal at one of its writes."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from radistill.errors import RadistillError
+from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
+
+WRITES = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")]
+REFUSED, INTERRUPTED = 3, 130
+
+
+def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool) -> None:
+    """Run the recipe, and send this process a signal right before or right after its write `at`, from 1.
+
+    It ends with 0 when the run is done, `INTERRUPTED` after Ctrl-C, `REFUSED` where the run cannot go on.
+    """
+    left = at
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0 and not after:
+                os.kill(os.getpid(), number)
+            result = original(*arguments, **keywords)
+            if left == 0 and after:
+                os.kill(os.getpid(), number)
+            return result
+
+        return write
+
+    for module, name in WRITES:
+        setattr(module, name, counted(getattr(module, name)))
+    try:
+        run(load_recipe(recipe), out)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+    except RadistillError as error:
+        print(error)
+        os._exit(REFUSED)
+    os._exit(0)

@@ -1,0 +1,61 @@
+"""A run with all stages, killed at its writes again and again: it ends as one that nobody disturbed."""
+
+import multiprocessing
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_case import INTERRUPTED, start
+from test_run_record import TRAINING, lasting
+
+import tiny
+from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
+from small_recipe import small_recipe
+
+SECTIONS: dict[str, Any] = {
+    "diagnose": {"budget": 2, "by": "redundancy", "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
+    "align": {"steps": 3},
+    "distill": {"steps": 4, **TRAINING, "rate_search": {"rates": [1e-4, 1e-3], "further": 0}},
+    "finetune": {"steps": 2, **TRAINING},
+    "arms": {
+        "swaps": {"by": "replaceability", "selector": "greedy", "distill": {"teacher_store": {"top_k": 8}}},
+        "writes": {"selector": "uniform", "finetune": None, "distill": {"rate_search": None, "on_policy": {}}},
+    },
+    "evaluate": {"max_new_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a recipe, and the run `out` of it."""
+    folder = tmp_path_factory.mktemp("kills")
+    tiny.save("llama", folder / "model")
+    recipe = small_recipe(folder, {"source": "teacher", "max_new_tokens": 4}, **SECTIONS)
+    run(load_recipe(recipe), folder / "out")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path, number: signal.Signals) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["kill_case"])
+    kills = 0
+    while True:
+        # A start that ends at its first writes may come no further than the one before; a later one does.
+        at, after = 1 + kills % 8, kills % 3 == 0
+        process = processes.Process(target=start, args=(finished / "recipe.yaml", tmp_path / "out", number, at, after))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode in (-number, INTERRUPTED)
+        kills += 1
+        assert kills < 500
+    assert kills >= 50
+    ours, theirs = lasting(tmp_path / "out"), lasting(finished / "out")
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} == set()
