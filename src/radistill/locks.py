@@ -13,7 +13,7 @@ from radistill.errors import RadistillError
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; it is made if it is not there. The lock goes with the process, however that ends.
 
-    Ctrl-C inside the block gets a note that names the folder, which the command line prints.
+    What ends the block early, be it Ctrl-C or a full disk, gets a note on what is kept, which the command line prints.
 
     Raises:
         RadistillError: if another process holds it, or no folder can be made there.
@@ -39,6 +39,6 @@ def locked(folder: Path) -> Iterator[None]:
         handle.flush()
         try:
             yield
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"what is done is kept in {folder}, and the same command goes on from there")
+        except BaseException as error:
+            error.add_note(f"what is done is kept in {folder}, and the same command goes on from there")
             raise

@@ -100,7 +100,7 @@ def test_two_at_once_in_one_folder_are_refused(shell: Shell, tmp_path: Path) -> 
 
 def test_a_folder_that_goes_by_dots_has_a_name(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("base")
-    assert shell("evaluate", ".", "--tasks", "recall", "--limit", "1", "--contexts", "64")[0] == 0
+    assert shell("evaluate", ".", "--tasks", "recall", "--limit", "1", "--contexts", "400")[0] == 0
     assert Path("evaluations/base/tasks.json").is_file()
 
 

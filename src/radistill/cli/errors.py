@@ -33,9 +33,8 @@ def errors_in_one_line() -> Iterator[None]:
         if sys.stdout is not None:  # it may have been closed
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        # Whoever holds a folder has left notes on what is kept there.
-        notes = getattr(stop, "__notes__", ["nothing was changed, and the same command starts again"])
-        _leave("; ".join(["interrupted", *notes]), 130)
+        notes = _notes(stop) or "; nothing was changed, and the same command starts again"
+        _leave(f"interrupted{notes}", 130)
     except RadistillError as error:
         _leave(f"error: {error}", 2)
     except BrokenPipeError:
@@ -44,7 +43,12 @@ def errors_in_one_line() -> Iterator[None]:
         line = _known(error)
         if line is None:
             raise
-        _leave(f"error: {line}", 2)
+        _leave(f"error: {line}{_notes(error)}", 2)
+
+
+def _notes(error: BaseException) -> str:
+    """What those whom the exception passed have to say of what is kept, and where."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _known(error: BaseException) -> str | None:
@@ -63,7 +67,7 @@ def _known(error: BaseException) -> str | None:
 def _of_the_system(number: int, filename: str | bytes | None) -> str:
     way_out = ""
     if number in _NO_ROOM:
-        way_out = "; make room or choose another folder, then give the same command again"
+        way_out = "; make room or choose another folder"
     elif number in _NO_ACCESS:
         way_out = "; choose a place where you may read and write, or change who may"
     return (f"{_place(filename)}: " if filename else "") + os.strerror(number) + way_out

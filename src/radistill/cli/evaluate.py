@@ -102,13 +102,15 @@ def _run_tasks(
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
     from radistill.locks import locked
-    from radistill.models.loading import load
+    from radistill.models.loading import load, load_config
     from radistill.report.task_table import comparison_table, task_table
 
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
     subjects = subjects_of(subject, out, arms=arms)
     console = Console(highlight=False)
+    for one in subjects:  # what is no model is refused before another one is evaluated
+        load_config(one.model, loading["trust_remote_code"])
     for one in subjects:
         with locked(one.folder):
             # Loaded one after the other: two models need not fit into memory at once.

@@ -44,8 +44,8 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
             if processes.is_main or stage in SHARED:
                 try:
                     STAGES[stage](context)
-                except KeyboardInterrupt as stop:
-                    stop.add_note(f"the stage {stage} is unfinished")
+                except BaseException as error:
+                    error.add_note(f"the stage {stage} is unfinished")
                     raise
             processes.wait()
     return context.folder.path
