@@ -40,7 +40,9 @@ class Recipe(BaseModel):
         default=None, description="a larger teacher with the same tokenizer; null is self-distillation"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; fixed threads make runs repeatable")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; fixed threads make runs repeatable"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto is the GPU where there is one")
     trust_remote_code: bool = Field(default=False, description="run model code that a hub repository brings")
