@@ -1,5 +1,6 @@
 """From what a user typed (alias, path, hub id) to a model folder on this machine."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,16 @@ _CONFIGURATION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model
 _WEIGHTS = ("model*.safetensors",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 5.0
+
+
+def as_path(source: str) -> str:
+    """What a file keeps of a name: one that is a file or folder here, and none of the aliases, begins with `./`.
+
+    From another folder it is then missed as the path that it was, and no hub is asked for what it might have there.
+    """
+    if source in ALIASES or source.startswith((".", "/", "~")) or not os.path.exists(source):
+        return source
+    return f"./{source}"
 
 
 def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
@@ -49,7 +60,8 @@ def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool 
 
 def _from_path(path: Path) -> Path:
     if not path.exists():
-        raise RadistillError(f"{path}: no such file or folder")
+        begin = "" if path.is_absolute() else f"; relative paths begin at {Path.cwd()}"
+        raise RadistillError(f"{path}: no such file or folder{begin}")
     if path.is_dir():
         return path
     if path.suffix != ".gguf":

@@ -13,6 +13,7 @@ from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
 from radistill.files import write_text
+from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
 from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.folder import MAIN
@@ -35,8 +36,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str = Field(min_length=1, description="the model to convert: hub id, folder, GGUF file or alias")
-    teacher: str | None = Field(
+    model: Annotated[str, AfterValidator(as_path)] = Field(
+        min_length=1, description="the model to convert: hub id, folder, GGUF file or alias"
+    )
+    teacher: Annotated[str, AfterValidator(as_path)] | None = Field(
         default=None, description="a larger teacher with the same tokenizer; null is self-distillation"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
