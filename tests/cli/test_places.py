@@ -3,7 +3,6 @@ Ctrl-C at any moment."""
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,14 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from optuna.exceptions import StorageInternalError
+from optuna.trial import create_trial
 from safetensors.torch import save_file
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event
 from tokenizers import Tokenizer
 from torch import zeros
 
 import tiny
 from radistill.cli.errors import errors_in_one_line
+from radistill.diagnosis.shared_study import open_study, study_url
 from radistill.errors import RadistillError
 from radistill.locks import locked
 from small_recipe import small_recipe
@@ -79,13 +79,14 @@ def test_on_a_read_only_disk_commands_that_only_read_work_and_the_others_say_one
     assert errors[0].startswith("error: run/.lock: Read-only file system; choose a place")
 
 
-def commit_on_a_full_disk() -> None:
-    try:
-        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database or disk is full")) from (
-            sqlite3.OperationalError("database or disk is full")
-        )
-    except OperationalError as error:
-        raise StorageInternalError("An exception is raised during the commit.") from error
+def add_trials(folder: Path) -> None:
+    """SQLite's own limit on the size of a file stands in for the disk's."""
+    study = open_study(study_url(folder), "a study")
+    engine = study._storage._backend.engine  # type: ignore[attr-defined]
+    engine.dispose()
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
+    for number in range(1000):
+        study.add_trial(create_trial(value=0.0, user_attrs={"text": f"{number} " * 200}))
 
 
 def write_text(folder: Path) -> None:
@@ -97,7 +98,7 @@ FULL: dict[str, Callable[[Path], object]] = {
     "a file": write_text,
     "a tokenizer": lambda folder: Tokenizer.from_file(str(folder / "tokenizer.json")).save("/dev/full"),
     "weights": lambda folder: save_file({"a": zeros(4)}, "/dev/full/out"),
-    "a study": lambda folder: commit_on_a_full_disk(),
+    "a study": add_trials,
 }
 
 
