@@ -106,6 +106,7 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     "no recipe and no run": (lambda s: s("report", "--out", str(s.folder / "none")), "no such recipe; name one"),
     "not YAML": (lambda s: s("run", s.text("a: [")), "not valid YAML"),
     "empty recipe": (lambda s: s("run", s.text("")), "a recipe is a mapping of fields"),
+    "too many threads": (lambda s: s.run(threads=10**6), "threads: must be at most 1024, not 1000000"),
     "unknown field": (lambda s: s.run(modle="x"), "modle: unknown field; did you mean 'model'?"),
     "unknown nested field": (lambda s: s.run("--set", "distill.stepz=3"), "distill.stepz: unknown field"),
     "wrong type": (lambda s: s.run("--set", "distill.steps=many"), "distill.steps: "),

@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from radistill.cli import main
+from radistill.locks import locked
 from small_run import small_run
 
 
@@ -85,6 +86,22 @@ def test_savings_of_a_run(shell: Shell, tmp_path: Path) -> None:
     code, _, _ = shell("savings", str(tmp_path / "small" / "base"), str(run / "student"), *options, "--out", "s.json")
     assert code == 0
     assert json.loads(Path("s.json").read_text())["fingerprints"] == figures["fingerprints"]
+
+
+def test_two_at_once_in_one_folder_are_refused(shell: Shell, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "small")
+    for folder in (Path("evaluations/base"), run):
+        with locked(folder):
+            code, _, line = shell.evaluate("base") if folder is not run else shell("savings", str(run))
+        assert code == 2
+        assert line.startswith(f"error: {folder}: another run (process ")
+    assert shell.evaluate("base")[0] == 0
+
+
+def test_a_folder_that_goes_by_dots_has_a_name(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("base")
+    assert shell("evaluate", ".", "--tasks", "recall", "--limit", "1", "--contexts", "400")[0] == 0
+    assert Path("evaluations/base/tasks.json").is_file()
 
 
 WRONG = {

@@ -1,6 +1,7 @@
 """Models side by side: which examples count, and when a difference is called real."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def test_answers_of_different_lengths_are_not_compared() -> None:
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "tasks.json").write_text(json.dumps({"tasks": {"svamp": {"settings": {"max_new_tokens": 512}}}}))
+    figures = {"n": len(rows), "settings": {"max_new_tokens": 512}}
+    (folder / "tasks.json").write_text(json.dumps({"model": "a model", "tasks": {"svamp": figures}}))
     (folder / "svamp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -114,13 +116,17 @@ def test_results_are_read_from_files(tmp_path: Path) -> None:
     bad = written(tmp_path / "bad", [])
     junk = ['{"key": "k"}', '{"key": 1, "correct": true}', '{"key": "k", "correct": "yes"}', "3"]
     junk += ['{"key": "k", "nats": 1.0, "bytes": 0, "tokens": 1}', '{"key": "k", "nats": NaN, "bytes": 1, "tokens": 1}']
-    for content, message in [("{", "cannot be read"), *((f"{row}\n", "has a line that is no example") for row in junk)]:
-        (bad / "svamp.jsonl").write_text(content)
-        with pytest.raises(RadistillError, match=rf"svamp\.jsonl: {message}.*; evaluate the task again"):
+    cut = json.dumps(rows[0]) + "\n"
+    contents = [("{", "cannot be read"), *((f"{row}\n", "has a line that is no example") for row in junk)]
+    contents += [(cut, "has 1 examples, but tasks.json tells of 0"), (None, "no such file")]
+    again = re.escape(f"; first: radistill evaluate 'a model' --tasks svamp --out {bad}")
+    for content, message in contents:
+        (bad / "svamp.jsonl").unlink() if content is None else (bad / "svamp.jsonl").write_text(content)
+        with pytest.raises(RadistillError, match=rf"svamp\.jsonl: {message}.*{again}$"):
             read_results("m", bad)
-    (bad / "svamp.jsonl").unlink()
-    with pytest.raises(RadistillError, match=r"svamp\.jsonl: no such file; evaluate the task again"):
-        read_results("m", bad)
+        problems: list[str] = []
+        assert read_results("m", bad, problems) == results("m")
+        assert len(problems) == 1
     (bad / "tasks.json").write_text('{"tasks": {"svamp": 3}}')
     with pytest.raises(RadistillError, match=r"tasks\.json: not a summary of tasks"):
         read_results("m", bad)

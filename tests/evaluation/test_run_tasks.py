@@ -10,6 +10,7 @@ import pytest
 import tiny
 from radistill.errors import RadistillError
 from radistill.evaluation import run_tasks as module
+from radistill.evaluation.comparison import read_results
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks import perplexity
 from radistill.evaluation.tasks.interface import TaskSettings
@@ -84,7 +85,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(
         patch.setattr(where, name, killed_after(calls, getattr(where, name)))
         with pytest.raises(KeyboardInterrupt):
             run_tasks(model, tasks, settings, tmp_path / "killed")
-    assert len(rows_of(tmp_path / "killed", task)) <= 2 * calls
+    assert not (tmp_path / "killed" / f"{task}.jsonl").exists()
     if calls:
         with (tmp_path / "killed" / "answers" / f"{task}.jsonl").open("a") as cache:
             cache.write('{"key": "to')  # the kill came while a line was written
@@ -103,6 +104,37 @@ def test_a_second_run_computes_nothing(
     monkeypatch.setattr(generation, "_run", killed_after(0, generation._run))
     monkeypatch.setattr(perplexity, "_nats", killed_after(0, perplexity._nats))
     assert run_tasks(model, tasks, settings, tmp_path / "out") == first
+
+
+def test_an_evaluation_that_fails_leaves_what_was_there(
+    model: Model, settings: TaskSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tasks(model, tasks_of(["gsm8k", "perplexity"], settings), settings, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
+    with pytest.raises(RadistillError, match=r"--data gsm8k=nowhere\.jsonl: no such file"):
+        tasks_of(["gsm8k"], TaskSettings(data={"gsm8k": Path("nowhere.jsonl")}))
+    settings.data["svamp"] = tmp_path / "svamp.jsonl"
+    settings.data["svamp"].write_text('{"question_concat": "How many?"}')
+    with pytest.raises(RadistillError, match="row 1: has no"):  # before a single word problem is answered
+        run_tasks(model, tasks_of(["gsm8k", "perplexity", "svamp"], settings), settings, tmp_path / "out")
+    settings.data["gsm8k"].write_text(json.dumps({"question": "Another?", "answer": "#### 1"}))
+    monkeypatch.setattr(generation, "_run", killed_after(0, generation._run))
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(model, tasks_of(["perplexity", "gsm8k"], TaskSettings()), settings, tmp_path / "out")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
+
+
+def test_a_kill_between_rows_and_figures_leaves_no_figures_of_other_rows(
+    model: Model, settings: TaskSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tasks_of(["gsm8k", "perplexity"], settings)
+    run_tasks(model, tasks, settings, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_text", killed_after(0, module.write_text))
+        with pytest.raises(KeyboardInterrupt):
+            run_tasks(model, tasks, settings, tmp_path / "out")
+    assert list(read_results("m", tmp_path / "out").rows) == ["perplexity"]
+    assert list(run_tasks(model, tasks, settings, tmp_path / "out")) == ["gsm8k", "perplexity"]
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, texts: list[str], model: Model, ended: bool) -> None:

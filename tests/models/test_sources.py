@@ -11,10 +11,12 @@ import pytest
 import tiny_gguf
 
 import tiny
+from radistill.data.settings import HubData
 from radistill.errors import RadistillError
 from radistill.models import aliases, sources
 from radistill.models.loading import load
-from radistill.models.sources import locate, signature
+from radistill.models.sources import as_path, locate, signature
+from radistill.runs.recipe import Recipe, load_recipe
 
 
 @pytest.fixture
@@ -37,6 +39,34 @@ def test_paths_are_never_sent_to_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "org" / "model").mkdir(parents=True)
     for there in ("org/model", "./org/model", "~/org/model", tmp_path / "org" / "model"):
         assert locate(there).samefile(tmp_path / "org" / "model")
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_recipe_s_path_is_not_sent_to_the_hub_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    data = {"kind": "datasets", "id": "org/model"}
+    text = {"model": "org/model", "teacher": "org/model", "data": data, "diagnose": {"budget": 1}}
+    recipe = Recipe.model_validate({**text, "arms": {"other": {"teacher": "org/other"}}})
+    recipe.save("recipe.yaml")
+    monkeypatch.chdir("org")
+    again = load_recipe("../recipe.yaml")
+    assert again == recipe
+    assert isinstance(again.data, HubData)
+    assert again.arms["other"].teacher == "org/other"  # was no path there either
+    for source in (again.model, again.teacher, again.data.id):
+        assert source == "./org/model"
+        with pytest.raises(RadistillError, match=f"no such file or folder; relative paths begin at {tmp_path / 'org'}"):
+            locate(source)
+    monkeypatch.chdir("..")
+    assert locate(again.model).samefile("org/model")
+
+
+@pytest.mark.parametrize("text", ["a/b/c", "a" * 300, "a\0", "", "/tmp", "smollm2-135m"])
+def test_what_is_no_relative_path_stays_as_it_is(text: str) -> None:
+    assert as_path(text) == text
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -603,3 +603,23 @@ def test_the_command_prints_it(
     assert not leaving.value.code
     assert "nothing stands in the way of a run on this machine" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_what_this_machine_has_no_room_for_is_said(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["distill"] = {"teacher_store": {"top_k": 64}}
+    out = tmp_path / "not" / "yet"
+    assert estimate(Recipe.model_validate(recipe), out).warnings == []
+    sizes = {name: size for name, size in recipe["data"].items() if name in ("calibration", "heldout")}
+    recipe["data"] = {
+        "kind": "datasets",
+        "id": "some/data",
+        **sizes,
+        "train": 10**12,
+        "responses": {"batch_size": 10**6},
+    }
+    found = estimate(Recipe.model_validate(recipe), out).warnings
+    [disk] = [warning for warning in found if warning.startswith("a run may write ")]
+    assert re.search(rf"TiB, but {tmp_path} has room for .*; lower data\.train or distill\.teacher_store\.top_k$", disk)
+    [memory] = [warning for warning in found if " of memory, most of it KV cache of a batch, " in warning]
+    assert memory.endswith("or data's tokens_per_batch or batch_size")
+    assert "nothing stands in the way" not in text(estimate(Recipe.model_validate(recipe), out))

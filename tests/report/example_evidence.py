@@ -48,8 +48,8 @@ def write_tasks(folder: Path, name: str, right: int, **fields: Any) -> None:
     tasks = {"gsm8k": problems, "recall": recall, "perplexity": texts}
     settings = {"max_new_tokens": 512, "batch_size": 16, "seed": 0}
     more = {"gsm8k": {"data": "my test.jsonl", "data_sha256": "0123456789abcdef"}, "recall": {"contexts": [512, 1024]}}
-    summary = {task: {"settings": settings | more.get(task, {})} for task in tasks}
-    (out / "tasks.json").write_text(json.dumps({"tasks": summary}), encoding="utf-8")
+    summary = {task: {"n": len(rows), "settings": settings | more.get(task, {})} for task, rows in tasks.items()}
+    (out / "tasks.json").write_text(json.dumps({"model": f"models/{name}", "tasks": summary}), encoding="utf-8")
     for task, rows in tasks.items():
         (out / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -10,7 +10,6 @@ from example_evidence import savings, write_example_evidence, write_tasks
 from example_run import write_example_run
 from html_checks import Page, read_page
 
-from radistill.errors import RadistillError
 from radistill.report import write_report
 
 
@@ -42,6 +41,24 @@ def test_tasks_have_intervals_and_a_verdict_each(tmp_path: Path) -> None:
     assert rows[-1].endswith("real loss")
     assert "On tasks: gsm8k 30.0 % (base 75.0 %, real loss); recall" in page.text
     assert "answers of at most 512 tokens, batch size 16, seed 0" in page.text
+
+
+def test_damaged_results_of_a_task_are_left_out_and_said_so(tmp_path: Path) -> None:
+    folder = write_example_evidence(write_example_run(tmp_path))
+    rows = folder / "tasks" / "hybrid" / "recall.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-100])
+    page = page_of(folder)
+    again = f"radistill evaluate models/hybrid --tasks recall --out {folder / 'tasks' / 'hybrid'}"
+    assert f"{rows}: cannot be read" in page.text
+    assert again in page.text
+    assert "On tasks: gsm8k 30.0 %" in page.text
+    summary = folder / "tasks" / "base" / "tasks.json"
+    other = json.loads(summary.read_text())
+    other["tasks"]["gsm8k"]["settings"]["max_new_tokens"] = 5
+    summary.write_text(json.dumps(other))
+    assert "Left out: gsm8k: base had 5 tokens for an answer and hybrid 512" in page_of(folder).text
+    summary.write_text("{")
+    assert "tasks.json: not valid JSON" in page_of(folder).text
 
 
 def test_recall_and_savings_are_drawn(tmp_path: Path) -> None:
@@ -91,13 +108,6 @@ def test_a_base_alone_is_shown_alone(tmp_path: Path) -> None:
     assert "Only the base has been evaluated" in text
     assert "Difference" not in text
     assert "On tasks:" not in text
-
-
-def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    folder = write_example_evidence(write_example_run(tmp_path))
-    (folder / "tasks" / "hybrid" / "gsm8k.jsonl").write_text("{")
-    with pytest.raises(RadistillError, match=r"hybrid/gsm8k\.jsonl: cannot be read"):
-        write_report(folder)
 
 
 @pytest.mark.parametrize("junk", [None, 3, "text", [None, 1], {"a": 1}, float("nan")])

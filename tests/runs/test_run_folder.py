@@ -11,13 +11,14 @@ import pytest
 
 from radistill.errors import RadistillError
 from radistill.files import read_json
+from radistill.locks import locked
 from radistill.runs.folder import RunFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from radistill.runs.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).locked():
+from radistill.locks import locked
+with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -39,7 +40,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     for _ in range(2):  # being refused does not take the owner's name away
-        with pytest.raises(RadistillError) as caught, RunFolder(tmp_path).locked():
+        with pytest.raises(RadistillError) as caught, locked(tmp_path):
             pytest.fail("the folder was given to two processes")
         assert str(caught.value) == (
             f"{tmp_path}: another run (process {holder.pid}) is using this folder; "
@@ -47,13 +48,13 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path, h
         )
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with RunFolder(tmp_path).locked():
+    with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_the_lock_can_be_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
-        with RunFolder(tmp_path / "new" / "run").locked():
+        with locked(tmp_path / "new" / "run"):
             assert (tmp_path / "new" / "run").is_dir()
 
 
@@ -61,7 +62,7 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with (
         pytest.raises(RadistillError, match="is a file; choose a folder with --out"),
-        RunFolder(tmp_path / "run").locked(),
+        locked(tmp_path / "run"),
     ):
         pass
 

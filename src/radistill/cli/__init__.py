@@ -1,7 +1,10 @@
 """The command line: thin commands over the library."""
 
+import io
 import os
 import sys
+import tempfile
+from typing import Any
 
 # Before torch is imported: threads that wait actively starve each other wherever a core is shared with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -9,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
+from typer.core import TyperGroup
 
 from radistill.cli.compare import compare
 from radistill.cli.components import components
@@ -20,8 +24,16 @@ from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
 from radistill.cli.savings import savings
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with errors_in_one_line():  # in here, because Typer leaves without a word on Ctrl-C
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="radistill",
+    cls=_Commands,
     help="Turn a Transformer into a hybrid: find the attention layers that it can do without, replace them with "
     "state-space layers, distil, and prove the result.",
     no_args_is_help=True,
@@ -56,6 +68,11 @@ app.command("export")(export)
 
 def main() -> None:
     """Entry point: problems that the user can solve end with one line and exit code 2."""
-    with errors_in_one_line():
-        app()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: not every encoding has a bar or ×
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = "/tmp"  # torch asks for one when it is imported, and only few commands write there
+    app()
     sys.exit(0)

@@ -101,16 +101,20 @@ def _run_tasks(
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
-    from radistill.models.loading import load
+    from radistill.locks import locked
+    from radistill.models.loading import load, load_config
     from radistill.report.task_table import comparison_table, task_table
 
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
     subjects = subjects_of(subject, out, arms=arms)
     console = Console(highlight=False)
+    for one in subjects:  # what is no model is refused before another one is evaluated
+        load_config(one.model, loading["trust_remote_code"])
     for one in subjects:
-        # Loaded one after the other: two models need not fit into memory at once.
-        figures = run_tasks(load(one.model, **loading), tasks, settings, one.folder)
+        with locked(one.folder):
+            # Loaded one after the other: two models need not fit into memory at once.
+            figures = run_tasks(load(one.model, **loading), tasks, settings, one.folder)
         note(f"{one.folder}: every answer of {one.name} is in TASK.jsonl, every figure in tasks.json")
         console.print(task_table(figures))
     if len(subjects) > 1:

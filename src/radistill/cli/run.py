@@ -30,7 +30,7 @@ def run(
         from radistill.pipeline.estimate import estimate
         from radistill.pipeline.estimate_page import print_estimate
 
-        print_estimate(estimate(settings))
+        print_estimate(estimate(settings, out))
         return
     from radistill.files import read_json
     from radistill.pipeline.run import run as run_pipeline

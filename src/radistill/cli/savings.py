@@ -40,6 +40,7 @@ def savings(
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+    from radistill.locks import locked
     from radistill.models.loading import load
     from radistill.report.savings_table import savings_tables
     from radistill.runs.folder import RunFolder
@@ -55,7 +56,10 @@ def savings(
         draft_length=draft_length or None,
     )
     path = out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings)
-    one, other = (load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources)
-    figures = measure_savings(one, other, settings, path)
+    with locked(path.parent):
+        one, other = (
+            load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources
+        )
+        figures = measure_savings(one, other, settings, path)
     note(f"{path}: every figure")
     Console(highlight=False).print(savings_tables(figures))

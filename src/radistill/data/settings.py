@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from radistill.models.sources import as_path
 
 Column = Literal["messages", "tools", "prompt", "response", "text", "answer"]
 
@@ -79,7 +81,7 @@ class HubData(_Data):
     kind: Literal["datasets"] = "datasets"
     """This source."""
 
-    id: str = Field(min_length=1)
+    id: Annotated[str, AfterValidator(as_path)] = Field(min_length=1)
     """Name on the hub, or a local folder: of data files, or written by `save_to_disk`."""
 
     config: str | None = None

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,35 +60,66 @@ class Line:
         return p is not None and p < LEVEL
 
 
-def read_results(name: str, folder: Path) -> Results:
+def read_results(name: str, folder: Path, problems: list[str] | None = None) -> Results:
     """What `run_tasks` has left in a folder.
+
+    Args:
+        name: as the user gave it.
+        folder: where it lies.
+        problems: takes what is wrong with the summary or a task, which is then left out; None raises it.
 
     Raises:
         RadistillError: if there is nothing, or a file is damaged.
     """
-    summary = read_json(folder / SUMMARY)
+    settings: dict[str, dict[str, Any]] = {}
+    rows: dict[str, list[Row]] = {}
+    with _left_out(problems):
+        summary = read_json(folder / SUMMARY)
+        try:
+            settings = {task: dict(figures["settings"]) for task, figures in summary["tasks"].items()}
+            counts = {task: figures["n"] for task, figures in summary["tasks"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise RadistillError(f"{folder / SUMMARY}: not a summary of tasks; remove it and evaluate again") from None
+    for task in list(settings):
+        again = ["radistill", "evaluate", str(summary.get("model")), "--tasks", task, "--out", str(folder)]
+        with _left_out(problems):
+            rows[task] = _rows(folder / f"{file_name(task)}.jsonl", counts[task], f"; first: {shlex.join(again)}")
+        if task not in rows:
+            del settings[task]
+    return Results(name, settings, rows)
+
+
+@contextmanager
+def _left_out(problems: list[str] | None) -> Iterator[None]:
+    """Let an error go to `problems`, if somebody reads them."""
     try:
-        settings = {task: dict(figures["settings"]) for task, figures in summary["tasks"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise RadistillError(f"{folder / SUMMARY}: not a summary of tasks") from None
-    return Results(name, settings, {task: _rows(folder / f"{file_name(task)}.jsonl") for task in settings})
+        yield
+    except RadistillError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
 
 
-def compare_results(models: Sequence[Results]) -> list[Line]:
+def compare_results(models: Sequence[Results], problems: list[str] | None = None) -> list[Line]:
     """Each task that at least one model has done, over the examples that all who did it have in common.
+
+    Args:
+        models: the first is the one that the others are compared to.
+        problems: takes why a task cannot be compared, which is then left out; None raises it.
 
     Raises:
         RadistillError: if two models did a task with different settings, or have no example of it in common.
     """
     lines: list[Line] = []
     for task in dict.fromkeys(task for model in models for task in model.rows):
-        _check_settings(task, models)
-        common = _common(task, models)
-        lines.append(_line(task, common))
-        groups = dict.fromkeys(row["group"] for rows in common if rows for row in rows if row.get("group"))
-        if len(groups) > 1:
-            lines += (of_groups := [_line(task, _of_group(common, group), group) for group in groups])
-            _adjust(of_groups)
+        with _left_out(problems):
+            _check_settings(task, models)
+            common = _common(task, models)
+            lines.append(_line(task, common))
+            groups = dict.fromkeys(row["group"] for rows in common if rows for row in rows if row.get("group"))
+            if len(groups) > 1:
+                lines += (of_groups := [_line(task, _of_group(common, group), group) for group in groups])
+                _adjust(of_groups)
     _adjust([line for line in lines if not line.group])
     return lines
 
@@ -102,14 +135,16 @@ def _adjust(lines: Sequence[Line]) -> None:
         line.adjusted[index] = p
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path, count: int, way_out: str) -> list[Row]:
     try:
-        rows = [json.loads(line) for line in read_lines(path, "; evaluate the task again") if line]
+        rows = [json.loads(line) for line in read_lines(path, way_out) if line]
     except ValueError as error:
-        raise RadistillError(f"{path}: cannot be read ({error}); evaluate the task again") from None
+        raise RadistillError(f"{path}: cannot be read ({error}){way_out}") from None
     for row in rows:
         if not _is_example(row):
-            raise RadistillError(f"{path}: has a line that is no example; evaluate the task again")
+            raise RadistillError(f"{path}: has a line that is no example{way_out}")
+    if len(rows) != count:
+        raise RadistillError(f"{path}: has {len(rows)} examples, but {SUMMARY} tells of {count}{way_out}")
     return rows
 
 

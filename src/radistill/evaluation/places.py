@@ -68,7 +68,9 @@ def results_of(name: str, *, alone: bool = False) -> dict[str, Path]:
 
 
 def _folder_of(model: str) -> Path:
-    return Path("evaluations") / file_name(model.strip("/"))
+    # The folder itself and the one above it have names too.
+    name = model.strip("/") if model.strip("./") else Path(model).resolve().name
+    return Path("evaluations") / file_name(name)
 
 
 def _checked(folder: Path, name: str) -> Path:

@@ -1,9 +1,9 @@
-"""Run tasks on a model: rows as they come, a summary after each task, and nothing twice after a kill."""
+"""Run tasks on a model: rows and a summary after each task, and nothing twice after a kill."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from radistill.data.documents import prompt_tokens, with_kept_date
 from radistill.data.examples import Example
@@ -31,9 +31,11 @@ def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
     if repeated := [name for name in names if list(names).count(name) > 1]:
         raise RadistillError(f"--tasks: {repeated[0]} is named twice")
     tasks = [task_of(name) for name in names]
-    for name in settings.data:
+    for name, path in settings.data.items():
         if not any(name in task.data_names for task in tasks):
             raise RadistillError(f"--data {name}=…: none of the tasks ({', '.join(names)}) reads it")
+        if not path.exists():
+            raise RadistillError(f"--data {name}={path}: no such file")
     if settings.contexts is not None and "recall" not in names:
         raise RadistillError("--contexts is for the task recall, which is not among --tasks")
     return tasks
@@ -43,41 +45,39 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
     """Evaluate a model on tasks, one after the other.
 
     For each there is `TASK.jsonl` (one example a line, with all that the model said), and in `tasks.json` its figures.
-    What the model made of each batch is kept in `answers/` as it comes: after a kill, the same call goes on with the
-    batch that was running, and ends with the same figures.
+    Both are written when the task has ended: until then, what an earlier call has left there stays. What the model made
+    of each batch is kept in `answers/` as it comes: after a kill, the same call goes on with the batch that was
+    running, and ends with the same figures.
 
     Args:
         model: the model.
         tasks: from `tasks_of`.
         settings: how they are run.
-        folder: where the results go; those of other tasks on the same model stay.
+        folder: where the results go; those of other tasks on the same model stay. The caller holds it (`locks.locked`).
 
     Returns:
         The figures of each task, by its name.
 
     Raises:
-        RadistillError: if the folder holds results of another model, or a task cannot be run.
+        RadistillError: if the folder holds results of another model, or a task cannot be run. The examples of all tasks
+            are read before the first one is answered.
     """
     summary = _opened(folder / SUMMARY, model)
+    examples = {task.name: _examples(task, model, settings, folder) for task in tasks if isinstance(task, Generated)}
+    asked = {task.name: _settings(task, settings) for task in tasks}
     for task in tasks:
-        path = folder / f"{file_name(task.name)}.jsonl"
         rows: list[Row] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as log:
-
-            def keep(row: Row, rows: list[Row] = rows, log: TextIO = log) -> None:
-                rows.append(row)
-                log.write(_line(row))
-                log.flush()
-
-            cache = folder / "answers" / f"{file_name(task.name)}.jsonl"
-            if isinstance(task, Generated):
-                _answer(task, model, settings, keep, cache)
-            else:
-                task.measure(model, settings, keep, cache)
+        cache = folder / "answers" / f"{file_name(task.name)}.jsonl"
+        if isinstance(task, Generated):
+            _answer(task, model, settings, *examples[task.name], rows.append, cache)
+        else:
+            task.measure(model, settings, rows.append, cache)
         rows.sort(key=lambda row: row.get("number", 0))
-        write_text(path, "".join(map(_line, rows)))
-        summary["tasks"][task.name] = figures_of(rows) | {"settings": _settings(task, settings)}
+        if task.name in summary["tasks"]:  # a kill in between must not leave new rows with old figures
+            others = {name: figures for name, figures in summary["tasks"].items() if name != task.name}
+            write_json(folder / SUMMARY, summary | {"tasks": others})
+        write_text(folder / f"{file_name(task.name)}.jsonl", "".join(map(_line, rows)))
+        summary["tasks"][task.name] = figures_of(rows) | {"settings": asked[task.name]}
         write_json(folder / SUMMARY, summary)
     return {task.name: summary["tasks"][task.name] for task in tasks}
 
@@ -87,13 +87,27 @@ def file_name(task: str) -> str:
     return "".join(character if character.isalnum() or character in "-_." else "-" for character in task)
 
 
-def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
-    """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
+def _examples(
+    task: Generated, model: Model, settings: TaskSettings, folder: Path
+) -> tuple[list[Example], list[list[int]]]:
+    """The examples, and the tokens of their prompts, which leave room for an answer."""
     examples = task.read(model, settings)
-    tokenizer = with_kept_date(model.tokenizer, cache.parent.parent)
+    tokenizer = with_kept_date(model.tokenizer, folder)
     prompts = [prompt_tokens(example, tokenizer) for example in examples]
-    most = task.longest_answer(settings)
-    _check_room(task.name, model, examples, prompts, most)
+    _check_room(task.name, model, examples, prompts, task.longest_answer(settings))
+    return examples, prompts
+
+
+def _answer(
+    task: Generated,
+    model: Model,
+    settings: TaskSettings,
+    examples: Sequence[Example],
+    prompts: Sequence[list[int]],
+    keep: Callable[[Row], None],
+    cache: Path,
+) -> None:
+    """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     ends = end_tokens(model)
 
     def judge(index: int, tokens: list[int]) -> None:
@@ -122,7 +136,7 @@ def _answer(task: Generated, model: Model, settings: TaskSettings, keep: Callabl
     generate(
         model,
         prompts,
-        max_new_tokens=most,
+        max_new_tokens=task.longest_answer(settings),
         batch_size=settings.batch_size,
         cache=cache,
         description=task.name,

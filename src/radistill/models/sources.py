@@ -1,5 +1,6 @@
 """From what a user typed (alias, path, hub id) to a model folder on this machine."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,16 @@ _HUB_TIMEOUT_S = 5.0
 # Beside a model, and matched by patterns above, but never read.
 _NOT_READ = re.compile(r"(readme|licen[cs]e|notice|copying|requirements).*", re.IGNORECASE)
 _LONG_TO_READ = 4 * 2**30  # bytes that take seconds to hash
+
+
+def as_path(source: str) -> str:
+    """What a file keeps of a name: one that is a file or folder here, and none of the aliases, begins with `./`.
+
+    From another folder it is then missed as the path that it was, and no hub is asked for what it might have there.
+    """
+    if source in ALIASES or source.startswith((".", "/", "~")) or not os.path.exists(source):
+        return source
+    return f"./{source}"
 
 
 def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
@@ -76,7 +87,8 @@ def signature(source: str | Path) -> list[str]:
 
 def _from_path(path: Path) -> Path:
     if not path.exists():
-        raise RadistillError(f"{path}: no such file or folder")
+        begin = "" if path.is_absolute() else f"; relative paths begin at {Path.cwd()}"
+        raise RadistillError(f"{path}: no such file or folder{begin}")
     if path.is_dir():
         return path
     if path.suffix != ".gguf":

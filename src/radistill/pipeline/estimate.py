@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import psutil
 import torch
 
 from radistill.data.settings import DataSettings
@@ -11,6 +13,7 @@ from radistill.diagnosis.selectors import All
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
+from radistill.models.inspection import human_bytes
 from radistill.models.loading import DTYPES
 from radistill.pipeline.memory import (
     Lengths,
@@ -126,8 +129,12 @@ class Estimate:
     warnings: list[str]
 
 
-def estimate(recipe: Recipe) -> Estimate:
+def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     """Check a recipe and estimate parameters, memory and tokens from configs alone.
+
+    Args:
+        recipe: what a run would do.
+        out: its folder, on whose disk there should be room; None looks at no disk.
 
     Raises:
         RadistillError: for what a run would refuse on any machine.
@@ -165,7 +172,8 @@ def estimate(recipe: Recipe) -> Estimate:
     }
     counted = {stage: kept or 0 for stage, kept in step_bytes.items()}
     memory = memory_of_stages(recipe, base, shape, bounds, counted, loaded, teacher)
-    disk = disk_bytes(recipe, base, shape) + store_bytes(read["distill"], base, bounds["store"])
+    store = store_bytes(read["distill"], base, bounds["store"])
+    disk = disk_bytes(recipe, base, shape) + store
     hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
@@ -178,6 +186,7 @@ def estimate(recipe: Recipe) -> Estimate:
         model = _model(arm.name, arm.target.kind, shape.anatomy, shape.parameters)
         models.append(replace(model, new_parameters=shape.new, trained_parameters=_most_trained(own, shape)))
     warnings = [*checked.warnings, *_memory_warnings(read["align"], base, bounds["align"])]
+    warnings += _memory_of_machine_warnings(recipe, memory) + _disk_warnings(out, disk, store)
     if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
     return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
@@ -268,3 +277,33 @@ def _memory_warnings(recipe: Recipe, base: Anatomy, bounds: Lengths) -> list[str
         f"align.memory_gib is {recipe.align.memory_gib:g}, but one layer's activations may take {needed / 2**30:.1f} "
         f"GiB: {recipe.data.train:,} documents of up to {bounds.document:,} tokens; lower data.train or data.max_length"
     ]
+
+
+def _memory_of_machine_warnings(recipe: Recipe, memory: dict[str, dict[str, int]]) -> list[str]:
+    if recipe.device != "cpu" and torch.cuda.is_available():
+        room, where = torch.cuda.get_device_properties(0).total_memory, "a GPU here"
+    elif recipe.device != "cuda":
+        room, where = psutil.virtual_memory().total, "this machine"
+    else:
+        return []
+    stage = max(memory, key=lambda stage: sum(memory[stage].values()))
+    needed, most = sum(memory[stage].values()), max(memory[stage], key=memory[stage].__getitem__)
+    if needed <= room:
+        return []
+    return [
+        f"{stage} may take {human_bytes(needed)} of memory, most of it {most}, but {where} has {human_bytes(room)}; "
+        f"lower data.max_length, the number of documents, or {stage}'s tokens_per_batch or batch_size"
+    ]
+
+
+def _disk_warnings(out: Path | None, needed: int, store: int) -> list[str]:
+    if out is None:
+        return []
+    folder = out.expanduser().resolve()
+    disk = next(place for place in (folder, *folder.parents) if place.is_dir())
+    # What the folder holds already will not be written a second time.
+    room = psutil.disk_usage(str(disk)).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if needed <= room:
+        return []
+    way_out = "lower data.train or distill.teacher_store.top_k" if store > room else "choose another disk with --out"
+    return [f"a run may write {human_bytes(needed)}, but {disk} has room for {human_bytes(room)}; {way_out}"]

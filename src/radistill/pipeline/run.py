@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from radistill.errors import RadistillError
+from radistill.files import remove_leftovers
+from radistill.locks import locked
 from radistill.pipeline.context import Context
 from radistill.pipeline.stages import SHARED, STAGES
 from radistill.provenance import seed_everything
@@ -36,9 +38,15 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
         for training in (arm.distill, arm.finetune):
             if training is not None and training.section in stages:
                 training.check_processes(processes.count, processes.sharded)
-    with context.folder.locked() if processes.is_main else nullcontext():
+    with locked(context.folder.path) if processes.is_main else nullcontext():
+        if processes.is_main:
+            remove_leftovers(context.folder.path)
         for stage in stages:
             if processes.is_main or stage in SHARED:
-                STAGES[stage](context)
+                try:
+                    STAGES[stage](context)
+                except BaseException as error:
+                    error.add_note(f"the stage {stage} is unfinished")
+                    raise
             processes.wait()
     return context.folder.path

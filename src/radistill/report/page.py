@@ -37,21 +37,29 @@ def write_report(run_folder: Path | str) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     The page is a function of the folder's small files (see `runs.read`): no model is loaded and the same files give the
-    same bytes. An unfinished run gives a page that says what is missing.
+    same bytes. An unfinished run gives a page that says what is missing, and so do damaged results of tasks.
 
     Raises:
         RadistillError: if the folder or its plan is missing, or a file cannot be read; the file is named.
     """
     folder = RunFolder(run_folder)
-    results = [read_results(name, of) for name, of in results_in(folder.tasks).items()]
-    write_text(folder.report, render(read_run(run_folder), results))
+    problems: list[str] = []
+    results = [read_results(name, of, problems) for name, of in results_in(folder.tasks).items()]
+    write_text(folder.report, render(read_run(run_folder), results, problems))
     return folder.report
 
 
-def render(run: Run, results: Sequence[Results] = ()) -> str:
-    """The page as HTML, `results` being those of tasks; every text from the folder is escaped."""
+def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = ()) -> str:
+    """The page as HTML; every text from the folder is escaped.
+
+    Args:
+        run: what the run has left.
+        results: of tasks.
+        problems: what is wrong with results that are left out.
+    """
     samples, number_of_samples = samples_of(run.evaluation)
-    tasks = task_rows(results)
+    left_out = list(problems)
+    tasks = task_rows(results, left_out)
     recipe = run.recipe
     html = _template().render(
         run=run,
@@ -77,6 +85,7 @@ def render(run: Run, results: Sequence[Results] = ()) -> str:
         finetune_figure=finetune_figure(run),
         evaluations=_evaluations(run),
         tasks=tasks,
+        left_out=left_out,
         task_settings=task_settings(results),
         recall_figures=recall_figures(results),
         task_samples=task_samples(results),

@@ -32,9 +32,9 @@ class TaskRow:
     verdict: str
 
 
-def task_rows(results: Sequence[Results]) -> list[TaskRow]:
-    """The table of tasks; RadistillError if the models were evaluated in ways that cannot be compared."""
-    return [_row(line) for line in compare_results(results)]
+def task_rows(results: Sequence[Results], problems: list[str] | None = None) -> list[TaskRow]:
+    """The table of tasks; `problems` takes why one of them is not in it, None raises it."""
+    return [_row(line) for line in compare_results(results, problems)]
 
 
 def task_sentence(rows: Sequence[TaskRow]) -> str:

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from radistill.conversion.targets import TargetSettings, find_initialisation
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors import SelectorSettings
 from radistill.distillation.rates import Rates, RateSearch
 from radistill.errors import RadistillError
+from radistill.models.sources import as_path
 from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain
 from radistill.runs.sections import AlignStage, DistillStage, FinetuneStage, Initialisation, Selector, Target
@@ -30,7 +31,7 @@ class ArmSettings(BaseModel):
     budget: int | None = Field(default=None, ge=1, description="attention layers to replace")
     target: Target | None = Field(default=None, description="its architecture")
     init: Initialisation | None = Field(default=None, description="how its new blocks start")
-    teacher: str | None = Field(
+    teacher: Annotated[str, AfterValidator(as_path)] | None = Field(
         default=None, min_length=1, description="who teaches it; the recipe's `model` is self-distillation"
     )
     align: dict[str, Any] | None = Field(default={}, description=f"the fit of its blocks: {_DIFFERENT}")

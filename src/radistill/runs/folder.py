@@ -1,8 +1,6 @@
-"""A run folder: the name of every file in it, the record of finished steps, and the lock that keeps others out."""
+"""A run folder: the name of every file in it, and the record of finished steps."""
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
-from radistill.files import read_json, remove_leftovers, write_json
+from radistill.files import read_json, write_json
 from radistill.provenance import machine, versions
 
 MAIN = "hybrid"
@@ -89,36 +87,6 @@ class RunFolder:
         if isinstance(steps, dict) and all(isinstance(step, dict) for step in steps.values()):
             return steps
         raise RadistillError(f"{self.record}: not a record of a run; remove it to start anew")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. The lock goes with the process, however that ends; temporary files that
-        killed processes have left are removed.
-
-        Raises:
-            RadistillError: if another process holds it.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise RadistillError(f"{self.path}: is a file; choose a folder with --out") from None
-        except OSError as error:
-            raise RadistillError(f"{self.path}: no folder can be made there ({error.strerror}); choose --out") from None
-        with (self.path / ".lock").open("a+", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise RadistillError(
-                    f"{self.path}: another run (process {handle.read().strip() or 'unknown'}) is using this folder; "
-                    "wait for it to end or choose another --out"
-                ) from None
-            handle.seek(0)
-            handle.truncate()
-            handle.write(str(os.getpid()))
-            handle.flush()
-            remove_leftovers(self.path)
-            yield
 
     def is_current(self, step: str, inputs: Any, outputs: Sequence[Path]) -> bool:
         """Whether `step` was finished with these inputs, and its outputs are as it left them, by their sizes."""

@@ -13,6 +13,7 @@ from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
 from radistill.files import write_text
+from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
 from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.folder import MAIN
@@ -35,12 +36,16 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str = Field(min_length=1, description="the model to convert: hub id, folder, GGUF file or alias")
-    teacher: str | None = Field(
+    model: Annotated[str, AfterValidator(as_path)] = Field(
+        min_length=1, description="the model to convert: hub id, folder, GGUF file or alias"
+    )
+    teacher: Annotated[str, AfterValidator(as_path)] | None = Field(
         default=None, description="a larger teacher with the same tokenizer; null is self-distillation"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; fixed threads make runs repeatable")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; fixed threads make runs repeatable"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of weights and activations")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto is the GPU where there is one")
     trust_remote_code: bool = Field(default=False, description="run model code that a hub repository brings")

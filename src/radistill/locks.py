@@ -1,0 +1,44 @@
+"""The lock of a folder that a command writes into, which keeps other processes out."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from radistill.errors import RadistillError
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; it is made if it is not there. The lock goes with the process, however that ends.
+
+    What ends the block early, be it Ctrl-C or a full disk, gets a note on what is kept, which the command line prints.
+
+    Raises:
+        RadistillError: if another process holds it, or no folder can be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RadistillError(f"{folder}: is a file; choose a folder with --out") from None
+    except OSError as error:
+        raise RadistillError(f"{folder}: no folder can be made there ({error.strerror}); choose --out") from None
+    with (folder / ".lock").open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RadistillError(
+                f"{folder}: another run (process {handle.read().strip() or 'unknown'}) is using this folder; "
+                "wait for it to end or choose another --out"
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        try:
+            yield
+        except BaseException as error:
+            error.add_note(f"what is done is kept in {folder}, and the same command goes on from there")
+            raise
