@@ -15,7 +15,7 @@ from radistill.models.checkpoint import WEIGHT_INDEX, check_tokenizer
 from radistill.models.loading import DTYPES, load
 
 # What a model folder may hold that readers of a hub look for; everything else of a run stays behind.
-_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 
 
 def write_folder(source: Source, out: Path, dtype: str | None = None) -> None:
@@ -58,4 +58,6 @@ def _copy(source: Source, target: Path) -> None:
     if source.folder / "model.safetensors" in files:  # an index beside it belongs to other weights
         files.discard(source.folder / WEIGHT_INDEX)
     for file in sorted(files):
-        shutil.copyfile(file, target / file.name)
+        copy = target / file.relative_to(source.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
