@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,38 @@ def hash_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def output_place(path: Path | str, folder: bool = False) -> Path:
+    """Where an output that the user named is written: links are followed, so that they stay links.
+
+    To be asked before any work is done. Nothing is left there.
+
+    Args:
+        path: of the output.
+        folder: whether it is a folder; it may be there already, as a file may.
+
+    Raises:
+        RadistillError: if something else is there, or neither it nor the folders that are missing can be written.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        home = place if folder else place.parent
+        while not home.exists():
+            home = home.parent
+        if os.path.lexists(place):
+            if place.is_dir() != folder:
+                raise RadistillError(f"{path}: {'is a file; name a folder' if folder else 'is a folder; name a file'}")
+            if not place.is_dir() and not place.is_file():
+                raise RadistillError(f"{path}: is a device or the like, not a file; choose another place")
+        with tempfile.TemporaryFile(dir=home):
+            for name in place.relative_to(home).parts:
+                with suppress(FileNotFoundError):
+                    os.stat(home / name)  # a name may be too long
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RadistillError(f"{path}: cannot be written ({reason}); choose another place") from None
+    return place
 
 
 def _beside(path: Path) -> Path:

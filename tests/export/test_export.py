@@ -251,6 +251,17 @@ def test_an_output_that_is_a_link(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert load(tmp_path / "disk").fingerprint == load(run / "student").fingerprint
     assert not (tmp_path / "disk" / "stale.txt").exists()
+    (tmp_path / "file").symlink_to(tmp_path / "other" / "m.gguf")
+    assert export(run, "gguf", tmp_path / "file") == tmp_path / "file"
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "other" / "m.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_a_disk_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(RadistillError, match="disk: is where a disk is mounted"):
+        export(run, "hf", tmp_path / "disk", force=True)
 
 
 def test_what_is_exported_is_what_is_loaded(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ def errors_in_one_line() -> Iterator[None]:
     except RadistillError as error:
         _leave(f"error: {error}", 2)
     except OSError as error:
-        if error.errno not in _NO_ROOM and not isinstance(error, PermissionError):
+        # Where a file is named, it is a place of the user's, which changes or fails at any time: no check sees it all.
+        if error.errno not in _NO_ROOM and not isinstance(error, PermissionError) and not error.filename:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _leave(
-            f"error: {where}{error.strerror}; make room or choose another folder, then give the same command again", 2
-        )
+        way_out = "make room or choose another folder, then give the same command again"
+        _leave(f"error: {where}{error.strerror or type(error).__name__}; {way_out}", 2)
     except Exception as error:
         line = _known(error)
         if line is None:

@@ -101,12 +101,15 @@ def _run_tasks(
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
+    from radistill.files import output_place
     from radistill.models.loading import load
     from radistill.report.task_table import comparison_table, task_table
 
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
     subjects = subjects_of(subject, out, arms=arms)
+    for one in subjects:
+        output_place(one.folder, folder=True)
     console = Console(highlight=False)
     for one in subjects:
         # Loaded one after the other: two models need not fit into memory at once.

@@ -40,6 +40,7 @@ def savings(
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+    from radistill.files import output_place
     from radistill.models.loading import load
     from radistill.report.savings_table import savings_tables
     from radistill.runs.folder import RunFolder
@@ -54,7 +55,7 @@ def savings(
         repeats=repeats,
         draft_length=draft_length or None,
     )
-    path = out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings)
+    path = output_place(out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings))
     one, other = (load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources)
     figures = measure_savings(one, other, settings, path)
     note(f"{path}: every figure")
