@@ -2,10 +2,13 @@
 
 import errno
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from radistill.errors import RadistillError
+from radistill.texts import readable
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -25,14 +28,14 @@ def errors_in_one_line() -> Iterator[None]:
     except OSError as error:
         # Where a file is named, it is a place of the user's, which changes or fails at any time: no check sees it all.
         if error.errno not in _NO_ROOM and not isinstance(error, PermissionError) and not error.filename:
-            raise
+            _give_traceback()
         where = f"{error.filename}: " if error.filename else ""
         way_out = "make room or choose another folder, then give the same command again"
         _leave(f"error: {where}{error.strerror or type(error).__name__}; {way_out}", 2)
     except Exception as error:
         line = _known(error)
         if line is None:
-            raise
+            _give_traceback()
         _leave(f"error: {line}", 2)
 
 
@@ -47,5 +50,11 @@ def _known(error: Exception) -> str | None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(readable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
+
+
+def _give_traceback() -> NoReturn:
+    """As Python does, but for passwords in what a library says."""
+    print(readable(traceback.format_exc()), file=sys.stderr, end="")
+    sys.exit(1)

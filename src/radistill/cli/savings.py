@@ -34,9 +34,7 @@ def savings(
 
     Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
     """
-    from rich.console import Console
-
-    from radistill.console import note
+    from radistill.console import note, show
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
@@ -59,4 +57,4 @@ def savings(
     one, other = (load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources)
     figures = measure_savings(one, other, settings, path)
     note(f"{path}: every figure")
-    Console(highlight=False).print(savings_tables(figures))
+    show(savings_tables(figures))
