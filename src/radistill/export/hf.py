@@ -11,7 +11,7 @@ from radistill.export.card import model_card
 from radistill.export.source import Source
 from radistill.export.weights import find_weights, read_weight
 from radistill.files import atomic_folder, write_text
-from radistill.models.checkpoint import WEIGHT_INDEX, check_tokenizer
+from radistill.models.checkpoint import WEIGHT_INDEX, check_tokenizer, own_files
 from radistill.models.loading import DTYPES, load
 
 # What a model folder may hold that readers of a hub look for; everything else of a run stays behind.
@@ -54,7 +54,7 @@ def _copy(source: Source, target: Path) -> None:
             if not torch.isfinite(read_weight(name, path)).all():
                 raise RadistillError(f"{path}: {name} holds NaN or infinite numbers, so this model is not exported")
             advance()
-    files = {*weights.values(), *(file for pattern in _FILES for file in source.folder.glob(pattern))}
+    files = {*weights.values(), *own_files(source.folder, _FILES)}
     if source.folder / "model.safetensors" in files:  # an index beside it belongs to other weights
         files.discard(source.folder / WEIGHT_INDEX)
     for file in sorted(files):

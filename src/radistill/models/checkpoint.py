@@ -1,6 +1,7 @@
 """A model folder on disk: is it complete, readable and of a kind that we read? Asked before any weight is loaded."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import read_json
 
@@ -77,9 +79,13 @@ def check_weights(folder: Path) -> list[Path]:
     """
     index, single = folder / WEIGHT_INDEX, folder / "model.safetensors"
     if index.is_file() and not single.is_file():
-        weight_map = read_json(index).get("weight_map")
+        data = read_json(index)
+        weight_map = data.get("weight_map") if isinstance(data, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise RadistillError(f"{index}: weight_map is missing or empty")
+        for name in weight_map.values():
+            if not isinstance(name, str) or name != os.path.basename(name):
+                raise RadistillError(f"{index}: weight_map names {name!r:.80}, which is no file beside it")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         paths = [single]
@@ -98,6 +104,26 @@ def check_weights(folder: Path) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise RadistillError(f"{path}: damaged or cut off ({one_line(error)}); copy or download it again") from None
     return paths
+
+
+def is_own(file: Path, folder: Path) -> bool:
+    """Whether a file of a model folder is the model's own, and no link to what lies elsewhere on this machine.
+
+    Links lead to where config.json really lies, too: a folder may be made of links, as those of the hub's cache are.
+    """
+    real = file.resolve()
+    return real.is_relative_to(folder.resolve()) or real.parent == (folder / "config.json").resolve().parent
+
+
+def own_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The model's own files by their names, in this order; what is not its own is left out with a note."""
+    found: list[Path] = []
+    for file in dict.fromkeys(file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()):
+        if is_own(file, folder):
+            found.append(file)
+        else:
+            note(f"{file}: is a link out of the model's folder, and is left out")
+    return found
 
 
 def check_tokenizer(folder: Path) -> None:
