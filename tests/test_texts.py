@@ -1,5 +1,6 @@
 """What may be shown: text that commands no terminal and gives no password away, wherever it comes from."""
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = "\x1b[2J\x1b]0;title\x07 \x9b31m \u202e \u2066 \x08\x7f \r"
         ("postgresql://me:S3CRET@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("postgresql+psycopg2://me:sec:S3CRET@host/db", "postgresql+psycopg2://me:***@host/db"),
         ("mysql://me:p@S3CRET@host/db", "mysql://me:***@host/db"),
+        ("mysql://me:my S3CRET 1@host/db", "mysql://me:***@host/db"),
         ("mysql://me@corp:S3CRET/x?y@host/db", "mysql://me@corp:***@host/db"),
         ("mysql://me:%53S3CRET%40@host/db", "mysql://me:***@host/db"),
         ("redis://:S3CRET@host", "redis://:***@host"),
@@ -52,6 +54,7 @@ def test_passwords_in_urls(url: str, shown: str) -> None:
     [
         "sqlite:////a:b/c@d.db",
         "https://host:8080/v1?page=2",
+        "https://host:8080/v1, https://host: no, https://host:8080 said to me@host, https://host:80.",
         "write to me@host: see https://huggingface.co/org/model",
         "data/a:b@c?token=1",
         "https://user@host/x",
@@ -77,6 +80,20 @@ def test_no_text_commands_a_terminal(capsys: pytest.CaptureFixture[str]) -> None
     assert shown.err.count("[red]x[/v] :smile:") >= 2
     assert not set(COMMANDS) - {" ", "\r", *"[2J]0;title31m"} & set(shown.out + shown.err)
     assert not console.is_terminal
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_is_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    write_plan(tmp_path / "plan.json", "世界", replace=[0])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for arguments in (("plan", "show", str(tmp_path / "plan.json")), ("plan", "show", "世界")):
+        monkeypatch.setattr(sys, "argv", ["radistill", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+    for stream, text in ((sys.stdout, b"??"), (sys.stderr, b"error: ??: no such file")):
+        stream.flush()
+        assert text in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def run_with(folder: Path, storage: str) -> Path:

@@ -10,7 +10,8 @@ _UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(
 _READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
 _READABLE |= {ord("\r"): ""}
 
-_URL = re.compile(r"://\S+")
+# A password may hold a space, so what follows `user:` reaches to an @, unless it is a port.
+_URL = re.compile(r"://(?:[^\s:/?#]*:(?!\d*(?:[\s/?#,;.)\]'\"]|$))[^\n@]*@)?\S*")
 _USER = re.compile(r"^(://[^:/?#]*):.*@")  # to the last @, because people do not encode those of a password
 _FIELD = re.compile(r"([?&]([^=&?]*)=)[^&]*?(?=[\"'\]),.;:}>]*(?:&|$))")
 _SECRET = re.compile("pass|pwd|token|secret|key|auth|cred|sig|odbc", re.IGNORECASE)

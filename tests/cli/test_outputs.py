@@ -1,6 +1,8 @@
 """Where an output goes: it works, or one line says why not, before any work is done."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +97,26 @@ def test_a_file_that_fails_later_is_one_line_too(
         main()
     assert leaving.value.code == 2
     assert f"error: {path}: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_machine_whose_disks_are_read_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], memory: bool
+) -> None:
+    """Libraries ask for a folder for temporary files when they are imported."""
+
+    def default() -> str:
+        if memory and os.environ.get("TMPDIR") == "/dev/shm":
+            return "/dev/shm"
+        raise FileNotFoundError
+
+    monkeypatch.setenv("TMPDIR", "/none")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", default)
+    monkeypatch.setattr(sys, "argv", ["radistill", "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == (0 if memory else 2)
+    printed = capsys.readouterr()
+    assert memory or "error: no folder for temporary files can be written; set TMPDIR to one" in printed.err
+    assert not memory or tempfile.gettempdir() == "/dev/shm"

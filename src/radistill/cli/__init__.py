@@ -1,7 +1,9 @@
 """The command line: thin commands over the library."""
 
+import io
 import os
 import sys
+import tempfile
 
 # Before torch is imported: threads that wait actively starve each other wherever a core is shared with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +21,7 @@ from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
 from radistill.cli.savings import savings
+from radistill.errors import RadistillError
 
 app = typer.Typer(
     name="radistill",
@@ -56,6 +59,22 @@ app.command("export")(export)
 
 def main() -> None:
     """Entry point: problems that the user can solve end with one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where it is not UTF-8, some characters cannot be shown
     with errors_in_one_line():
+        _find_temporary_folder()
         app()
     sys.exit(0)
+
+
+def _find_temporary_folder() -> None:
+    """Libraries write to one when they are imported. Where all disks are read-only, there is one in memory."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        os.environ["TMPDIR"] = "/dev/shm"
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            raise RadistillError("no folder for temporary files can be written; set TMPDIR to one") from None
