@@ -102,7 +102,7 @@ def output_place(path: Path | str, folder: bool = False) -> Path:
 
 def _beside(path: Path) -> Path:
     """A hidden name in the same folder, of this process; short, because `path` may be as long as a name can be."""
-    return path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.tmp")
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{os.getpid()}.tmp")
 
 
 @contextmanager

@@ -103,3 +103,15 @@ def test_an_end_token_that_is_none(tmp_path: Path, wrong: Any) -> None:
     with pytest.raises(RadistillError, match=r"generation_config\.json: eos_token_id is .*, but tokens are 0 to 419"):
         export(tmp_path / "model", "gguf", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "", "a/b", "..", "a\0b"])
+def test_a_template_is_no_path(tmp_path: Path, name: str) -> None:
+    """transformers writes each to a file of its name."""
+    small.save(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    path = tmp_path / "model" / "tokenizer_config.json"
+    templates = [{"name": "default", "template": tiny.CHAT_TEMPLATE}, {"name": name, "template": "x"}]
+    write_json(path, read_json(path) | {"chat_template": templates})
+    with pytest.raises(RadistillError, match="model: a chat template is called"):
+        load(tmp_path / "model")

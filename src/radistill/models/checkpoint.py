@@ -1,6 +1,7 @@
 """A model folder on disk: is it complete, readable and of a kind that we read? Asked before any weight is loaded."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,19 @@ def check_tokenizer(folder: Path) -> None:
     """Raise RadistillError if a model folder has no tokenizer."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise RadistillError(f"{folder}: the tokenizer is missing; copy tokenizer.json and tokenizer_config.json there")
+
+
+def check_templates(where: Path, templates: str | dict[str, str] | None) -> None:
+    """Refuse named chat templates that are no names of files, which they become when a tokenizer is saved.
+
+    Raises:
+        RadistillError: naming the file or folder that they are in, and the first such name.
+    """
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise RadistillError(
+                f"{where}: a chat template is called {name!r:.80}; give it a name of letters and digits"
+            )
 
 
 def _hint(folder: Path) -> str:
