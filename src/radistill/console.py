@@ -1,22 +1,47 @@
 """What a person sees while a job runs: progress bars and notes, on standard error, so that output can be piped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
+from rich.text import Text
 
 from radistill.processes import is_main
+from radistill.texts import readable
+
+
+class _Console(Console):
+    """Shows text as it is, because it may come from any file: without markup, and only what `readable` lets through."""
+
+    def __init__(self, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, str):
+            renderable = readable(renderable)
+        elif isinstance(renderable, Text):
+            renderable = renderable.copy()
+            renderable.plain = readable(renderable.plain)
+        return super().render(renderable, options)
+
 
 # Of several processes that run one command, one speaks.
-console = Console(stderr=True, highlight=False, quiet=not is_main())
+console = _Console(stderr=True, quiet=not is_main())
 
 
 def note(message: str) -> None:
     """Print one line about what was decided or derived, and why."""
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
+
+
+def show(renderable: RenderableType, widest: int | None = None) -> None:
+    """Print on standard output what a command was asked for, at most `widest` columns wide."""
+    output = _Console()
+    output.print(renderable, width=None if widest is None else min(output.width, widest))
 
 
 @contextmanager
@@ -28,14 +53,14 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
     """
     # In a narrow terminal the bar gives way first, so that numbers are never cut.
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(5, console.width - 80))),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
         TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("left"),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, completed=done, status="")

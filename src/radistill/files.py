@@ -5,8 +5,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,44 @@ def hash_file(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+
+
+def output_place(path: Path | str, folder: bool = False) -> Path:
+    """Where an output that the user named is written: links are followed, so that they stay links.
+
+    To be asked before any work is done. Nothing is left there.
+
+    Args:
+        path: of the output.
+        folder: whether it is a folder; it may be there already, as a file may.
+
+    Raises:
+        RadistillError: if something else is there, or neither it nor the folders that are missing can be written.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        home = place if folder else place.parent
+        while not home.exists():
+            home = home.parent
+        if os.path.lexists(place):
+            if place.is_dir() != folder:
+                raise RadistillError(f"{path}: {'is a file; name a folder' if folder else 'is a folder; name a file'}")
+            if not place.is_dir() and not place.is_file():
+                raise RadistillError(f"{path}: is a device or the like, not a file; choose another place")
+        with tempfile.TemporaryFile(dir=home):
+            for name in place.relative_to(home).parts:
+                with suppress(FileNotFoundError):
+                    os.stat(home / name)  # a name may be too long
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RadistillError(f"{path}: cannot be written ({reason}); choose another place") from None
+    return place
 
 
 def _beside(path: Path, use: str = "new") -> Path:
     """A hidden name in the same folder, of this process; short, because `path` may be as long as a name can be."""
-    return path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{use}.{os.getpid()}.tmp")
+    return path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{use}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -124,7 +157,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders that processes which are gone have left anywhere in `folder`."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            found = _TEMPORARY.fullmatch(name)
+            found = TEMPORARY.fullmatch(name)
             if found is None or psutil.pid_exists(int(found[1])):
                 continue
             if name in folders:

@@ -10,6 +10,7 @@ from radistill.cli import main
 from radistill.diagnosis.plan import Plan
 from radistill.models.generation import generate
 from radistill.models.loading import load
+from radistill.texts import readable
 
 
 @pytest.fixture
@@ -65,6 +66,18 @@ def test_the_text_is_streamed_and_compared(
     assert "a round in" in err
     assert "both texts are the same" in err
     assert "fitted blocks" not in err
+
+
+def test_a_text_commands_no_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This model writes bytes at random. A file that the text is sent to gets all of them."""
+    arguments = [str(folder), "--skip", "1", "--prompt", "x", "--max-new-tokens", "60", "--temperature", "9"]
+    assert run(monkeypatch, *arguments) == 0
+    text = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out == readable(text) != text
 
 
 def test_a_plan_that_was_not_made_for_skipping_is_used_with_a_word(

@@ -1,6 +1,8 @@
 """`radistill export`: from a run folder to a folder or a file, with a card that says where it comes from."""
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.export.lineage import lineage_of
 from radistill.files import read_json, write_json
-from radistill.models.loading import load
+from radistill.models.loading import load, load_config
 from small_run import write_plan
 
 SOURCE_CARD = "---\nlicense: cc-by-4.0\nlanguage: en\n---\n\n# A source\n"
@@ -242,11 +244,13 @@ def test_an_earlier_export_is_replaced_only_when_asked(
     assert (other / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "100% {a} [b] *?#1"])
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "100% {a} [b] *?#1", os.fsdecode(b"x\xff")])
 def test_an_output_with_an_odd_name(run: Path, tmp_path: Path, name: str) -> None:
     export(run, "hf", tmp_path / "folder" / name)
     export(run, "gguf", tmp_path / "file" / name)
-    assert load(tmp_path / "folder" / name).fingerprint == load(run / "student").fingerprint
+    (tmp_path / "folder" / name).rename(tmp_path / "read")  # safetensors opens no file whose name is not UTF-8
+    assert load(tmp_path / "read").fingerprint == load(run / "student").fingerprint
+    (tmp_path / "read").rename(tmp_path / "folder" / name)
     assert len(list((tmp_path / "folder").iterdir())) == len(list((tmp_path / "file").iterdir())) == 1
 
 
@@ -259,6 +263,17 @@ def test_an_output_that_is_a_link(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert load(tmp_path / "disk").fingerprint == load(run / "student").fingerprint
     assert not (tmp_path / "disk" / "stale.txt").exists()
+    (tmp_path / "file").symlink_to(tmp_path / "other" / "m.gguf")
+    assert export(run, "gguf", tmp_path / "file") == tmp_path / "file"
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "other" / "m.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_a_disk_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(RadistillError, match="disk: is where a disk is mounted"):
+        export(run, "hf", tmp_path / "disk", force=True)
 
 
 def test_what_is_exported_is_what_is_loaded(tmp_path: Path) -> None:
@@ -289,3 +304,100 @@ def test_a_weight_that_is_no_number_leaves_no_folder(run: Path, tmp_path: Path) 
         export(run, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert json.loads((run / "plan.json").read_text())["replace"] == [0, 2]
+
+
+def test_a_card_shows_text_and_does_nothing_else(run: Path, tmp_path: Path) -> None:
+    """Names, kinds, versions and prompts come from files of anyone."""
+    hostile = "<script>alert(1)</script> | [x](http://evil) `y` **z** \x1b[2J\n# heading\n```\n"
+    plan = read_json(run / "plan.json")
+    plan["selector"], plan["objective"] = {"kind": hostile}, {"name": hostile, "value": 1.0}
+    write_json(run / "plan.json", {**plan, "model": str(tmp_path / "my-base<img src=x>|")})
+    write_json(run / "run.json", {"versions": {hostile: hostile}, "seed": hostile, "stages": {}})
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"]["system"] = f"````\n<script>\n{hostile}"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = read_json(run / "student" / "config.json")
+    write_json(run / "student" / "config.json", {**config, "architectures": [hostile]})
+    card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    assert "\x1b" not in card
+    fence = next(line for line in card.splitlines() if line.endswith("`yaml")).removesuffix("yaml")
+    before, block, after = card.replace(f"{fence}yaml\n", f"{fence}\n").split(f"\n{fence}\n")
+    assert yaml.safe_load(block)["data"]["system"].startswith("````\n<script>")
+    text = re.sub(r"(`+)[^`].*?\1", "", before + after)  # without code
+    for active in ("<script", "<img", "\n# heading", "[x](", "**z**"):
+        assert active not in text
+    assert "\n```\n# " not in text
+    for line in card.splitlines():
+        if line.startswith("| ") and ("chosen by" in line or "objective" in line or "architecture" in line):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
+    assert front_matter(card)["library_name"] == "transformers"
+
+
+def test_a_licence_that_is_no_word_stays_in_the_front_matter(run: Path, source: Path, tmp_path: Path) -> None:
+    (source / "README.md").write_text(yaml.safe_dump({"license": "mit\n---\n# x <b>"}, explicit_start=True) + "---\n")
+    card = (export(run, "hf", tmp_path / "out") / "README.md").read_text()
+    head = card.split("\n---\n")[0].removeprefix("---\n")
+    assert yaml.safe_load(head)["license"] == "mit\n---\n# x <b>"
+    assert "<b>" not in card.removeprefix(f"---\n{head}")
+
+
+def test_nothing_is_taken_from_elsewhere(
+    run: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that someone else made may hold links to anything on this machine, and an export is uploaded."""
+    secret = tmp_path / "home" / "secret.json"
+    write_json(secret, {"password": "S3CRET"})
+    student = run / "student"
+    for link in (student / "extra.json", student / "notes.txt", source / "LICENSE"):
+        link.symlink_to(secret)
+    out = export(run, "hf", tmp_path / "out")
+    assert not any(b"S3CRET" in file.read_bytes() for file in out.rglob("*") if file.is_file())
+    said = capsys.readouterr().err
+    for link in (student / "extra.json", student / "notes.txt", source / "LICENSE"):
+        assert f"{link}: is a link out of the model's folder, and is left out" in said
+    (student / "additional_chat_templates").mkdir()
+    for name in ("special_tokens_map.json", "tokenizer.model", "additional_chat_templates/tool.jinja"):
+        (student / name).symlink_to(secret)
+        for number, (to, dtype) in enumerate((("hf", None), ("hf", "bfloat16"), ("gguf", None))):
+            with pytest.raises(RadistillError, match=rf"{name}: is a link out of the model's folder"):
+                export(run, to, tmp_path / f"never{number}", dtype=dtype)
+        (student / name).unlink()
+    assert not list(tmp_path.glob("never*"))
+
+
+@pytest.mark.parametrize("kind", ["the hub's cache", "links to another folder", "weights on another disk"])
+def test_a_folder_made_of_links(run: Path, tmp_path: Path, kind: str) -> None:
+    elsewhere, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "1a2b"
+    model = small.model()
+    model.tokenizer.chat_template = {"default": tiny.CHAT_TEMPLATE, "tool_use": "TOOLS"}
+    model.save(elsewhere)
+    (snapshot / "additional_chat_templates").mkdir(parents=True)
+    for number, file in enumerate(file for file in sorted(elsewhere.rglob("*")) if file.is_file()):
+        name = file.relative_to(elsewhere)
+        if kind == "weights on another disk" and name.suffix != ".safetensors":
+            file.rename(snapshot / name)
+        elif kind == "the hub's cache":
+            (snapshot / name).symlink_to(file.rename(elsewhere / f"{number:040}"))
+        elif len(name.parts) == 1:
+            (snapshot / name).symlink_to(file)
+    out = export(snapshot, "hf", tmp_path / "out")
+    assert not any(file.is_symlink() for file in out.rglob("*"))
+    loaded = load(out)
+    assert loaded.fingerprint == model.fingerprint
+    templates = loaded.tokenizer.chat_template
+    assert templates == (tiny.CHAT_TEMPLATE if kind == "links to another folder" else model.tokenizer.chat_template)
+    export(snapshot, "gguf", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", 3, None])
+def test_weights_that_an_index_names_elsewhere(tmp_path: Path, name: object) -> None:
+    small.save(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "x.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    write_json(index, {"weight_map": {"lm_head.weight": name}})
+    for call in (load, lambda folder: export(folder, "hf", tmp_path / "out"), load_config):
+        with pytest.raises(RadistillError, match=r"index\.json: weight_map names .*, which is no file beside it"):
+            call(tmp_path / "model")
+    write_json(index, [1])
+    with pytest.raises(RadistillError, match=r"index\.json: weight_map is missing or empty"):
+        load(tmp_path / "model")

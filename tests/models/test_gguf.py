@@ -362,3 +362,18 @@ def test_smollm2_from_its_package(smollm2: Model, no_conversion: None) -> None:
     )
     answer = again.network.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in again.tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", ".."])
+def test_a_template_is_no_path(tmp_path: Path, name: str) -> None:
+    """transformers writes each to a file of its name."""
+    path = tmp_path / "m.gguf"
+    tiny_gguf.write(path, extra=lambda writer: writer.add_string(f"tokenizer.chat_template.{name}", "x"))
+    with pytest.raises(RadistillError, match=r"m\.gguf: a chat template is called"):
+        load(path)
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    tiny_gguf.write(path, extra=lambda writer: writer.add_string("tokenizer.chat_template.tool_use", "TOOLS"))
+    assert load(path).tokenizer.chat_template == {"default": tiny.CHAT_TEMPLATE, "tool_use": "TOOLS"}

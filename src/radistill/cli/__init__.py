@@ -23,6 +23,7 @@ from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
 from radistill.cli.savings import savings
+from radistill.errors import RadistillError
 
 
 class _Commands(TyperGroup):
@@ -43,15 +44,19 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version as installed
 
         typer.echo(f"radistill {installed('radistill')}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, help="Print the version and leave."),
+) -> None:
+    pass
 
 
 app.command("run")(run)
@@ -68,11 +73,22 @@ app.command("export")(export)
 
 def main() -> None:
     """Entry point: problems that the user can solve end with one line and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: not every encoding has a bar or ×
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every encoding has a bar or ×
+    with errors_in_one_line():
+        _find_temporary_folder()
+    app()
+    sys.exit(0)
+
+
+def _find_temporary_folder() -> None:
+    """Libraries write to one when they are imported. Where all disks are read-only, there is one in memory."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        tempfile.tempdir = "/tmp"  # torch asks for one when it is imported, and only few commands write there
-    app()
-    sys.exit(0)
+        os.environ["TMPDIR"] = "/dev/shm"
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            raise RadistillError("no folder for temporary files can be written; set TMPDIR to one") from None

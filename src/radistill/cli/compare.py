@@ -22,8 +22,7 @@ def compare(
     """Compare models on the tasks that they have done, example by example, and say which differences are real."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
+    from radistill.console import show
     from radistill.errors import RadistillError
     from radistill.evaluation.comparison import compare_results, read_results
     from radistill.evaluation.places import results_of
@@ -44,4 +43,4 @@ def compare(
         real = [{"real": [line.is_real(index) for index in range(len(line.differences))]} for line in lines]
         rows = [asdict(line) | of for line, of in zip(lines, real, strict=True)]
         write_json(json_file, {"models": names, "lines": rows})
-    Console(highlight=False).print(comparison_table(names, lines))
+    show(comparison_table(names, lines))

@@ -36,8 +36,7 @@ def components(
     For each: how many of its tokens the full model accepts, at draft lengths 1 to 8, its perplexity over the full
     model's, and the weights, KV cache and state that it does without.
     """
-    from rich.console import Console
-
+    from radistill.console import show
     from radistill.data.prepare import load_data
     from radistill.diagnosis.components import default_masks, measure_drafts
     from radistill.diagnosis.plan import Plan
@@ -59,4 +58,4 @@ def components(
     measured = measure_drafts(loaded, documents, drafts)
     if json_file is not None:
         write_json(json_file, measured.to_json())
-    Console(highlight=False).print(component_table(measured))
+    show(component_table(measured))

@@ -5,11 +5,15 @@ import os
 import re
 import sqlite3
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from radistill.errors import RadistillError
+from radistill.files import TEMPORARY
+from radistill.texts import readable
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -42,7 +46,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         line = _known(error)
         if line is None:
-            raise
+            _give_traceback()
         _leave(f"error: {line}{_notes(error)}", 2)
 
 
@@ -76,9 +80,15 @@ def _of_the_system(number: int, filename: str | bytes | None) -> str:
 def _place(filename: str | bytes) -> Path:
     """The file; of one that has a temporary name of ours, the folder that it is written into."""
     path = Path(os.fsdecode(filename))
-    return next((at.parent for at in [path, *path.parents] if re.fullmatch(r"\.\w+\.\d+\.tmp", at.name)), path)
+    return next((at.parent for at in [path, *path.parents] if TEMPORARY.fullmatch(at.name)), path)
 
 
 def _leave(message: str, code: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(readable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
+
+
+def _give_traceback() -> NoReturn:
+    """As Python does, but for passwords in what a library says."""
+    print(readable(traceback.format_exc()), file=sys.stderr, end="")
+    sys.exit(1)

@@ -94,13 +94,12 @@ def evaluate(
 def _run_tasks(
     subject: str, out: Path | None, arms: bool, names: str, chosen: dict[str, Any], loading: dict[str, Any]
 ) -> None:
-    from rich.console import Console
-
-    from radistill.console import note
+    from radistill.console import note, show
     from radistill.evaluation.comparison import compare_results, read_results
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.run_tasks import run_tasks, tasks_of
     from radistill.evaluation.tasks.interface import TaskSettings
+    from radistill.files import output_place
     from radistill.locks import locked
     from radistill.models.loading import load, load_config
     from radistill.report.task_table import comparison_table, task_table
@@ -108,7 +107,8 @@ def _run_tasks(
     settings = TaskSettings(**chosen)
     tasks = tasks_of([name.strip() for name in names.split(",") if name.strip()], settings)
     subjects = subjects_of(subject, out, arms=arms)
-    console = Console(highlight=False)
+    for one in subjects:
+        output_place(one.folder, folder=True)
     for one in subjects:  # what is no model is refused before another one is evaluated
         load_config(one.model, loading["trust_remote_code"])
     for one in subjects:
@@ -116,10 +116,10 @@ def _run_tasks(
             # Loaded one after the other: two models need not fit into memory at once.
             figures = run_tasks(load(one.model, **loading), tasks, settings, one.folder)
         note(f"{one.folder}: every answer of {one.name} is in TASK.jsonl, every figure in tasks.json")
-        console.print(task_table(figures))
+        show(task_table(figures))
     if len(subjects) > 1:
         lines = compare_results([read_results(one.name, one.folder) for one in subjects])
-        console.print(comparison_table([one.name for one in subjects], lines))
+        show(comparison_table([one.name for one in subjects], lines))
 
 
 def _paths(data: list[str]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """`radistill generate`: a model answers a prompt, with a part of itself as its draft."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -52,13 +53,19 @@ def generate(
     from radistill.models.generation import generate as generate_plainly
     from radistill.models.loading import load
     from radistill.speculation.decode import speculative_generate
+    from radistill.texts import readable
 
     if (plan is None) == (skip is None):
         raise RadistillError("generate: say what the draft skips, with either --plan or --skip")
     loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     mask = _mask(loaded, plan, skip)
     tokens = _prompt(loaded, prompt)
-    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(readable(text) if sys.stdout.isatty() else text, stream_end)
+
+    streamer = Streamer(loaded.tokenizer, skip_special_tokens=True)
 
     def show(index: int, new: list[int]) -> None:
         for token in new:

@@ -14,12 +14,11 @@ def inspect(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a model's layers, parameters and memory, and whether a student target can hold it."""
-    from rich.console import Console
-
+    from radistill.console import show
     from radistill.models.inspection import inspect_source, render
 
     report = inspect_source(model, trust_remote_code)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
-        Console(highlight=False).print(render(report))
+        show(render(report))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from radistill.files import output_place
+
 ModelSource = Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")]
@@ -12,7 +14,15 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
+
+def _output_file(path: Path | None) -> Path | None:
+    return None if path is None else output_place(path)
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the figures there too.", callback=_output_file),
+]
 
 LATEST = Path("runs/latest")
 

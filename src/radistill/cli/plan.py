@@ -24,8 +24,7 @@ def diff(
 
 
 def _print(paths: list[Path]) -> None:
-    from rich.console import Console
-
+    from radistill.console import show
     from radistill.diagnosis.plan import Plan
     from radistill.report.plan_table import plan_table
     from radistill.runs.folder import RunFolder
@@ -34,4 +33,4 @@ def _print(paths: list[Path]) -> None:
     # A plan may be compared with itself: the names are columns, so they must be apart.
     names = [str(file) if files.index(file) == at else f"{file} " for at, file in enumerate(files)]
     plans = {name: Plan.load(file) for name, file in zip(names, files, strict=True)}
-    Console(highlight=False).print(plan_table(plans))
+    show(plan_table(plans))

@@ -34,12 +34,11 @@ def savings(
 
     Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
     """
-    from rich.console import Console
-
-    from radistill.console import note
+    from radistill.console import note, show
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+    from radistill.files import output_place
     from radistill.locks import locked
     from radistill.models.loading import load
     from radistill.report.savings_table import savings_tables
@@ -55,11 +54,11 @@ def savings(
         repeats=repeats,
         draft_length=draft_length or None,
     )
-    path = out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings)
+    path = output_place(out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings))
     with locked(path.parent):
         one, other = (
             load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources
         )
         figures = measure_savings(one, other, settings, path)
     note(f"{path}: every figure")
-    Console(highlight=False).print(savings_tables(figures))
+    show(savings_tables(figures))

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from radistill.console import note
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
+from radistill.models.checkpoint import one_line
 
 WORKER = f"{socket.gethostname()}:{getpid()}:{uuid.uuid4().hex[:8]}"
 
@@ -39,6 +40,8 @@ def open_study(url: str | None, name: str) -> optuna.Study:
     Raises:
         RadistillError: if the storage cannot be used.
     """
+    if re.search("://[^/?]*@[^/?]*@", url or ""):  # the rest of the password would be taken for a host, and shown
+        raise RadistillError(f"{url}: write an @ in a password as %40")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     attempts = 3  # two processes that create the tables at the same moment disturb each other
     for attempt in range(1, attempts + 1):
@@ -47,9 +50,9 @@ def open_study(url: str | None, name: str) -> optuna.Study:
             return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except Exception as error:  # the database driver's own exceptions, which are no dependency of ours
             if attempt == attempts:
-                shown, reason = hide_password(str(url)), hide_password(str(error)).splitlines()[0]
                 raise RadistillError(
-                    f"{shown}: cannot be used as an Optuna study ({reason}); remove the file, or name another storage"
+                    f"{url}: cannot be used as an Optuna study ({one_line(error)}); remove the file, or name another "
+                    "storage"
                 ) from None
             time.sleep(_POLL_SECONDS)
     raise AssertionError("the last attempt returns or raises")
@@ -58,11 +61,6 @@ def open_study(url: str | None, name: str) -> optuna.Study:
 def study_url(folder: Path) -> str:
     """The Optuna storage of a folder's own study, `study.db`, whatever characters the folder's name has."""
     return sqlalchemy.URL.create("sqlite", database=str(folder / "study.db")).render_as_string()
-
-
-def hide_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
 
 
 class SharedStudy:

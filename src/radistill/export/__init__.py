@@ -1,5 +1,6 @@
 """Export: a student leaves Radistill, as a Hugging Face folder or as a GGUF file for llama.cpp."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from radistill.export.gguf import write_gguf
 from radistill.export.hf import write_folder
 from radistill.export.lineage import UNKNOWN
 from radistill.export.source import Source, find_source
+from radistill.files import output_place
 from radistill.runs.folder import MAIN
 
 
@@ -44,32 +46,32 @@ def export(
 
     Raises:
         RadistillError: if there is no student, the format is unknown or cannot hold the model, a weight is not finite,
-            or `out` exists.
+            or `out` exists or cannot be written.
     """
     run, out = Path(run).expanduser(), Path(out).expanduser()
     if to not in FORMATS:
         raise RadistillError(f"format {to!r} is unknown; choose from {', '.join(FORMATS)}")
     source = find_source(run, arm)
-    _check_output(source, to, out, force)
+    place = output_place(out, folder=to == "hf")
+    _check_output(source, out, force)
     if source.run is None:
         note(f"{run}: a model folder without a run, so nothing is said about how it was made")
-    FORMATS[to](source, out, dtype)
+    FORMATS[to](source, place, dtype)
     return out
 
 
-def _check_output(source: Source, to: str, out: Path, force: bool) -> None:
+def _check_output(source: Source, out: Path, force: bool) -> None:
+    """Refuse what is there already, unless it is an earlier export that may be replaced."""
     if not out.exists():
         return
-    if to == "gguf" and out.is_dir():
-        raise RadistillError(f"{out}: is a folder; name a file, such as {out / (source.name + '.gguf')}")
-    if to == "hf" and not out.is_dir():
-        raise RadistillError(f"{out}: is a file; name a folder")
     if out.resolve() in (source.folder.resolve(), *source.folder.resolve().parents):
         raise RadistillError(f"{out}: holds the model that is exported; choose another folder")
     if not force:
         raise RadistillError(f"{out}: exists already; choose another name, or give --force to replace it")
-    if to == "hf" and any(out.iterdir()) and not (out / "config.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise RadistillError(f"{out}: holds files that are no model, and they are not overwritten; choose another")
+    if os.path.ismount(out):
+        raise RadistillError(f"{out}: is where a disk is mounted, and cannot be replaced; name a folder in it")
 
 
 def _about(source: Source) -> dict[str, str | list[int]]:

@@ -1,10 +1,13 @@
 """The model card: what the model is, how it was made, what was measured, and whose terms apply."""
 
+import html
+import re
 from functools import cache
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from radistill.conversion.targets import target_of
 from radistill.diagnosis.plan import Plan
@@ -15,6 +18,7 @@ from radistill.report.numbers import layer_list, percent, significant, whole
 from radistill.report.page import outdated
 from radistill.report.results import footnotes, rows_of
 from radistill.runs.folder import MAIN
+from radistill.texts import readable
 
 
 def model_card(source: Source) -> str:
@@ -102,15 +106,46 @@ def _public_recipe(recipe: dict[str, Any]) -> str:
     return yaml.safe_dump(shorten(recipe), sort_keys=False, allow_unicode=True).rstrip()
 
 
+def _plain(value: Any) -> str:
+    """A value as Markdown that shows its text, on one line, and does nothing else; `Markup` is Markdown of our own."""
+    if isinstance(value, Markup):
+        return str(value)
+    text = html.escape(_one_line(value), quote=False)
+    return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def _code(value: Any) -> Markup:
+    """A value as a span of code; a table takes no bare pipe, not even there."""
+    text = _one_line(value).replace("|", "\\|")
+    fence = _fence(text, least=1)
+    return Markup(f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}")
+
+
+def _block(text: str) -> Markup:
+    """YAML as a block of code that nothing in it ends."""
+    fence = _fence(text, least=3)
+    return Markup(f"{fence}yaml\n{readable(text)}\n{fence}")
+
+
+def _one_line(value: Any) -> str:
+    return re.sub(r"\s*\n\s*", " ", readable(value))
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks than a text has anywhere in a row."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 @cache
 def _template() -> Template:
-    # Markdown, not HTML: nothing is escaped.
     environment = Environment(
         loader=PackageLoader("radistill", "export"),
-        autoescape=False,
+        autoescape=False,  # that is for HTML
+        finalize=_plain,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"code": _code, "block": _block}
     return environment.get_template("card.md.j2")

@@ -1,5 +1,6 @@
 """A model folder as one GGUF file for llama.cpp, in the form that the student's target says."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,8 +67,7 @@ def write_gguf(
                     writer.add_array(key, value)
             layout.write_settings(writer, config)
             write_vocabulary(writer, vocabulary)
-            if isinstance(tokenizer.chat_template, str):
-                writer.add_chat_template(tokenizer.chat_template)
+            _write_templates(writer, tokenizer.chat_template)
             _write_weights(writer, weights, config, layout, dtype)
         finally:
             writer.close()
@@ -123,8 +123,29 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _write_templates(writer: GGUFWriter, templates: str | dict[str, str] | None) -> None:
+    """One template, or several by their names, as llama.cpp's converter writes them; sorted, so that bytes repeat."""
+    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    if (default := named.pop("default", None)) is not None:
+        writer.add_chat_template(default)
+    by_key = {re.sub("[^A-Za-z0-9]", "_", name): template for name, template in sorted(named.items())}
+    for name, template in by_key.items():
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), template)
+    if by_key:
+        writer.add_array(gguf.Keys.Tokenizer.CHAT_TEMPLATES, list(by_key))
+
+
 def _eos_ids(folder: Path, config: PreTrainedConfig) -> list[int]:
-    """Tokens at which generation stops."""
-    settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else config
+    """Tokens at which transformers stops."""
+    path = folder / "generation_config.json"
+    try:
+        settings = GenerationConfig.from_pretrained(folder) if path.is_file() else config
+    except Exception as error:  # transformers validates with errors of many types
+        raise RadistillError(f"{path}: transformers refuses these settings ({one_line(error)})") from None
     ids = settings.eos_token_id
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < config.vocab_size:
+            where = path if path.is_file() else folder / "config.json"
+            raise RadistillError(f"{where}: eos_token_id is {token!r}, but tokens are 0 to {config.vocab_size - 1}")
+    return ids

@@ -7,8 +7,12 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
+from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.models.gguf.tokenizer import RULES
+
+_STOPS = ("eos", "eot", "eom")
+"""Roles of tokens at which llama.cpp stops."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, eos_ids: list
     """The vocabulary of `tokenizer`, padded to the `rows` of the embedding.
 
     Args:
-        eos_ids: tokens at which generation stops, by the generation config.
+        eos_ids: tokens at which transformers stops, by the generation config.
 
     Raises:
         RadistillError: naming the part of the tokenizer that llama.cpp has no equal of.
@@ -53,7 +57,10 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, eos_ids: list
         raise RadistillError("the tokenizer has no merges, and llama.cpp reads no BPE vocabulary without them")
     tokens, types = _rows(tokenizer, rows)
     add_bos, add_eos = _ends(tokenizer)
-    return Vocabulary(tokens, types, merges, pre, add_bos, add_eos, _special(tokenizer, eos_ids))
+    special = _special(tokenizer, eos_ids, add_eos)
+    if further := [tokens[token] for token in eos_ids if token not in [special.get(role) for role in _STOPS]]:
+        note(f"a GGUF names three end tokens, so llama.cpp may write on after {', '.join(further)}")
+    return Vocabulary(tokens, types, merges, pre, add_bos, add_eos, special)
 
 
 def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
@@ -134,12 +141,13 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
     return add_bos, add_eos
 
 
-def _special(tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> dict[str, int]:
+def _special(tokenizer: PreTrainedTokenizerBase, eos_ids: list[int], add_eos: bool) -> dict[str, int]:
+    """Token ids by role. llama.cpp stops at eos, eot and eom, which are therefore where transformers stops; only a
+    tokenizer that ends texts with its own end token, or a model that stops nowhere, needs that one as eos."""
     found = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "pad")}
     special = {role: int(token) for role, token in found.items() if token is not None}
-    further = [token for token in eos_ids if token != special.get("eos")]
-    if further:
-        # llama.cpp stops at both, as transformers does.
-        special.setdefault("eos", further[0])
-        special["eot"] = further[0]
-    return special
+    own = special.get("eos")
+    if eos_ids and own not in eos_ids and not add_eos:
+        own = eos_ids[0]
+    stops = dict.fromkeys([*([] if own is None else [own]), *eos_ids])
+    return special | dict(zip(_STOPS, stops, strict=False))

@@ -11,11 +11,11 @@ from radistill.export.card import model_card
 from radistill.export.source import Source
 from radistill.export.weights import find_weights, read_weight
 from radistill.files import atomic_folder, write_text
-from radistill.models.checkpoint import WEIGHT_INDEX, check_tokenizer
+from radistill.models.checkpoint import WEIGHT_INDEX, check_tokenizer, own_files
 from radistill.models.loading import DTYPES, load
 
 # What a model folder may hold that readers of a hub look for; everything else of a run stays behind.
-_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 
 
 def write_folder(source: Source, out: Path, dtype: str | None = None) -> None:
@@ -54,8 +54,10 @@ def _copy(source: Source, target: Path) -> None:
             if not torch.isfinite(read_weight(name, path)).all():
                 raise RadistillError(f"{path}: {name} holds NaN or infinite numbers, so this model is not exported")
             advance()
-    files = {*weights.values(), *(file for pattern in _FILES for file in source.folder.glob(pattern))}
+    files = {*weights.values(), *own_files(source.folder, _FILES)}
     if source.folder / "model.safetensors" in files:  # an index beside it belongs to other weights
         files.discard(source.folder / WEIGHT_INDEX)
     for file in sorted(files):
-        shutil.copyfile(file, target / file.name)
+        copy = target / file.relative_to(source.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)

@@ -10,6 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
+from radistill.models.checkpoint import own_files
 from radistill.models.gguf.file import read_contents
 
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
@@ -84,8 +85,8 @@ def _from_gguf(path: Path) -> Lineage:
 
 
 def _from_folder(path: Path) -> Lineage:
-    card = _front_matter(path / "README.md")
-    terms = next((path / name for name in _LICENCE_FILES if (path / name).is_file()), None)
+    card = next(map(_front_matter, own_files(path, ["README.md"])), {})
+    terms = next(iter(own_files(path, _LICENCE_FILES)), None)
     licence = card.get("license")
     stated = [
         *(["its model card"] if licence else []),

@@ -10,9 +10,22 @@ from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.export.lineage import Lineage, lineage_of
 from radistill.models.anatomy import anatomy_of
-from radistill.models.checkpoint import check_weights, read_config
+from radistill.models.checkpoint import WEIGHT_INDEX, check_weights, is_own, read_config
 from radistill.runs.folder import MAIN
 from radistill.runs.read import HybridResults, Run, is_run, read_run, student_of
+
+# What transformers reads of a folder, beside the config, by which it is told what is elsewhere, and the weights.
+_READ = (
+    WEIGHT_INDEX,
+    "generation_config.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +102,20 @@ def find_source(path: Path, arm: str = MAIN) -> Source:
     else:
         raise RadistillError(f"{path}: neither a run folder (recipe.yaml, run.json) nor a model (config.json)")
     check_weights(source.folder)
+    _check_links(source.folder)
     _check_plan(source)
     return source
+
+
+def _check_links(folder: Path) -> None:
+    """What transformers reads ends up in an export, whatever its format; weights may lie anywhere, and are checked."""
+    for pattern in _READ:
+        for file in folder.glob(pattern):
+            if not is_own(file, folder):
+                raise RadistillError(
+                    f"{file}: is a link out of the model's folder, and an export takes nothing from elsewhere; put a "
+                    "copy in its place, or remove it"
+                )
 
 
 def _check_plan(source: Source) -> None:

@@ -1,6 +1,8 @@
 """A model folder on disk: is it complete, readable and of a kind that we read? Asked before any weight is loaded."""
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import read_json
 
@@ -77,9 +80,13 @@ def check_weights(folder: Path) -> list[Path]:
     """
     index, single = folder / WEIGHT_INDEX, folder / "model.safetensors"
     if index.is_file() and not single.is_file():
-        weight_map = read_json(index).get("weight_map")
+        data = read_json(index)
+        weight_map = data.get("weight_map") if isinstance(data, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise RadistillError(f"{index}: weight_map is missing or empty")
+        for name in weight_map.values():
+            if not isinstance(name, str) or name != os.path.basename(name):
+                raise RadistillError(f"{index}: weight_map names {name!r:.80}, which is no file beside it")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         paths = [single]
@@ -100,10 +107,43 @@ def check_weights(folder: Path) -> list[Path]:
     return paths
 
 
+def is_own(file: Path, folder: Path) -> bool:
+    """Whether a file of a model folder is the model's own, and no link to what lies elsewhere on this machine.
+
+    Links lead to where config.json really lies, too: a folder may be made of links, as those of the hub's cache are.
+    """
+    real = file.resolve()
+    return real.is_relative_to(folder.resolve()) or real.parent == (folder / "config.json").resolve().parent
+
+
+def own_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The model's own files by their names, in this order; what is not its own is left out with a note."""
+    found: list[Path] = []
+    for file in dict.fromkeys(file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()):
+        if is_own(file, folder):
+            found.append(file)
+        else:
+            note(f"{file}: is a link out of the model's folder, and is left out")
+    return found
+
+
 def check_tokenizer(folder: Path) -> None:
     """Raise RadistillError if a model folder has no tokenizer."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise RadistillError(f"{folder}: the tokenizer is missing; copy tokenizer.json and tokenizer_config.json there")
+
+
+def check_templates(where: Path, templates: str | dict[str, str] | None) -> None:
+    """Refuse named chat templates that are no names of files, which they become when a tokenizer is saved.
+
+    Raises:
+        RadistillError: naming the file or folder that they are in, and the first such name.
+    """
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise RadistillError(
+                f"{where}: a chat template is called {name!r:.80}; give it a name of letters and digits"
+            )
 
 
 def _hint(folder: Path) -> str:

@@ -25,7 +25,7 @@ from radistill.errors import RadistillError
 from radistill.files import atomic_folder
 from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
-from radistill.models.checkpoint import check_tokenizer, check_weights, one_line, quiet, read_config
+from radistill.models.checkpoint import check_templates, check_tokenizer, check_weights, one_line, quiet, read_config
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sources import locate
 
@@ -194,6 +194,7 @@ def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenize
             )
     except Exception as error:  # a broken file can fail anywhere in the tokenizer's reader
         raise RadistillError(f"{folder}: the tokenizer cannot be read ({one_line(error)})") from None
+    check_templates(folder, tokenizer.chat_template)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise RadistillError(f"{folder}: the tokenizer has neither pad_token nor eos_token; set one of them")

@@ -1,10 +1,11 @@
 """The page that a dry run prints."""
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from radistill.console import show
 from radistill.diagnosis.plan import DRAFTS
 from radistill.models.inspection import human_bytes, human_count
 from radistill.pipeline.estimate import Estimate, Work
@@ -15,8 +16,7 @@ WIDTH = 100
 
 def print_estimate(found: Estimate) -> None:
     """Print an estimate on standard output, at most 100 columns wide."""
-    console = Console(highlight=False)
-    console.print(page(found), width=min(console.width, WIDTH))
+    show(page(found), widest=WIDTH)
 
 
 def page(found: Estimate) -> RenderableType:

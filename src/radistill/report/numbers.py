@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from radistill.texts import readable
+
 NOT_MEASURED = "not measured"
 NOT_FINITE = "not finite"
 CONTEXT_TOKENS = 32_768
@@ -15,9 +17,6 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 # Keeps a figure and its unit on one line.
 _SPACE = "\N{NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Control characters are illegal in HTML, and lone surrogates cannot be encoded; both appear in broken generations.
-_UNREADABLE = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - {ord("\n"), ord("\t")}
-_READABLE: dict[int, str] = dict.fromkeys(_UNREADABLE, "\N{REPLACEMENT CHARACTER}") | {ord("\r"): ""}
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -142,8 +141,3 @@ def words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{words(key)} {words(item)}" for key, item in value.items()) or "none"
     return readable("none" if value is None else value)
-
-
-def readable(value: Any) -> str:
-    """`value` as text that HTML can hold."""
-    return str(value).translate(_READABLE)

@@ -18,7 +18,7 @@ from radistill.report.figures.layers import layers_figure
 from radistill.report.figures.recall import recall_figures
 from radistill.report.figures.savings import savings_figures
 from radistill.report.figures.search import search_figure
-from radistill.report.numbers import duration, integer, layer_list, number, percent, readable, significant, whole, words
+from radistill.report.numbers import duration, integer, layer_list, number, percent, significant, whole, words
 from radistill.report.results import footnotes, rows_of, tiles_of
 from radistill.report.samples import samples_of
 from radistill.report.savings import cache_rows, savings_note, speed_rows
@@ -26,6 +26,7 @@ from radistill.report.tasks import task_commands, task_rows, task_samples, task_
 from radistill.report.verdict import verdict
 from radistill.runs.folder import MAIN, RunFolder
 from radistill.runs.read import Run, mapping, read_run, records
+from radistill.texts import readable
 
 # Without these a run has not come to its end.
 _ESSENTIAL = ("run.json", "distill.json", "finetune.json", "evaluation.json")

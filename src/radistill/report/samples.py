@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.model_results import model_name
-from radistill.report.numbers import readable
 from radistill.runs.read import records
+from radistill.texts import readable
 
 MOST_SAMPLES = 20
 MOST_CHARACTERS = 8_000

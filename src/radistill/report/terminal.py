@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from radistill.console import table
+from radistill.console import show, table
 from radistill.report.model_results import ModelResult, model_results
 from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
 from radistill.runs.folder import MAIN
@@ -25,7 +24,7 @@ _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """Print the content of `evaluation.json` on standard output."""
-    Console(highlight=False).print(evaluation_table(evaluation))
+    show(evaluation_table(evaluation))
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
@@ -36,7 +35,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
     for heading, width in _HEADINGS.items():
         made.add_column(heading, justify="right", no_wrap=True, max_width=width, overflow="ellipsis")
     for arm in arms:
-        made.add_row(escape(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
+        made.add_row(Text(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
     return made
 
 

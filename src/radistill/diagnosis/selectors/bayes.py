@@ -14,7 +14,7 @@ from radistill.console import note, progress
 from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, only_this_layer
-from radistill.diagnosis.shared_study import WORKER, SharedStudy, hide_password, open_study, study_url
+from radistill.diagnosis.shared_study import WORKER, SharedStudy, open_study, study_url
 from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
 from radistill.effects import NOT_COUNTED
@@ -189,7 +189,7 @@ class Bayes(Selector):
             # The folder is this process's own, so whoever was at work here is gone.
             shared.give_up(lambda trial: True)
         elif kind == "sets":
-            note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {hide_password(self.storage)}")
+            note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {self.storage}")
         return shared
 
 

@@ -8,14 +8,12 @@ from radistill.errors import RadistillError
 _T = TypeVar("_T", int, float, str, bool, list[Any])
 
 # Keys that change neither what the network computes nor how a text is cut into tokens: where a model comes from, how
-# it was quantised, advice to samplers, further chat templates, and roles of tokens that nothing here asks for.
+# it was quantised, advice to samplers, and roles of tokens that nothing here asks for.
 _HARMLESS = (
     "general.",
     "quantize.",
     "mradermacher.",
     "split.",  # the file's reader has checked them
-    "tokenizer.chat_template.",
-    "tokenizer.chat_templates",
     "tokenizer.huggingface.json",
     *(f"tokenizer.ggml.{role}_token_id" for role in ("seperator", "cls", "mask", "prefix", "suffix", "middle")),
     *(f"tokenizer.ggml.fim_{role}_token_id" for role in ("pre", "suf", "mid", "pad", "rep", "sep")),
@@ -32,6 +30,10 @@ class Account:
 
     def __contains__(self, key: str) -> bool:
         return key in self._metadata
+
+    def names(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the keys that begin with it."""
+        return [key.removeprefix(prefix) for key in self._metadata if key.startswith(prefix)]
 
     def take(self, key: str, default: _T) -> _T:
         """The value of a key, of the type of `default`, or `default` where the file is silent."""

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from radistill.errors import RadistillError
-from radistill.models.checkpoint import one_line
+from radistill.models.checkpoint import check_templates, one_line
 from radistill.models.gguf.account import Account
 
 _GPT2_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -134,9 +134,19 @@ def read_tokenizer(account: Account) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
-        chat_template=account.take("tokenizer.chat_template", "") or None,
+        chat_template=_chat_templates(account),
         **{f"{role}_token": text for role, text in roles.items()},
     )
+
+
+def _chat_templates(account: Account) -> str | dict[str, str] | None:
+    """The chat template, or all of them by their names where there are named ones."""
+    default = account.take("tokenizer.chat_template", "")
+    account.take("tokenizer.chat_templates", [])  # the names, which the keys say too
+    prefix = "tokenizer.chat_template."
+    named = {name: account.need(prefix + name, str) for name in account.names(prefix)}
+    check_templates(account.path, named)
+    return ({"default": default} if default else {}) | named if named else default or None
 
 
 def token_id(account: Account, role: str, count: int) -> int | None:
