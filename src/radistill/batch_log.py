@@ -1,32 +1,24 @@
-"""Files of what a killed job has done already, one finished batch a line."""
+"""A file of finished batches, one a line: what a killed job has done already."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from radistill.files import read_rows, sealed, unsealed
+
 
 def read_batches(path: Path) -> dict[str, Any]:
-    """The result of each batch by its key. A line that a kill has torn is skipped: its batch runs again."""
+    """The result of each batch by its key. A line that is torn or damaged is skipped: its batch runs again."""
     found: dict[str, Any] = {}
-    if not path.exists():
-        return found
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            found[entry["key"]] = entry["responses"]
-        except (ValueError, KeyError, TypeError):
-            continue
+    if path.exists():
+        for _, row in read_rows(path, skip_damaged=True):
+            found |= unsealed(row)
     return found
 
 
-def append_batch(path: Path, key: str, responses: Any) -> None:
+def append_batch(path: Path, key: str, result: Any) -> None:
     """Add the result of a batch, so that it is on disk before the next one begins."""
-    append_row(path, {"key": key, "responses": responses})
-
-
-def append_row(path: Path, row: Any) -> None:
-    """Add a line of JSON, so that it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as handle:
         # A torn last line must not swallow the next one.
@@ -35,7 +27,7 @@ def append_row(path: Path, row: Any) -> None:
         if torn:
             handle.seek(-1, os.SEEK_END)
             torn = handle.read(1) != b"\n"
-        line = json.dumps(row, separators=(",", ":")).encode()
+        line = json.dumps(sealed(key, result), separators=(",", ":")).encode()
         handle.write((b"\n" if torn else b"") + line + b"\n")
         handle.flush()
         os.fsync(handle.fileno())

@@ -1,19 +1,42 @@
-"""Files that are never half written: everything lands under a temporary name and is renamed when complete."""
+"""Files that are never half written, and never believed: what is damaged, endless or absurd is refused by its name.
+
+Everything lands under a temporary name and is renamed when complete. What is read goes through `read_text`,
+`read_json`, `read_rows` and `read_yaml`, whose limits no sensible file comes near.
+"""
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, overload
 
 import psutil
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from radistill.errors import RadistillError
+
+T = TypeVar("T")
+
+DOCUMENT_BYTES = 2**26
+"""Largest file that is read as a whole, and longest row of one that is read row by row."""
+_ROWS_BYTES = 2**32
+_KEPT_BYTES = 2**30
+_DEPTH = 100
+_DIGITS = 300
+"""Of a whole number: one with more is no float either."""
+_YAML_DIGITS = 18
+_TOO_DEEP = f"nested deeper than {_DEPTH} levels"
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -29,35 +52,271 @@ def write_json(path: Path | str, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_lines(path: Path, way_out: str = "") -> list[str]:
-    """The lines of a UTF-8 text: what line feeds part, because texts in JSON hold other line separators.
+def read_text(path: Path | str, way_out: str = "", most_bytes: int = DOCUMENT_BYTES) -> str:
+    """The UTF-8 text of a file.
 
     Raises:
-        RadistillError: if the file is missing, cannot be read or is not UTF-8; its message ends with `way_out`.
+        RadistillError: if there is no such file, it is a folder or a device, it is too large, cannot be read or is not
+            UTF-8; its message ends with `way_out`.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such file{way_out}") from None
-    except UnicodeDecodeError as error:
-        raise RadistillError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}){way_out}") from None
-    except OSError as error:
-        raise RadistillError(f"{path}: cannot be read ({error.strerror}){way_out}") from None
+    with _open(Path(path), way_out, most_bytes) as handle:
+        return _decoded(handle.read(), str(path), way_out).removeprefix("\ufeff")
 
 
-def read_json(path: Path | str) -> Any:
+@overload
+def read_json(path: Path | str, *, way_out: str = ..., finite: bool = ...) -> Any: ...
+@overload
+def read_json(path: Path | str, kind: type[T], *, way_out: str = ..., finite: bool = ...) -> T: ...
+def read_json(path: Path | str, kind: Any = Any, *, way_out: str = "", finite: bool = True) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: the file.
+        kind: what it must hold, as pydantic understands types; a number in quotes, say, is no number.
+        way_out: the end of the message if it does not.
+        finite: refuse infinities, which our own files never hold; those of others may.
+
     Raises:
-        RadistillError: if the file is missing or is not JSON.
+        RadistillError: if the file cannot be read, is not JSON, gives a key twice, nests deeper than any file of ours,
+            has a number of hundreds of digits or half a surrogate pair, or holds no `kind`.
     """
-    path = Path(path)
+    return _parsed(read_text(path, way_out), kind, str(path), way_out, finite)
+
+
+@overload
+def read_rows(path: Path | str, *, way_out: str = ..., skip_damaged: bool = ...) -> Iterator[tuple[int, Any]]: ...
+@overload
+def read_rows(path: Path | str, kind: type[T], *, way_out: str = ...) -> Iterator[tuple[int, T]]: ...
+def read_rows(
+    path: Path | str, kind: Any = Any, *, way_out: str = "", skip_damaged: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """The rows of a file of JSON lines, each with the number of its line; empty lines are skipped.
+
+    Only line feeds part rows, because texts in JSON hold other line separators. `skip_damaged` is for files whose rows
+    can be made again.
+
+    Raises:
+        RadistillError: as `read_json`, naming the line.
+    """
+    with _open(Path(path), way_out, _ROWS_BYTES) as handle:
+        for number in count(1):
+            line = handle.readline(DOCUMENT_BYTES + 1)
+            if not line:
+                return
+            where = f"{path}, line {number}"
+            if len(line) > DOCUMENT_BYTES:
+                raise RadistillError(f"{where}: has more than {DOCUMENT_BYTES // 2**20} MiB{way_out}")
+            try:
+                text = _decoded(line, where, way_out)
+                if number == 1:
+                    text = text.removeprefix("\ufeff")
+                row = _parsed(text, kind, where, way_out, True) if text.strip() else None
+            except RadistillError:
+                if skip_damaged:
+                    continue
+                raise
+            if text.strip():
+                yield number, row
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What a YAML text holds, by the loader of `yaml.safe_load`.
+
+    Dates are texts, a number needs no point before its exponent, and aliases are refused: a kilobyte of them can stand
+    for gigabytes.
+
+    Raises:
+        RadistillError: if it is not YAML, gives a key twice, or nests deeper than any file of ours; it begins with
+            `where` and names the line.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RadistillError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RadistillError(f"{path}: not valid JSON ({error})") from None
+        value = yaml.load(text, Loader=_Loader)
+        _check_depth(value)
+        return value
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = f"{error.problem or error.context}"
+    except yaml.YAMLError as error:
+        line, problem = "", str(error)
+    except Exception as error:  # what a tag such as `!!int` makes of any text
+        line, problem = "", _TOO_DEEP if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+    raise RadistillError(f"{where}{line}: not valid YAML ({shortened(' '.join(problem.split()))})")
+
+
+def write_kept(path: Path | str, key: str, value: Any) -> None:
+    """Keep what can be made again, under a key that is a hash of all that it depends on."""
+    write_json(path, sealed(key, value))
+
+
+def read_kept(path: Path | str, key: str) -> Any:
+    """What `write_kept` has kept under `key`. None where there is nothing, something else or a damaged file: all of
+    these count as not done."""
+    try:
+        return unsealed(_parsed(read_text(path, most_bytes=_KEPT_BYTES), Any, str(path), "", True)).get(key)
+    except RadistillError:
+        return None
+
+
+def sealed(key: str, value: Any) -> dict[str, Any]:
+    """An entry that shows whether it has been damaged."""
+    value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are texts
+    return {"key": key, "value": value, "sha256": hash_json([key, value])}
+
+
+def unsealed(entry: Any) -> dict[str, Any]:
+    """The value of an entry under its key; nothing if it is not what `sealed` has made."""
+    whole = isinstance(entry, dict) and entry.get("sha256") == hash_json([entry.get("key"), entry.get("value")])
+    return {str(entry["key"]): entry["value"]} if whole else {}
+
+
+@contextmanager
+def _open(path: Path, way_out: str, most_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file to read, unless it is none: a pipe that nobody writes to would be waited for."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RadistillError(f"{path}: is {'a folder' if path.is_dir() else 'a device'}, not a file{way_out}")
+        if status.st_size > most_bytes:
+            most = f"{most_bytes // 2**10:,} KiB"
+            raise RadistillError(f"{path}: has {status.st_size:,} bytes, and at most {most} are read{way_out}")
+        handle = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RadistillError(f"{path}: no such file{way_out}") from None
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        raise RadistillError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}){way_out}") from None
+    with handle:
+        yield handle
+
+
+def _decoded(data: bytes, where: str, way_out: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RadistillError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}){way_out}") from None
+
+
+def _parsed(text: str, kind: Any, where: str, way_out: str, finite: bool) -> Any:
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_whole_number if _LONG_NUMBER.search(text) else None,  # it would slow down long lists of tokens
+            parse_float=_finite_number if finite else None,
+            parse_constant=_finite_number if finite else _infinity,
+        )
+        if text.count("[") + text.count("{") > _DEPTH:
+            _check_depth(value)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        problem = _TOO_DEEP
+    except UnicodeEncodeError:
+        problem = "half a surrogate pair"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        return value if kind is Any else _of_kind(text, kind, where, way_out)
+    raise RadistillError(f"{where}: not valid JSON ({shortened(problem)}){way_out}") from None
+
+
+def _of_kind(text: str, kind: Any, where: str, way_out: str) -> Any:
+    try:
+        return _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = shortened(".".join(map(str, first["loc"])))
+        # What concerns several fields names them itself.
+        problem = first["msg"].removeprefix("Value error, ")
+        raise RadistillError(f"{where}: {f'{field}: ' if field else ''}{problem}{way_out}") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def shortened(text: str) -> str:
+    """What a file says, as far as one line of a message has room for it."""
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEPTH):
+        children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [child for parent in children for child in parent]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{_repeated(key for key, _ in pairs)} is given twice")
+    return found
+
+
+def _repeated(keys: Iterable[str]) -> str | None:
+    return next((key for key, times in Counter(keys).items() if times > 1), None)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _infinity(text: str) -> float:
+    if text == "NaN":
+        raise ValueError("NaN is no number")
+    return float(text)
+
+
+_LONG_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _Loader(yaml.SafeLoader):
+    """What `read_yaml` says of itself; PyYAML takes the last of two equal keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                problem="aliases such as *name are not read, write what they stand for",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]  # the base class refuses others
+        if twice := _repeated(key.value for key in keys):
+            mark = [key.start_mark for key in keys if key.value == twice][1]
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _YAML_DIGITS:
+            problem = f"a number of {len(node.value)} digits"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def hash_json(data: Any) -> str:

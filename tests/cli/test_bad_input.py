@@ -101,8 +101,8 @@ def other_vocabulary(folder: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     # ---- recipes ----
-    "recipe missing": (lambda s: s("run", "nowhere.yaml"), "nowhere.yaml: no such recipe"),
-    "recipe is a folder": (lambda s: s("run", str(s.folder)), "is a folder, not a recipe"),
+    "recipe missing": (lambda s: s("run", "nowhere.yaml"), "nowhere.yaml: no such file"),
+    "recipe is a folder": (lambda s: s("run", str(s.folder)), "is a folder, not a file"),
     "no recipe and no run": (lambda s: s("report", "--out", str(s.folder / "none")), "no such recipe; name one"),
     "not YAML": (lambda s: s("run", s.text("a: [")), "not valid YAML"),
     "empty recipe": (lambda s: s("run", s.text("")), "a recipe is a mapping of fields"),

@@ -69,7 +69,7 @@ def test_ctrl_c_keeps_the_best_plan_and_the_same_command_goes_on(
 
 def _judged(folder: Path) -> list[tuple[int, ...]]:
     lines = [line for path in folder.glob("trials-*.jsonl") for line in path.read_text().splitlines()]
-    return [tuple(json.loads(line)["layers"]) for line in lines]
+    return [tuple(json.loads(line)["value"]["layers"]) for line in lines]
 
 
 @pytest.mark.parametrize("selector", SEARCHES, ids=lambda selector: selector.kind)

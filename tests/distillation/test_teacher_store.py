@@ -191,7 +191,7 @@ def test_a_shard_that_is_cut_is_written_again(tmp_path: Path) -> None:
         store.of(TRAIN)
     assert torch.equal(store_of(teacher, tmp_path, settings).of(TRAIN).log_probabilities, expected)
     path.unlink()
-    with pytest.raises(RadistillError, match=r"shard-00001.safetensors: no such file; remove .*store.json"):
+    with pytest.raises(RadistillError, match=r"shard-00001.safetensors: missing or damaged; remove .*store.json"):
         type(store)(store.folder, [*TRAIN, *HELDOUT])
 
 

@@ -96,6 +96,10 @@ def test_what_is_measured_is_not_measured_again(
         measure_savings(base, hybrid, SavingsSettings(contexts=(48,), repeats=1), path)
     with pytest.raises(RadistillError, match="was measured with other fingerprints"):
         measure_savings(hybrid, base, SETTINGS, path)
+    for junk in ('{"contexts": 3}', '{"contexts": [3]}', '{"contexts": [{}]}', "[]", "{"):
+        path.write_text(junk)
+        with pytest.raises(RadistillError, match=r"savings\.json: .*; remove it, or choose another file with --out"):
+            measure_savings(base, hybrid, SETTINGS, path)
     path.write_text("{}")
     with pytest.raises(RadistillError, match="holds no savings"):
         measure_savings(base, hybrid, SETTINGS, path)

@@ -216,10 +216,14 @@ def test_perplexity_needs_texts(model: Model, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "has no rows"),
-        ("{", "neither a JSON list nor JSON lines"),
-        ('[{"question": 1}', "neither a JSON list nor JSON lines"),
+        ("{", "not valid JSON"),
+        ('[{"question": 1}', "not valid JSON"),
         ('{"question": "?"}\n', "row 1: has no answer, which gsm8k needs"),
-        ("[" * 100_000, "neither a JSON list nor JSON lines"),
+        ("[" * 100_000, "nested deeper than 100 levels"),
+        (
+            '{"question": "?", "answer": "1"}\n{"question": "\\ud800"}',
+            r"line 2: not valid JSON \(half a surrogate pair",
+        ),
         ("3\n", "row 1: has no question, answer"),
     ],
 )
@@ -237,15 +241,12 @@ def test_data_that_cannot_be_read_is_named(model: Model, tmp_path: Path, content
         ("gsm8k", {"answer": "none at all"}, "its answer has no number: 'none at all'"),
         ("gsm8k", {"answer": "7 + 3\n#### x"}, "its answer has no number"),
         ("gsm8k-fewshot", {"answer": "####"}, "its answer has no number"),
-        ("gsm8k", {"question": "\ud800"}, "question has half a surrogate pair at character 0"),
         ("svamp", {"Answer": "many"}, "its answer has no number: 'many'"),
-        ("svamp", {"Body": "ab\udc00"}, "Body has half a surrogate pair at character 2"),
         ("cruxeval-o", {"output": "V()"}, r"output is no Python literal: 'V\(\)'"),
         ("cruxeval-i", {"output": "[" * 3000}, "output is no Python literal"),
         ("cruxeval-o", {"output": 3}, "output is not a text"),
         ("cruxeval-i", {"code": "def f(:"}, "code is no Python"),
         ("cruxeval-o", {"input": "1), (2"}, r"input is no list of arguments: '1\), \(2'"),
-        ("cruxeval-o", {"code": "x = '\udc00'"}, "code has half a surrogate pair"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_refused_with_its_number(

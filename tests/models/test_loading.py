@@ -167,7 +167,10 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"1 weights are missing, the first of them model\.layers\.1\.self_attn\.k_proj\.weight",
     ),
     "a layer too few": (lambda f: edit_config(f, num_hidden_layers=3), r"9 weights are missing, .* model\.layers\.2\."),
-    "padding token beyond the vocabulary": (lambda f: edit_config(f, pad_token_id=999), "do not fit config.json"),
+    "padding token beyond the vocabulary": (
+        lambda f: edit_config(f, pad_token_id=999),
+        "no network can be built from its config.json",
+    ),
     "other width": (lambda f: edit_config(f, intermediate_size=80), "do not fit config.json"),
     "NaN": (
         lambda f: edit_weights(f, lambda w: w["model.layers.0.mlp.up_proj.weight"][0].fill_(float("nan"))),

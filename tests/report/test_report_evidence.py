@@ -10,6 +10,7 @@ from example_evidence import savings, write_example_evidence, write_tasks
 from example_run import write_example_run
 from html_checks import Page, read_page
 
+from radistill.errors import RadistillError
 from radistill.report import write_report
 
 
@@ -110,20 +111,27 @@ def test_a_base_alone_is_shown_alone(tmp_path: Path) -> None:
     assert "On tasks:" not in text
 
 
-@pytest.mark.parametrize("junk", [None, 3, "text", [None, 1], {"a": 1}, float("nan")])
-@pytest.mark.parametrize("field", ["settings", "machine", "models", "contexts", "device"])
-def test_any_part_of_the_savings_may_be_junk(tmp_path: Path, field: str, junk: Any) -> None:
+@pytest.mark.parametrize("junk", [None, 3, [None, 1], {"a": "b"}, float("nan")])
+@pytest.mark.parametrize("field", ["settings", "models", "contexts", "device"])
+def test_savings_of_another_shape_are_refused(tmp_path: Path, field: str, junk: Any) -> None:
     folder = write_example_run(tmp_path)
     (folder / "savings.json").write_text(json.dumps(savings() | {field: junk}))
-    page_of(folder)
+    with pytest.raises(RadistillError, match=rf"savings\.json: ({field}|not valid JSON)"):
+        page_of(folder)
 
 
-@pytest.mark.parametrize("junk", [None, "text", [], {"a": 1}, -5, float("inf")])
-def test_any_figure_of_the_savings_may_be_junk(tmp_path: Path, junk: Any) -> None:
+@pytest.mark.parametrize("junk", ["text", [], {"a": 1}, -5.5, True, float("inf")])
+@pytest.mark.parametrize("figure", ["peak_bytes", "cache_bytes"])
+def test_a_figure_of_the_savings_of_another_type_is_refused(tmp_path: Path, figure: str, junk: Any) -> None:
     folder, content = write_example_run(tmp_path), savings()
-    for row in content["contexts"]:
-        row["hybrid"] = dict.fromkeys(row["hybrid"], junk)
-    content["contexts"].append({"context": junk, "base": junk})
-    content["models"]["hybrid"] = dict.fromkeys(content["models"]["hybrid"], junk)
+    content["contexts"][1]["hybrid"][figure] = junk
+    (folder / "savings.json").write_text(json.dumps(content))
+    with pytest.raises(RadistillError, match=rf"savings\.json: (contexts\.1\.hybrid\.{figure}|not valid JSON)"):
+        page_of(folder)
+
+
+def test_figures_of_the_savings_may_be_null(tmp_path: Path) -> None:
+    folder, content = write_example_run(tmp_path), savings()
+    content["contexts"][1]["hybrid"] = dict.fromkeys(content["contexts"][1]["hybrid"])
     (folder / "savings.json").write_text(json.dumps(content))
     page_of(folder)

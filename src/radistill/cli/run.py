@@ -32,15 +32,15 @@ def run(
 
         print_estimate(estimate(settings, out))
         return
-    from radistill.files import read_json
     from radistill.pipeline.run import run as run_pipeline
     from radistill.processes import is_main
     from radistill.report.terminal import print_evaluation
+    from radistill.runs.contents import read_content
     from radistill.runs.folder import RunFolder
 
     folder = run_pipeline(settings, out)
     if is_main():
-        print_evaluation(read_json(RunFolder(folder).evaluation))
+        print_evaluation(read_content(RunFolder(folder).evaluation))
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:

@@ -1,13 +1,12 @@
 """Source `jsonl`: one JSON object a line, see docs/data.md for the keys."""
 
-import json
 import random
 from pathlib import Path
 
 from radistill.data.examples import Example, Rows, example_from_row
 from radistill.data.settings import JsonlData
 from radistill.errors import RadistillError
-from radistill.files import read_lines
+from radistill.files import read_rows
 
 
 def read(settings: JsonlData, seed: int) -> Rows:
@@ -28,16 +27,9 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         RadistillError: if the file is missing, is not UTF-8 or has no rows, or a line is not JSON or lacks the keys.
     """
-    examples = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RadistillError(f"{where}: not valid JSON ({error})") from None
-        examples.append(example_from_row(row, f"{path.stem}-{number}", where))
+    examples = [
+        example_from_row(row, f"{path.stem}-{number}", f"{path}, line {number}") for number, row in read_rows(path)
+    ]
     if not examples:
         raise RadistillError(f"{path}: has no rows")
     return examples

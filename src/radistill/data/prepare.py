@@ -12,7 +12,7 @@ from radistill.data.responses import teacher_writes, write_responses
 from radistill.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
 from radistill.data.sources import SOURCES, Draw, draw, take
 from radistill.errors import RadistillError
-from radistill.files import hash_json, read_json, write_json
+from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 
@@ -91,11 +91,10 @@ def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: 
         return draw(settings, seed, without)
     path = folder / "drawn.json"
     key = hash_json([settings.model_dump(mode="json"), seed, sorted(without)])
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("key") != key:
+    if read_kept(path, key) is None:
         fresh = draw(settings, seed, without)
-        kept = {"key": key, **{split: [one.to_row() for one in part] for split, part in vars(fresh).items()}}
-        write_json(path, kept)
+        write_kept(path, key, {split: [one.to_row() for one in part] for split, part in vars(fresh).items()})
+    kept = read_kept(path, key)
     return Draw(*([example_of(row) for row in kept[split]] for split in SPLITS))
 
 

@@ -3,15 +3,37 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
 
 from radistill.data.examples import Example
-from radistill.errors import RadistillError
-from radistill.files import read_lines, write_text
+from radistill.files import read_rows, write_text
 from radistill.models.sequences import Document
 
 SplitName = Literal["train", "calibration", "heldout"]
 SPLITS: tuple[SplitName, ...] = ("train", "calibration", "heldout")
+
+
+class _Row(BaseModel):
+    """A line of a split, as `Record.to_row` writes it."""
+
+    id: str
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    text: str | None = None
+    response: str | None = None
+    verifier: dict[str, Any] | None
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    response_start: int = Field(ge=1)
+    finished: bool
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_Row":
+        if (self.messages is None) == (self.text is None):
+            raise ValueError("needs either messages or text")
+        if self.response_start >= len(self.tokens):
+            raise ValueError(f"response_start is {self.response_start}, but there are {len(self.tokens)} tokens")
+        return self
 
 
 @dataclass(frozen=True)
@@ -91,11 +113,5 @@ def example_of(row: dict[str, Any]) -> Example:
 
 
 def _load(path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(filter(None, read_lines(path, "; `radistill run` prepares it")), start=1):
-        try:
-            records.append(Record.from_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise RadistillError(f"{path}, line {number}: not a prepared record ({problem})") from None
-    return records
+    way_out = "; without this file, `radistill run` prepares it anew"
+    return [Record.from_row(row.model_dump()) for _, row in read_rows(path, _Row, way_out=way_out)]

@@ -1,5 +1,6 @@
 """What one teacher-forced pass says of a draft, and how it is kept."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,12 +57,12 @@ class Judgement:
         return cls(mask, acceptance_rate(draft.agreements), lengths, draft.kl, draft.sampled_acceptance)
 
     def to_row(self) -> dict[str, Any]:
-        """The figures as JSON; a KL that is not finite becomes None. The mask is the caller's to write."""
+        """The figures as JSON; what is not finite becomes None. The mask is the caller's to write."""
         row: dict[str, Any] = {
             "acceptance_rate": self.acceptance_rate,
             "mean_accepted_length": list(self.mean_accepted_length.values()),
-            "kl": self.kl if abs(self.kl) < float("inf") else None,
-            "sampled_acceptance": self.sampled_acceptance,
+            "kl": self.kl if math.isfinite(self.kl) else None,
+            "sampled_acceptance": self.sampled_acceptance if math.isfinite(self.sampled_acceptance) else None,
         }
         if self.decoded:
             row["decoded"] = {str(length): asdict(throughput) for length, throughput in self.decoded.items()}
@@ -72,5 +73,5 @@ class Judgement:
         """The inverse of `to_row`."""
         lengths = dict(zip(JUDGED_LENGTHS, row["mean_accepted_length"], strict=True))
         decoded = {int(length): Throughput(**figures) for length, figures in row.get("decoded", {}).items()}
-        kl = float("nan") if row["kl"] is None else row["kl"]
-        return cls(mask, row["acceptance_rate"], lengths, kl, row["sampled_acceptance"], decoded)
+        kl, sampled = (float("nan") if row[name] is None else row[name] for name in ("kl", "sampled_acceptance"))
+        return cls(mask, row["acceptance_rate"], lengths, kl, sampled, decoded)

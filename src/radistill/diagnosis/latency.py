@@ -13,7 +13,7 @@ from torch import nn
 
 from radistill.console import note
 from radistill.errors import RadistillError
-from radistill.files import hash_json, read_json, write_json
+from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.anatomy import Component
 from radistill.models.generation import cache_argument
 from radistill.models.loading import Model
@@ -82,16 +82,16 @@ def timed_once(model: Model, context: int, folder: Path | None) -> Latencies:
 
     A search that is resumed must not find its objective changed by another timing.
     """
-    path = None
+    path, key = None, hash_json([model.fingerprint, context, machine()])
     if folder is not None:
-        path = folder / f"latencies-{hash_json([model.fingerprint, context, machine()])[:12]}.json"
-        if path.exists():
-            return Latencies.from_json(read_json(path))
+        path = folder / f"latencies-{key[:12]}.json"
+        if (kept := read_kept(path, key)) is not None:
+            return Latencies.from_json(kept)
     latencies = time_components(model, context)
     step = latencies.verify(1)
     note(f"timed with {context} tokens in the cache: {1000 * step:.1f} ms a decoding step of the full model")
     if path is not None:
-        write_json(path, latencies.to_json())
+        write_kept(path, key, latencies.to_json())
     return latencies
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
@@ -116,15 +116,7 @@ class Plan(BaseModel, extra="forbid", protected_namespaces=(), allow_inf_nan=Fal
         Raises:
             RadistillError: naming the file and the field.
         """
-        data = read_json(path)
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["loc"]:
-                raise RadistillError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-            # What concerns several fields names them itself.
-            raise RadistillError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
+        return read_json(path, cls, way_out="; `radistill diagnose` makes a plan")
 
     def check(self, anatomy: Anatomy, name: str = "plan.json") -> None:
         """Check that the plan fits a model.

@@ -1,6 +1,5 @@
 """Judging sets of layers that are skipped or replaced, once each."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from radistill.batch_log import append_row
+from radistill.batch_log import append_batch, read_batches
 from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
@@ -238,18 +237,11 @@ class Trials:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"trials-{hash_json(self.identity)[:12]}.jsonl"
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                    layers = tuple(row["layers"])
-                    self._known[layers] = Judgement.from_row(ComponentMask.attention(layers), row)
-                except (ValueError, TypeError, KeyError):
-                    continue  # the line that was being written when an earlier run was killed
+        for row in read_batches(path).values():
+            self.learn(row["layers"], row)
         return path
 
     def _remember(self, layers: tuple[int, ...], judgement: Judgement) -> None:
         self._known[layers] = judgement
-        if self._file is None:
-            return
-        append_row(self._file, {"layers": layers, **judgement.to_row()})
+        if self._file is not None:
+            append_batch(self._file, str(layers), {"layers": layers, **judgement.to_row()})

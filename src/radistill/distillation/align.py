@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from radistill.distillation.output_fit import solve_output
 from radistill.distillation.precision import master_weights
 from radistill.effects import NOT_COUNTED, counted
 from radistill.errors import RadistillError
-from radistill.files import hash_file, hash_json, read_json, write_json
+from radistill.files import hash_file, hash_json, read_kept, write_kept
 from radistill.mixers.interface import Mixer
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, batches, collate, hash_documents
@@ -376,7 +376,7 @@ def _keep(block: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> Non
     record, weights = _places(folder, fit.layer, key)
     save_file({name: tensor.contiguous() for name, tensor in block.state_dict().items()}, weights)
     # The record is written last: weights without a record are not read.
-    write_json(record, {"key": key, "weights": hash_file(weights), "fit": asdict(fit)})
+    write_kept(record, key, {"weights": hash_file(weights), "fit": asdict(fit)})
 
 
 def _restore(block: nn.Module, layer: int, folder: Path | None, key: str) -> LayerFit | None:
@@ -384,15 +384,11 @@ def _restore(block: nn.Module, layer: int, folder: Path | None, key: str) -> Lay
     if folder is None:
         return None
     record, weights = _places(folder, layer, key)
-    try:
-        kept = read_json(record)
-        fit = TypeAdapter(LayerFit).validate_python(kept["fit"])
-        if kept["key"] != key or kept["weights"] != hash_file(weights):
-            return None
-    except (RadistillError, OSError, KeyError, TypeError, ValidationError):
+    kept = read_kept(record, key)
+    if kept is None or not weights.is_file() or kept["weights"] != hash_file(weights):
         return None
     block.load_state_dict(load_file(weights))
-    return fit
+    return LayerFit(**kept["fit"])
 
 
 def _places(folder: Path, layer: int, key: str) -> tuple[Path, Path]:

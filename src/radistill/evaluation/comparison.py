@@ -1,23 +1,44 @@
 """Models side by side on the same examples, and which of their differences are real."""
 
-import json
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
 
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.run_tasks import SUMMARY, file_name
 from radistill.evaluation.statistics import Difference, holm, mcnemar, paired_bootstrap
 from radistill.evaluation.tasks.interface import Row
-from radistill.files import read_json, read_lines
+from radistill.files import read_json, read_rows
+from radistill.runs.contents import Content, Number
 
 LEVEL = 0.05
 """A difference is called real if its p, adjusted for the number of comparisons, is below this."""
+
+
+class _Example(Content):
+    """A row of a task's JSONL."""
+
+    key: str
+    correct: bool | None = None
+    nats: Annotated[Number, Field(ge=0)] | None = None
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    tokens: Annotated[int, Field(gt=0)] | None = None
+    group: str | None = None
+    finished: bool = True
+    prompt: str | list[dict[str, Any]] = ""
+    response: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "_Example":
+        if (self.correct is None) == (None in (self.nats, self.bytes, self.tokens)):
+            raise ValueError("has neither `correct` alone nor `nats`, `bytes` and `tokens` alone")
+        return self
 
 
 @dataclass(frozen=True)
@@ -136,24 +157,10 @@ def _adjust(lines: Sequence[Line]) -> None:
 
 
 def _rows(path: Path, count: int, way_out: str) -> list[Row]:
-    try:
-        rows = [json.loads(line) for line in read_lines(path, way_out) if line]
-    except ValueError as error:
-        raise RadistillError(f"{path}: cannot be read ({error}){way_out}") from None
-    for row in rows:
-        if not _is_example(row):
-            raise RadistillError(f"{path}: has a line that is no example{way_out}")
+    rows = [row.given() for _, row in read_rows(path, _Example, way_out=way_out)]
     if len(rows) != count:
         raise RadistillError(f"{path}: has {len(rows)} examples, but {SUMMARY} tells of {count}{way_out}")
     return rows
-
-
-def _is_example(row: Any) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        return False
-    numbers = [row.get(name) for name in ("nats", "bytes", "tokens")]
-    is_read = all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers)
-    return isinstance(row.get("correct"), bool) or (is_read and min(row["bytes"], row["tokens"]) > 0)
 
 
 def _check_settings(task: str, models: Sequence[Results]) -> None:
@@ -172,6 +179,8 @@ def _common(task: str, models: Sequence[Results]) -> list[list[Row] | None]:
     by_key = [{row["key"]: row for row in model.rows[task]} if task in model.rows else None for model in models]
     done = [rows for rows in by_key if rows is not None]
     keys = [key for key in done[0] if all(key in rows for rows in done)]
+    if len({"nats" in row for rows in done for row in rows.values()}) > 1:
+        raise RadistillError(f"{task}: some examples are answered and others only read; evaluate the task again")
     if not keys:
         names = " and ".join(model.name for model in models if task in model.rows)
         raise RadistillError(f"{task}: {names} have no example in common; evaluate them on the same data")

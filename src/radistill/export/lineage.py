@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from radistill.errors import RadistillError
+from radistill.files import read_text, read_yaml
 from radistill.models.aliases import ALIASES
 from radistill.models.checkpoint import own_files
 from radistill.models.gguf.file import read_contents
@@ -104,10 +104,10 @@ def _from_folder(path: Path) -> Lineage:
 def _front_matter(path: Path) -> dict[str, Any]:
     """The YAML at the head of a model card; empty if there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if not text.startswith("---\n"):
             return {}
-        head = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---\n"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        head = read_yaml(text.split("\n---", 1)[0].removeprefix("---\n"), str(path))
+    except RadistillError:
         return {}
     return head if isinstance(head, dict) else {}

@@ -15,6 +15,7 @@ from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
 from radistill.mixers.mamba2.geometry import Mamba2Geometry
+from radistill.models.checkpoint import one_line
 
 
 class Component(StrEnum):
@@ -129,6 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
+_MOST_LAYERS = 10_000
 _SSM_LAYER_TYPES = {"mamba", "linear_attention"}
 _ATTENTION_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 _BOTH_LAYER_TYPES = {"hybrid"}
@@ -233,13 +235,22 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
     """Anatomy of a network, or of the network that a config describes.
 
     Raises:
-        RadistillError: if the architecture, or one of its layer types, is not known.
+        RadistillError: if the architecture, or one of its layer types, is not known, or the sizes cannot be.
     """
     config = source if isinstance(source, PreTrainedConfig) else source.config
     config = config.get_text_config()
     known = ", ".join(ARCHITECTURES)
     if config.model_type not in ARCHITECTURES:
         raise RadistillError(f"config.json: model_type {config.model_type!r} is not an architecture we know ({known})")
+    try:
+        return _anatomy(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RadistillError(f"config.json: its sizes cannot be those of a network ({one_line(error)})") from None
+
+
+def _anatomy(config: PreTrainedConfig) -> Anatomy:
+    if config.num_hidden_layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}")
     entry = ARCHITECTURES[config.model_type]
     attention, ssm = _split_layers(config, entry)
     window, windowed = _sliding(config, entry, attention)

@@ -5,14 +5,22 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
+from typing_extensions import TypedDict
 
 from radistill.console import note
 from radistill.errors import RadistillError
-from radistill.files import read_json
+from radistill.files import read_json, shortened
+
+
+class _Index(TypedDict):
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
 
 WEIGHT_INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -21,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 def one_line(error: BaseException) -> str:
     """The first line of an error's message that says something, for an error of ours."""
     lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+    return shortened(next((line for line in lines if line), type(error).__name__))
 
 
 @contextmanager
@@ -48,7 +56,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     path = folder / "config.json"
     if not path.is_file():
         raise RadistillError(f"{folder}: not a model, because it has no config.json{_hint(folder)}")
-    data = read_json(path)
+    data = read_json(path, finite=False)  # limits of a mixer may be infinite
     if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
         raise RadistillError(f"{path}: not the config of a transformers model, because it names no model_type")
     quantization = data.get("quantization_config")
@@ -80,12 +88,9 @@ def check_weights(folder: Path) -> list[Path]:
     """
     index, single = folder / WEIGHT_INDEX, folder / "model.safetensors"
     if index.is_file() and not single.is_file():
-        data = read_json(index)
-        weight_map = data.get("weight_map") if isinstance(data, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise RadistillError(f"{index}: weight_map is missing or empty")
+        weight_map = read_json(index, _Index)["weight_map"]
         for name in weight_map.values():
-            if not isinstance(name, str) or name != os.path.basename(name):
+            if name != os.path.basename(name):
                 raise RadistillError(f"{index}: weight_map names {name!r:.80}, which is no file beside it")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
     else:
@@ -125,6 +130,13 @@ def own_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
         else:
             note(f"{file}: is a link out of the model's folder, and is left out")
     return found
+
+
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file that `check_weights` has found to be whole."""
+    with safe_open(path, framework="pt") as file:
+        names: list[str] = file.keys()
+        return {name: file.get_slice(name).get_shape() for name in names}
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -8,13 +8,11 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from radistill.errors import RadistillError
 from radistill.models.anatomy import anatomy_of
-from radistill.models.checkpoint import one_line, quiet
 from radistill.models.features import blocking_features
-from radistill.models.loading import Model, load_config
+from radistill.models.loading import Model, load_config, skeleton
 
 TARGET = "granite-hybrid"
 CONTEXTS = (4096, 32768, 131072)
@@ -38,12 +36,7 @@ def inspect_source(source: str | Path, trust_remote_code: bool = False) -> dict[
     """
     config = load_config(source, trust_remote_code)
     anatomy_of(config)
-    try:
-        with torch.device("meta"), quiet():
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config can be wrong in as many ways as there are architectures
-        raise RadistillError(f"{source}: no network can be built from its config.json ({one_line(error)})") from None
-    return _describe(network, config.dtype, str(source))
+    return _describe(skeleton(config, source, trust_remote_code), config.dtype, str(source))
 
 
 def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +26,22 @@ from radistill.errors import RadistillError
 from radistill.files import atomic_folder
 from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
-from radistill.models.checkpoint import check_templates, check_tokenizer, check_weights, one_line, quiet, read_config
+from radistill.models.checkpoint import (
+    check_templates,
+    check_tokenizer,
+    check_weights,
+    one_line,
+    quiet,
+    read_config,
+    shapes_in,
+)
 from radistill.models.number_formats import warn_if_slow
 from radistill.models.sources import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Weights that may be missing before a network is built of which these would be named.
+_MOST_MISSING = 2**26
 
 # Fields of a config that change when a model is saved and loaded, though the function it computes does not.
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures"}
@@ -129,7 +141,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
     folder = locate(source, trust_remote_code=trust_remote_code)
     config = read_config(folder, trust_remote_code)
     anatomy_of(config)
-    check_weights(folder)
+    _check_room(folder, check_weights(folder), skeleton(config, folder, trust_remote_code))
     tokenizer = _read_tokenizer(folder, trust_remote_code)
     network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
     _check_vocabulary(folder, tokenizer, network)
@@ -159,6 +171,20 @@ def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> PreTr
         RadistillError: if there is none, or it cannot be read.
     """
     return _read_tokenizer(locate(source, weights=False, trust_remote_code=trust_remote_code), trust_remote_code)
+
+
+def skeleton(config: PreTrainedConfig, source: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The network that a config describes, without numbers.
+
+    Raises:
+        RadistillError: if it describes none.
+    """
+    try:
+        with torch.device("meta"), quiet():
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config can be wrong in as many ways as there are architectures
+        raise RadistillError(f"{source}: no network can be built from its config.json ({one_line(error)})") from None
+    return network
 
 
 def check_device(device: str) -> torch.device:
@@ -200,6 +226,14 @@ def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenize
             raise RadistillError(f"{folder}: the tokenizer has neither pad_token nor eos_token; set one of them")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_room(folder: Path, weights: list[Path], network: PreTrainedModel) -> None:
+    """Refuse a config that asks for far more weights than there are: what is missing would take memory all the same."""
+    held = sum(math.prod(shape) for path in weights for shape in shapes_in(path).values())
+    asked = sum(parameter.numel() for parameter in network.parameters())
+    if asked - held > _MOST_MISSING:
+        raise RadistillError(f"{folder}: config.json asks for {asked:,} weights, but the files hold {held:,}")
 
 
 def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from radistill.data.records import DataSplits
+from radistill.data.records import SPLITS, DataSplits
 from radistill.errors import RadistillError
-from radistill.models.loading import Model, load, load_tokenizer
+from radistill.models.anatomy import anatomy_of
+from radistill.models.loading import Model, load, load_config, load_tokenizer
 from radistill.models.sources import signature
 from radistill.processes import Processes, join, own_device
 from radistill.runs.arms import Arm
@@ -82,8 +83,12 @@ class Context:
 
     @cached_property
     def splits(self) -> DataSplits:
-        """What the data stage left."""
-        return DataSplits.load(self.folder.data())
+        """What the data stage left.
+
+        Raises:
+            RadistillError: if a file is missing or damaged, or is of another model.
+        """
+        return self._splits_in(self.folder.data())
 
     def data_of(self, stage: str) -> Path:
         """Where the documents of `align`, `distill` or `finetune` lie: with the recipe's, unless it has its own."""
@@ -91,7 +96,22 @@ class Context:
 
     def splits_of(self, stage: str) -> DataSplits:
         """What the data stage left for `align`, `distill` or `finetune`."""
-        return DataSplits.load(self.data_of(stage)) if stage in self.recipe.own_data else self.splits
+        return self._splits_in(self.data_of(stage)) if stage in self.recipe.own_data else self.splits
+
+    def _splits_in(self, folder: Path) -> DataSplits:
+        splits = DataSplits.load(folder)
+        for split in SPLITS:
+            tokens = [max(document.tokens) for document in splits.documents(split)]
+            if not tokens or max(tokens) >= self._vocabulary:
+                wrong = "has a token that the model does not have" if tokens else "has no rows"
+                raise RadistillError(
+                    f"{folder / split}.jsonl: {wrong}; without this file, `radistill data` makes it anew"
+                )
+        return splits
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return anatomy_of(load_config(self.recipe.model, self.recipe.trust_remote_code)).vocab_size
 
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""

@@ -1,7 +1,6 @@
 """The learning rate of a hybrid's new blocks, found by short trainings."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from radistill.console import note
 from radistill.conversion import new_parameters
@@ -11,8 +10,8 @@ from radistill.distillation.distill import distill
 from radistill.distillation.rates import best_rate
 from radistill.distillation.settings import DistillSettings
 from radistill.distillation.teacher_store import StoredTeacher
-from radistill.errors import RadistillError, TrainingDivergedError
-from radistill.files import hash_json, read_json, write_json
+from radistill.errors import TrainingDivergedError
+from radistill.files import hash_json, read_kept, write_json, write_kept
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Context
@@ -60,7 +59,7 @@ def with_best_rate(
     def attempt(rate: float) -> float:
         folder, key = files.rates / f"{rate:g}", hash_json([inputs, rate, steps])
         record = folder / "kl.json"
-        known = context.processes.decide(lambda: _measured(record, key))
+        known: float | None = context.processes.decide(lambda: read_kept(record, key))
         if known is not None:
             if context.processes.is_main:
                 remove_checkpoints(folder)  # a kill may have left them
@@ -84,7 +83,7 @@ def with_best_rate(
             raise
         kl = result.evaluations[-1]["kl"]
         if context.processes.is_main:
-            write_json(record, {"key": key, "kl": kl})
+            write_kept(record, key, kl)
             remove_checkpoints(folder)
         return kl
 
@@ -93,12 +92,3 @@ def with_best_rate(
         write_json(files.rates / "rates.json", {"best": best, "kl": {f"{rate:g}": kl for rate, kl in found.items()}})
     note(f"{arm.name}: of {len(found)} rates, {best:g} has the lowest held-out KL after {steps} steps")
     return settings.model_copy(update={"rate_search": None, **at(best)})
-
-
-def _measured(record: Path, key: str) -> float | None:
-    """The KL that an earlier search has kept; None where there is none, or a damaged one, which is measured anew."""
-    try:
-        known = read_json(record)
-        return float(known["kl"]) if known["key"] == key else None
-    except (RadistillError, TypeError, KeyError, ValueError):
-        return None

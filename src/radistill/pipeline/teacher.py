@@ -1,5 +1,6 @@
 """Who teaches a hybrid: a model, or what it has written down before."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSett
 from radistill.distillation.teacher_store.layout import store_folder
 from radistill.effects import counted
 from radistill.errors import RadistillError
-from radistill.files import hash_file, hash_json, read_json, write_json
+from radistill.files import hash_file, hash_json, read_kept, write_kept
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load_config
+from radistill.models.sequences import Document
 from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
 
@@ -35,10 +37,9 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
     step = f"teacher-store:{hash_json(inputs)[:8]}"
     folder = Path(settings.folder) if settings.folder else context.folder.teacher_store
     place = context.folder.teacher_store_record(hash_json(inputs)[:8])
-    if context.processes.decide(partial(_current, context, step, inputs, place, folder)):
+    own = context.processes.decide(partial(_current, context, step, inputs, place, folder, documents))
+    if own is not None:
         context.release_teachers()
-        own = _own(folder, place)
-        assert own is not None
         return StoredTeacher(own, documents)
     outputs = [place]
     is_main, seed = context.processes.is_main, context.recipe.seed
@@ -54,25 +55,28 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
             processes=context.processes,
         )
         if context.processes.is_main:
-            write_json(place, {"key": store.key})
+            write_kept(place, hash_json(inputs), store.key)
             outputs.append(store.folder)
     context.release_teachers()
     return store
 
 
-def _current(context: Context, step: str, inputs: dict[str, Any], place: Path, folder: Path) -> bool:
-    store = _own(folder, place)
-    current = store is not None and context.folder.is_current(step, inputs, [place, store])
-    note(f"[{step}] " + ("done before, inputs unchanged" if current else "…"))
-    return current
-
-
-def _own(folder: Path, place: Path) -> Path | None:
-    """The folder of the store that `place` names; None where it names none, or is damaged."""
-    try:
-        return store_folder(folder, read_json(place)["key"])
-    except (RadistillError, TypeError, KeyError):
-        return None
+def _current(
+    context: Context, step: str, inputs: dict[str, Any], place: Path, folder: Path, documents: Sequence[Document]
+) -> Path | None:
+    """The folder of the store that `place` names; None where it names none, or one of the two is damaged."""
+    key = read_kept(place, hash_json(inputs))
+    store = None if key is None else store_folder(folder, key)
+    if store is not None and context.folder.is_current(step, inputs, [place, store]):
+        try:
+            StoredTeacher(store, documents)
+        except RadistillError as error:
+            note(f"{error}; this is done now")
+            store = None
+    else:
+        store = None
+    note(f"[{step}] " + ("…" if store is None else "done before, inputs unchanged"))
+    return store
 
 
 def _inputs(context: Context, arm: Arm, settings: TeacherStoreSettings, vocabulary: int) -> dict[str, Any]:

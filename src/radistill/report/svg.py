@@ -116,7 +116,8 @@ class Scale:
         """About `count` round values inside the scale, at least two where the scale allows it."""
         if not self.log:
             return _linear_ticks(self.low, self.high, count)
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        top = min(math.ceil(math.log10(self.high)), 308)  # where floats end
+        decades = range(math.floor(math.log10(self.low)), top + 1)
         for steps in ((1,), (1, 3), (1, 2, 5)):
             values = [step * 10.0**decade for decade in decades for step in steps]
             inside = [value for value in values if self.low <= value <= self.high * (1 + 1e-9)]

@@ -1,5 +1,6 @@
 """The hybrids of a run: the main one, and the arms that it is compared with."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
@@ -144,8 +145,8 @@ def _merged(kind: type[Stage], main: Stage | None, given: Mapping[str, Any] | No
         return None
     if "data" in given:
         raise RadistillError(f"{where}.data: all hybrids read the same documents; leave it out")
-    before = main.model_dump() if main is not None else {}
+    before = main.model_dump(mode="json") if main is not None else {}
     try:
-        return kind.model_validate({**before, **given})
+        return kind.model_validate_json(json.dumps({**before, **given}), strict=True)
     except ValidationError as error:
         raise RadistillError(f"{where}.{explain(error, kind)}") from None

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from radistill.conversion.targets import mixer_of
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
-from radistill.files import read_json
+from radistill.files import read_text
 from radistill.runs.arms import Arm
+from radistill.runs.contents import read_content
 from radistill.runs.folder import MAIN, HybridFiles, RunFolder
 from radistill.runs.recipe import Recipe, load_recipe
 
@@ -137,13 +138,13 @@ def read_run(path: Path | str) -> Run:
     off: set[str] = set()
     if folder.recipe.is_file():
         recipe = load_recipe(folder.recipe)
-        text = folder.recipe.read_text(encoding="utf-8")
+        text = read_text(folder.recipe)
     else:
         missing[folder.recipe.name] = "the recipe"
 
     def content(file: Path, words: str) -> dict[str, Any]:
         if file.is_file():
-            return _mapping(file)
+            return read_content(file)
         missing[str(file.relative_to(path))] = words
         return {}
 
@@ -159,7 +160,7 @@ def read_run(path: Path | str) -> Run:
     if recipe is not None:  # an arm that was taken out may still have results there
         names = {"base", "draft", "samples", *(name for name, _ in known)}
         evaluation = {key: value for key, value in evaluation.items() if key.removesuffix("_start") in names}
-    savings = _mapping(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
+    savings = read_content(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
     main, *arms = hybrids
     assert main.plan is not None
     for arm in arms:
@@ -226,13 +227,6 @@ def is_run(path: Path) -> bool:
     """Whether a folder is a run's."""
     folder = RunFolder(path)
     return any(file.is_file() for file in (folder.recipe, folder.record, folder.hybrid().plan))
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise RadistillError(f"{path}: holds a {type(content).__name__}, but a JSON object is expected")
-    return content
 
 
 def mapping(value: Any) -> dict[str, Any]:

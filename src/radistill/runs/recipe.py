@@ -1,5 +1,6 @@
 """The recipe: the only input of a run."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,16 @@ from radistill.conversion.targets import find_initialisation
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
-from radistill.files import write_text
+from radistill.files import read_text, read_yaml, shortened, write_text
 from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
 from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain, has_fields
-from radistill.runs.recipe_yaml import read_mapping
 from radistill.runs.sections import AlignStage, ConvertSettings, DiagnoseSettings, DistillStage, FinetuneStage, kind_of
+
+_MOST_BYTES = 2**17
+"""Of a recipe: reading more YAML than this takes seconds."""
 
 
 def _arm_name(name: str) -> str:
@@ -106,11 +109,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RadistillError: naming the file, the field and what it may be.
     """
     path = Path(path)
-    data = read_mapping(path)
+    data = read_yaml(read_text(path, most_bytes=_MOST_BYTES), str(path))
+    if not isinstance(data, dict):
+        what = "is empty" if data is None else "is not a recipe"
+        raise RadistillError(f"{path}: {what}; a recipe is a mapping of fields such as `model: smollm2-135m`")
     for override in overrides:
         _override(data, override)
     try:
-        recipe = Recipe.model_validate(data)
+        # As JSON, because only so pydantic is strict and still takes a text for a path: `steps: true` is not 1 step.
+        recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         raise RadistillError(f"{path}: {explain(error, Recipe)}") from None
     try:
@@ -164,7 +171,4 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise RadistillError(f"--set {override}: {parent} is {child!r}, which has no fields")
         node[parent] = child
         node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RadistillError(f"--set {override}: {text!r} is not a YAML value") from None
+    node[last] = read_yaml(text, f"--set {shortened(override)}")

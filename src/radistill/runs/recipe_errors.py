@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from radistill.conversion.targets import TARGETS, TargetSettings
+from radistill.files import shortened
 
 
 def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
@@ -15,8 +16,8 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
     # A misspelt field often leaves a required one missing; the misspelling says more.
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     fields = _fields(first["loc"], recipe)
-    name = ".".join(fields)
-    others = {".".join(_fields(problem["loc"], recipe)) for problem in problems} - {name}
+    name = shortened(".".join(fields))
+    others = {".".join(_fields(problem["loc"], recipe)) for problem in problems} - {".".join(fields)}
     more = f" (and {len(others)} more)" if others else ""
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -29,7 +30,7 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
         known = sorted(sections(parent.model_fields[fields[-1]].annotation))
         if kind == "union_tag_not_found":
             return f"{name}.kind: is required; choose one of {', '.join(known)}{more}"
-        tag = str(first["ctx"]["tag"])
+        tag = shortened(str(first["ctx"]["tag"]))
         return f"{name}: {tag!r} is unknown; {_close(tag, known)}choose one of {', '.join(known)}{more}"
     # A field that can be of several types has one problem for each of them.
     alternatives = [_wrong(problem) for problem in problems if _fields(problem["loc"], recipe) == fields]
@@ -158,7 +159,7 @@ def _given(problem: Any) -> str:
         return ""
     if given is None or isinstance(given, bool):
         return f", not {'null' if given is None else str(given).lower()}"
-    return f", not {given!r}" if isinstance(given, str | int | float) else ""
+    return f", not {shortened(repr(given))}" if isinstance(given, str | int | float) else ""
 
 
 def _close(word: str, known: Sequence[str]) -> str:

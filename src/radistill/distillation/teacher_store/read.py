@@ -18,6 +18,7 @@ from radistill.distillation.teacher_store.layout import (
     response_tokens,
     shard_path,
     shards,
+    store_folder,
 )
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json
@@ -40,14 +41,18 @@ class StoredTeacher:
             RadistillError: if it is not complete, or was written of other documents.
         """
         self.folder = folder
-        header: dict[str, Any] = read_json(folder / HEADER)
-        parts = shards(documents)
-        if header.get("documents") != hash_documents(chain(*parts)):
-            raise RadistillError(f"{folder}: the teacher store is of other documents; remove it to write it anew")
-        missing = [path for index in range(len(parts)) if not (path := shard_path(folder, index)).exists()]
-        if missing:
-            raise RadistillError(f"{missing[0]}: no such file; remove {folder / HEADER} to have it written again")
+        header: dict[str, Any] = read_json(folder / HEADER, dict)
         self.key = hash_json(header)
+        if store_folder(folder.parent, self.key) != folder:
+            raise RadistillError(f"{folder / HEADER}: damaged; remove it to have it written again")
+        parts = shards(documents)
+        if header["documents"] != hash_documents(chain(*parts)):
+            raise RadistillError(f"{folder}: the teacher store is of other documents; remove it to write it anew")
+        for index, part in enumerate(parts):
+            if not is_whole(path := shard_path(folder, index), part, header["top_k"]):
+                raise RadistillError(
+                    f"{path}: missing or damaged; remove it and {HEADER} beside it to have it written again"
+                )
         self.vocabulary: int = header["vocabulary"]
         self.top_k: int = header["top_k"]
         self.tokenizer: str = header["tokenizer"]
@@ -90,10 +95,13 @@ class StoredTeacher:
         return TopK(**tensors, vocabulary=self.vocabulary)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a shard is there and was written to its end."""
+def is_whole(path: Path, part: Sequence[Document], top_k: int) -> bool:
+    """Whether the shard of some documents is there and was written to its end."""
+    rows = sum(map(response_tokens, part))
+    wanted = {name: [rows, *([top_k] if name in ("ids", "log_probabilities") else [])] for name in FORMATS}
     try:
         with safe_open(path, framework="pt") as shard:
-            return set(shard.keys()) == set(FORMATS)
+            names: list[str] = shard.keys()
+            return {name: shard.get_slice(name).get_shape() for name in names} == wanted
     except (OSError, SafetensorError):
         return False

@@ -86,7 +86,9 @@ def store_teacher(
         "documents": hash_documents(chain(*parts)),
     }
     own = store_folder(folder, hash_json(header))
-    missing = processes.decide(lambda: [index for index in range(len(parts)) if not is_whole(shard_path(own, index))])
+    missing = processes.decide(
+        lambda: [index for index, part in enumerate(parts) if not is_whole(shard_path(own, index), part, top_k)]
+    )
     mine = missing[processes.index :: processes.count]
     try:
         own.mkdir(parents=True, exist_ok=True)

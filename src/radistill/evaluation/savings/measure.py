@@ -16,6 +16,7 @@ from radistill.evaluation.sentences import tokens_of_text
 from radistill.files import read_json, write_json
 from radistill.models.loading import Model
 from radistill.provenance import machine, versions
+from radistill.runs.contents import Savings
 from radistill.speculation.masks import ComponentMask
 
 CONTEXTS = (512, 1024, 2048, 4096)
@@ -170,8 +171,8 @@ def _measured(path: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]
     """What an earlier call has measured, by context; a measurement of anything else is not overwritten."""
     if not path.exists():
         return {}
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("contexts"), list):
+    found = read_json(path, Savings, way_out="; remove it, or choose another file with --out").given()
+    if "contexts" not in found:
         raise RadistillError(f"{path}: holds no savings; choose another file with --out")
     differing = [name for name, value in identity.items() if found.get(name) != value]
     if differing:

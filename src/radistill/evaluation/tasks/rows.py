@@ -1,14 +1,13 @@
 """Rows of a benchmark, from a file or else from the hub."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from radistill import files
 from radistill.data.examples import check_unicode
 from radistill.errors import RadistillError
 from radistill.evaluation.tasks.interface import TaskSettings
-from radistill.files import read_lines
 from radistill.models.checkpoint import one_line
 
 
@@ -49,13 +48,15 @@ def read_rows(
 
 
 def _from_file(path: Path) -> list[Any]:
-    lines = [line for line in read_lines(path) if line.strip()]
+    rows: list[Any] = []
     try:
-        if lines and lines[0].lstrip().startswith("["):
-            return list(json.loads("\n".join(lines)))
-        return list(map(json.loads, lines))
-    except (ValueError, RecursionError) as error:
-        raise RadistillError(f"{path}: neither a JSON list nor JSON lines ({error})") from None
+        for _, row in files.read_rows(path):
+            rows.append(row)
+    except RadistillError:
+        if rows:
+            raise
+        return files.read_json(path, list)  # over several lines
+    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
 
 def _from_hub(task: str, id: str, configuration: str | None, split: str) -> tuple[list[Any], str]:

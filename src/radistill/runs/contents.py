@@ -1,0 +1,184 @@
+"""What the files of a run hold, as far as somebody reads it. What is absent or null was not measured."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from radistill.files import read_json
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Divergence = Annotated[float, Field(ge=-0.001, allow_inf_nan=False)]
+"""Never below zero but for rounding."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Content(BaseModel, extra="allow"):
+    """A JSON object with fields that are checked and others that are not."""
+
+    def given(self) -> dict[str, Any]:
+        """What the file says, and no defaults."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Step(Content):
+    """A finished step in run.json."""
+
+    seconds: Positive | None = None
+    finished: str = ""
+    versions: dict[str, str] = {}
+
+
+class Record(Content):
+    """run.json."""
+
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    seed: Count | None = None
+    stages: dict[str, Step] = {}
+
+
+class Figures(Content):
+    """Of a model in evaluation.json."""
+
+    kl: Divergence | None = None
+    agreement: Share | None = None
+    perplexity: Positive | None = None
+    exact_match: Share | None = None
+    exact_match_n: Count | None = None
+    exact_match_interval: tuple[Share, Share] | None = None
+    unfinished: Count | None = None
+    kv_bytes_per_token: Count | None = None
+    ssm_state_bytes: Count | None = None
+    n_documents: Count | None = None
+    n_tokens: Count | None = None
+
+
+class Evaluation(Content):
+    """evaluation.json: figures by model, and samples."""
+
+    samples: list[dict[str, str]] = []
+    __pydantic_extra__: dict[str, Figures] = Field(init=False)
+
+
+class Fit(Content):
+    """Of a layer in align.json."""
+
+    layer: Count
+    unexplained_before: Positive | None = None
+    unexplained_after: Positive | None = None
+    steps: Count | None = None
+    seconds: Positive | None = None
+    losses: list[Number] = []
+    gradient_norms: list[Positive] = []
+
+
+class Align(Content):
+    """align.json."""
+
+    layers: list[Fit] = []
+    tokens: Count | None = None
+    seconds: Positive | None = None
+
+
+class TrainingStep(Content):
+    """Of the curve of a training."""
+
+    step: Count | None = None
+    tokens: Count | None = None
+    loss: Number | None = None
+    on_policy: Share | None = None
+    learning_rate: Positive | None = None
+    gradient_norm: Positive | None = None
+
+
+class Measure(Content):
+    """A held-out measure of a training."""
+
+    step: Count | None = None
+    tokens: Count | None = None
+    kl: Divergence | None = None
+    agreement: Share | None = None
+    cross_entropy: Positive | None = None
+
+
+class Training(Content):
+    """distill.json and finetune.json."""
+
+    steps: Count | None = None
+    kept_step: Count | None = None
+    tokens: Count | None = None
+    response_tokens: Count | None = None
+    seconds: Positive | None = None
+    curve: list[TrainingStep] = []
+    evaluations: list[Measure] = []
+    heldout_kl: Literal["full", "top-k"] = "full"
+
+
+class Size(Content):
+    """Of a model in savings.json."""
+
+    parameters: Count | None = None
+    weight_bytes: Count | None = None
+    kv_bytes_per_token: Count | None = None
+    state_bytes: Count | None = None
+    cache_bytes: dict[str, Count] = {}
+
+
+class Drafted(Content):
+    """Self-speculation of a model at a context."""
+
+    tokens_per_second: Positive | None = None
+    acceptance_rate: Share | None = None
+
+
+class Speed(Content):
+    """Of a model at a context."""
+
+    prefill_tokens_per_second: Positive | None = None
+    decode_tokens_per_second: Positive | None = None
+    peak_bytes: Count | None = None
+    cache_bytes: Count | None = None
+    self_speculation: Drafted | None = None
+
+
+class At(Content):
+    """A context in savings.json."""
+
+    context: Count
+    base: Speed = Speed()
+    hybrid: Speed = Speed()
+
+
+class Savings(Content):
+    """savings.json."""
+
+    settings: dict[str, int | None] = {}
+    device: str = ""
+    dtype: str = ""
+    machine: dict[str, Any] = {}
+    models: dict[str, Size] = {}
+    contexts: list[At] = []
+
+
+CONTENTS: dict[str, tuple[type[Content], str]] = {
+    "run.json": (Record, "run"),
+    "evaluation.json": (Evaluation, "evaluate"),
+    "align.json": (Align, "distill"),
+    "distill.json": (Training, "distill"),
+    "finetune.json": (Training, "finetune"),
+    "savings.json": (Savings, "savings"),
+}
+"""By the name of the file, with the command that makes it."""
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What a file of a run says.
+
+    Raises:
+        RadistillError: naming the file and the field that cannot be, and the command that makes it anew.
+    """
+    kind, command = CONTENTS[path.name]
+    return read_json(path, kind, way_out=f"; without this file, `radistill {command}` makes it anew").given()
