@@ -206,6 +206,28 @@ def test_a_plan_edited_by_hand_is_checked(shell: Shell) -> None:
     assert "plan.json: replace[1] is 30, but this model has layers 0 to 3" in line
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda row: {**row, "tokens": [10_000, *row["tokens"][1:]]}, "has a token that the model does not have"),
+        (lambda row: {**row, "tokens": 7}, "calibration.jsonl, line 1: tokens: Input should be a valid array"),
+        (lambda row: {**row, "response_start": 10_000}, "line 1: response_start is 10000, but there are"),
+    ],
+)
+def test_damaged_data_is_named_with_the_command_that_makes_it(
+    shell: Shell, damage: Callable[[dict[str, object]], dict[str, object]], message: str
+) -> None:
+    recipe, out = shell.recipe(), shell.folder / "out"
+    assert shell("data", recipe, "--out", str(out))[0] == 0
+    path = out / "data" / "calibration.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(damage(json.loads(first))), *others]))
+    code, line = shell("diagnose", recipe, "--out", str(out))
+    assert code == 2
+    assert message in line
+    assert "without this file, `radistill" in line
+
+
 def test_a_record_that_is_no_record(shell: Shell) -> None:
     (shell.folder / "out").mkdir()
     (shell.folder / "out" / "run.json").write_text("[]")

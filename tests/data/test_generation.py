@@ -178,7 +178,10 @@ def test_a_cache_survives_rubbish(tmp_path: Path) -> None:
     cache.write_bytes(b'\xff\x00rubbish\n[]\n{"key": 1}\nnull\n"text"\n\n{"key": "a", "respo')
     whole = generate(model, PROMPTS, max_new_tokens=4)
     assert generate(model, PROMPTS, max_new_tokens=4, cache=cache) == whole
-    assert json.loads(cache.read_text(errors="replace").splitlines()[-1])["value"]
+    entry = json.loads(cache.read_text(errors="replace").splitlines()[-1])
+    for damaged in ([[0]], [], 7, [[token + 1 for token in tokens] for tokens in entry["value"]]):
+        cache.write_text(json.dumps({**entry, "value": damaged}))
+        assert generate(model, PROMPTS, max_new_tokens=4, cache=cache) == whole
 
 
 def test_the_cache_tells_models_masks_and_settings_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from radistill.errors import RadistillError
+from radistill.models.checkpoint import WEIGHT_INDEX
 from radistill.models.loading import check_device, load, load_config
 
 
@@ -172,6 +173,28 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
         "no network can be built from its config.json",
     ),
     "other width": (lambda f: edit_config(f, intermediate_size=80), "do not fit config.json"),
+    "a vocabulary that no file here holds": (
+        lambda f: edit_config(f, vocab_size=2**40),
+        r"config\.json asks for 70,\d{3},\d{3},\d{3},\d{3} weights, but the files hold \d",
+    ),
+    "a million layers": (
+        lambda f: edit_config(f, num_hidden_layers=10**6),
+        r"config\.json: its sizes cannot be those of a network \(num_hidden_layers is 1000000\)",
+    ),
+    "no heads": (lambda f: edit_config(f, num_attention_heads=0), r"config\.json: .*zero"),
+    "NaN in config": (lambda f: edit_config(f, rope_theta=float("nan")), r"config\.json: not valid JSON \(NaN"),
+    "a key twice in config": (
+        lambda f: (f / "config.json").write_text('{"model_type": "llama", "model_type": "qwen2"}'),
+        r"config\.json: not valid JSON \(model_type is given twice",
+    ),
+    "an index of numbers": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / WEIGHT_INDEX).write_text('{"weight_map": {"a": 3}}')),
+        r"model\.safetensors\.index\.json: weight_map\.a: Input should be a valid string",
+    ),
+    "a header of gigabytes": (
+        lambda f: (f / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}"),
+        r"model\.safetensors: damaged or cut off",
+    ),
     "NaN": (
         lambda f: edit_weights(f, lambda w: w["model.layers.0.mlp.up_proj.weight"][0].fill_(float("nan"))),
         r"model\.layers\.0\.mlp\.up_proj\.weight holds NaN or infinite weights",

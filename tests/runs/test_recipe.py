@@ -239,6 +239,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 2**40}, "seed: must be below 4294967296, not 1099511627776"),
     "empty": ({"model": ""}, "model: must not be empty"),
     "no tasks": ({"data": {"kind": "reasoning-gym", "tasks": []}}, "data.tasks: must have at least 1 entry"),
+    "true for a number": ({"align": {"steps": True}}, "align.steps: must be a whole number, not true"),
+    "true for a rate": ({"align": {"learning_rate": True}}, "align.learning_rate: must be a number, not true"),
+    "a number in quotes": ({"align": {"steps": "20"}}, "align.steps: must be a whole number, not '20'"),
+    "in an arm": ({"arms": {"a": {"align": {"steps": True}}}}, "arms.a.align.steps: must be a whole number, not true"),
+    "more than a line holds": ({"diagnose.budget": "x" * 10_000}, "diagnose.budget: must be a whole number, not 'xxx"),
     # Required fields, and several problems at once.
     "required": ({"diagnose": {}}, "diagnose.budget: is required"),
     "required by the kind": ({"data": {"kind": "jsonl"}}, "data.path: is required"),
@@ -271,6 +276,10 @@ NOT_A_RECIPE = {
     "given twice below": ("diagnose:\n  budget: 1\n  budget: 2\n", ", line 3: not valid YAML (budget is given twice)"),
     "a list as a key": ("? [a]\n: 3\n", ", line 1: not valid YAML (found unhashable key)"),
     "code": ("model: !!python/object/apply:os.getcwd []\n", ", line 1: not valid YAML (could not determine"),
+    "an alias": ("model: &m a\nteacher: *m\n", ", line 2: not valid YAML (aliases such as *name are not read"),
+    "too deep": ("data: " + "[" * 3000, ": not valid YAML (nested deeper than 100 levels)"),
+    "too long a number": ("seed: " + "9" * 5000, ", line 1: not valid YAML (a number of 5000 digits)"),
+    "too long": ("# comment\n" * 20_000, ": has 200,000 bytes, and at most 128 KiB are read"),
     "control characters": ("\x00", ": not valid YAML (unacceptable character"),
 }
 
@@ -291,6 +300,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert refusal(tmp_path / "binary.yaml").startswith("not UTF-8 text")
     assert refusal(tmp_path / "binary.yaml" / "below.yaml") == "no such file"
+
+
+def test_a_date_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: 2001-99-99\ndata: {kind: jsonl, path: a}\ndiagnose: {budget: 1}\n")
+    assert load_recipe(path).model == "2001-99-99"
 
 
 def test_the_same_key_in_different_sections_is_no_repetition(tmp_path: Path) -> None:

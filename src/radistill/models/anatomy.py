@@ -7,6 +7,7 @@ tests run over every entry.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -245,7 +246,8 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
     try:
         return _anatomy(config)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise RadistillError(f"config.json: its sizes cannot be those of a network ({one_line(error)})") from None
+        where = Path(config.name_or_path) / "config.json"
+        raise RadistillError(f"{where}: its sizes cannot be those of a network ({one_line(error)})") from None
 
 
 def _anatomy(config: PreTrainedConfig) -> Anatomy:
