@@ -408,7 +408,12 @@ def move_folder(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
         target.rename(aside)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

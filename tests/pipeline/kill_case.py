@@ -26,10 +26,11 @@ def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool)
         def write(*arguments: Any, **keywords: Any) -> Any:
             nonlocal left
             left -= 1
-            if left == 0 and not after:
+            this = left == 0  # a write may be made of others
+            if this and not after:
                 os.kill(os.getpid(), number)
             result = original(*arguments, **keywords)
-            if left == 0 and after:
+            if this and after:
                 os.kill(os.getpid(), number)
             return result
 

@@ -46,7 +46,7 @@ def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path
     kills = 0
     while True:
         # A start that ends at its first writes may come no further than the one before; a later one does.
-        at, after = 1 + kills % 8, kills % 3 == 0
+        at, after = 1 + kills % 16, kills % 3 == 0
         process = processes.Process(target=start, args=(finished / "recipe.yaml", tmp_path / "out", number, at, after))
         process.start()
         process.join()

@@ -157,6 +157,15 @@ def test_damaged_records_of_a_search_are_made_anew(finished: Path, tmp_path: Pat
     assert figures(out) == figures(finished / "out")
 
 
+def test_a_damaged_teacher_store_is_written_again(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    (shard,) = out.glob("teacher_store/*/*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-20])
+    (out / "arms" / "rad" / "student" / "model.safetensors").unlink()
+    run(load_recipe(write_recipe(finished)), out)
+    assert figures(out) == figures(finished / "out")
+
+
 def test_a_report_has_no_arm_that_was_taken_out(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished / "out", tmp_path / "out")
     recipe = load_recipe(write_recipe(finished, arms={"rad": ARMS["rad"]}))

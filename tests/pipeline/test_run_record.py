@@ -57,7 +57,8 @@ def lasting(out: Path) -> dict[str, bytes | Any]:
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        if path.is_dir() or name.startswith((".lock", "answers", "search", "run.json", "report.html", "recipe.yaml")):
+        others = (".lock", "answers", "data/responses", "run.json", "report.html", "recipe.yaml")
+        if path.is_dir() or name.startswith(others) or path.parent.name == "search":
             continue
         found[name] = without_times(read_json(path)) if path.suffix == ".json" else path.read_bytes()
     return found
@@ -158,6 +159,35 @@ def test_an_arm_that_is_renamed_and_renamed_back_has_its_name(finished: Path, ou
     run(load_recipe(write_recipe(finished)), out)
     assert lasting(out)["evaluation.json"] == lasting(finished / "out")["evaluation.json"]
     assert changed(before, steps(out)) >= {"diagnose:plain"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "data.train=8",
+        "data.system=Be brief.",
+        "diagnose.selector=leave-one-out",
+        "convert.target.state=16",
+        "align.steps=3",
+        "distill.loss.kind=reverse-kl",
+        "distill.teacher_store={top_k: 8}",
+        "finetune.new_block_learning_rate=0.001",
+        "finetune=null",
+        "arms.plain.rate=0.01",
+        "evaluate.samples=1",
+    ],
+)
+def test_a_recipe_changed_in_place_gives_what_a_fresh_run_does(
+    finished: Path, tmp_path: Path, out: Path, change: str
+) -> None:
+    recipe = load_recipe(write_recipe(finished), [change])
+    run(recipe, out)
+    run(recipe, tmp_path / "fresh")
+    ours, theirs = lasting(out), lasting(tmp_path / "fresh")
+    assert {name for name in theirs if ours.get(name) != theirs[name]} == set()
+    assert read_run(out).recipe == recipe
 
 
 def cut(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from radistill.errors import RadistillError
-from radistill.files import read_json
+from radistill.files import atomic_folder, move_folder, read_json, remove_leftovers
 from radistill.locks import locked
 from radistill.runs.folder import RunFolder
 
@@ -162,6 +162,31 @@ def test_a_broken_record_is_refused(tmp_path: Path, text: str) -> None:
         RunFolder(tmp_path).is_current("data", [], [])
 
 
+def test_a_folder_is_old_or_new_or_none_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, seen = tmp_path / "student", []
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree") and str(tmp_path) in str(arguments[0]):
+            seen.append(sorted((path.name, path.read_text()) for path in target.iterdir()) if target.exists() else None)
+
+    for content in ("old", "new"):
+        if content == "new":
+            sys.addaudithook(look)
+        with atomic_folder(target) as folder:
+            for name in ("config.json", "weights"):
+                (folder / name).write_text(content)
+    whole = [[("config.json", content), ("weights", content)] for content in ("old", "new")]
+    assert seen[0] == whole[0]
+    assert seen[-1] == whole[1]
+    assert all(state in (*whole, None) for state in seen)
+    assert [state for state in seen if state is None] == [None]  # only when the new one is about to be renamed
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        move_folder(tmp_path / "missing", target)
+    assert (target / "weights").read_text() == "new"
+    assert os.listdir(tmp_path) == ["student"]
+
+
 def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
     """Temporary files and folders of the dead, wherever they lie; not those of the living, nor what looks alike."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -174,6 +199,6 @@ def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
     files = [tmp_path / f".plan.{gone.pid}.tmp", tmp_path / "arms" / f".0123.old.{gone.pid}.tmp"]
     for path in files:
         path.write_text("")
-    with RunFolder(tmp_path).locked():
-        assert not any(path.exists() for path in (*dead, *files))
-        assert all((path / "file").exists() for path in kept)
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in (*dead, *files))
+    assert all((path / "file").exists() for path in kept)
