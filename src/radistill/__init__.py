@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from radistill.errors import RadistillError
     from radistill.evaluation.evaluate import evaluate
     from radistill.models.loading import load
+    from radistill.pipeline.run import hybridize
 
 _HOMES = {
     "RadistillError": "radistill.errors",
@@ -24,6 +25,7 @@ _HOMES = {
     "evaluate": "radistill.evaluation.evaluate",
     "finetune": "radistill.distillation.distill",
     "fit_blocks": "radistill.distillation.blocks",
+    "hybridize": "radistill.pipeline.run",
     "load": "radistill.models.loading",
     "load_data": "radistill.data.prepare",
     "new_parameters": "radistill.conversion",
@@ -38,6 +40,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "fit_blocks",
+    "hybridize",
     "load",
     "load_data",
     "new_parameters",

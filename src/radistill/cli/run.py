@@ -9,9 +9,18 @@ from radistill.cli.evaluate import evaluate
 from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
 
 
+_QUICK = "Instead of a recipe, with --model, --data and --budget:"
+
+
 def run(
     recipe: RecipePath = None,
     out: Out = LATEST,
+    model: Annotated[str | None, typer.Option("--model", help=f"{_QUICK} hub id, folder, GGUF file or alias.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help=f"{_QUICK} a .jsonl file, a folder, a data set on the hub, or reasoning-gym:TASK."),
+    ] = None,
+    budget: Annotated[int | None, typer.Option("--budget", help=f"{_QUICK} attention layers to replace.")] = None,
     set_: Set = None,
     by: By = None,
     dry_run: Annotated[
@@ -20,12 +29,22 @@ def run(
 ) -> None:
     """Run a recipe: data, diagnose, convert, distill, finetune, evaluate, report.
 
+    Without a recipe, give --model, --data and --budget: defaults stand for the rest, and the run folder keeps the whole
+    recipe.
+
     A run that was interrupted goes on where it was when the same command is given again; after a change of the recipe
     only the stages that it touches are run.
     """
-    from radistill.runs.recipe import load_recipe
+    from radistill.errors import RadistillError
+    from radistill.runs.recipe import load_recipe, recipe_for
 
-    settings = load_recipe(recipe_of(recipe, out), [*(set_ or []), *by_override(by)])
+    overrides = [*(set_ or []), *by_override(by)]
+    if model is None and data is None and budget is None:
+        settings = load_recipe(recipe_of(recipe, out), overrides)
+    elif model is None or data is None or budget is None or recipe is not None:
+        raise RadistillError("run: give either a recipe, or --model, --data and --budget together")
+    else:
+        settings = recipe_for(model, data, budget, overrides)
     if dry_run:
         from radistill.pipeline.estimate import estimate
         from radistill.pipeline.estimate_page import print_estimate

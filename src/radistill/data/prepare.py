@@ -9,8 +9,8 @@ from radistill.data.documents import prompt_tokens, response_tokens, with_kept_d
 from radistill.data.examples import Example
 from radistill.data.records import SPLITS, DataSplits, Record, example_of
 from radistill.data.responses import teacher_writes, write_responses
-from radistill.data.settings import DataSettings, JsonlData, ReasoningGymData, ResponseSettings
-from radistill.data.sources import SOURCES, Draw, draw, take
+from radistill.data.settings import DataSettings, ResponseSettings
+from radistill.data.sources import SOURCES, Draw, draw, settings_of, take
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.loading import Model
@@ -62,7 +62,7 @@ def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_to
     """A few documents for the library: from a source in one word, with the teacher's greedy responses where missing.
 
     Args:
-        source: `reasoning-gym:TASK[,TASK...]`, or the path of a `.jsonl` file.
+        source: as `data.sources.settings_of` reads it.
         teacher: writes the missing responses.
         count: number of examples; documents longer than the model's context are left out of them.
         seed: decides which examples are drawn.
@@ -70,16 +70,7 @@ def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_to
     """
     if count < 1:
         raise RadistillError(f"count is {count}, but must be at least 1")
-    responses = ResponseSettings(max_new_tokens=max_new_tokens)
-    kind, _, rest = source.partition(":")
-    settings: DataSettings
-    if kind == "reasoning-gym" and rest:
-        tasks: dict[str, dict[str, object]] = {task.strip(): {} for task in rest.split(",")}
-        settings = ReasoningGymData(tasks=tasks, responses=responses, train=count)
-    elif source.endswith(".jsonl"):
-        settings = JsonlData(path=Path(source), responses=responses, train=count)
-    else:
-        raise RadistillError(f"{source!r} is not a source: reasoning-gym:TASK, or the path of a .jsonl file")
+    settings = settings_of(source, train=count, responses=ResponseSettings(max_new_tokens=max_new_tokens))
     rows = SOURCES[settings.kind](settings, seed)
     examples = take(iter(rows.examples), "count", count, set(), rows.origin)
     return [record.document for record in _records(teacher, examples, settings, seed, None, "data")]

@@ -1,19 +1,65 @@
 """The sources by kind, and how their examples are shared out among the splits."""
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from radistill.data import hub, jsonl, reasoning_gym
 from radistill.data.examples import Example, Rows
-from radistill.data.settings import DataSettings
+from radistill.data.settings import DataSettings, HubData, JsonlData, ReasoningGymData
 from radistill.errors import RadistillError
+
+_FEWEST = 3
 
 SOURCES: dict[str, Callable[[Any, int], Rows]] = {
     "jsonl": jsonl.read,
     "datasets": hub.read,
     "reasoning-gym": reasoning_gym.read,
 }
+
+
+def settings_of(source: str, **fields: Any) -> DataSettings:
+    """The settings of a source in one word; `fields` are the further ones.
+
+    Args:
+        source: `reasoning-gym:TASK[,TASK...]`, the path of a `.jsonl` file, or what the `datasets` library loads: a
+            folder, or a name on the hub.
+
+    Raises:
+        RadistillError: for anything else.
+    """
+    kind, _, tasks = source.partition(":")
+    if kind == "reasoning-gym" and tasks:
+        return ReasoningGymData(tasks={task.strip(): {} for task in tasks.split(",")}, **fields)
+    if source.endswith(".jsonl"):
+        return JsonlData(path=Path(source), **fields)
+    if Path(source).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return HubData(id=source, **fields)
+    raise RadistillError(
+        f"{source!r} is not a source: the path of a .jsonl file, a folder, the name of a data set on the hub "
+        "(ORGANISATION/NAME), or reasoning-gym:TASK"
+    )
+
+
+def shares(settings: DataSettings, seed: int) -> dict[str, int]:
+    """How many examples each split gets if nobody says it: an eighth of the prompts is held out, up to the defaults.
+
+    Raises:
+        RadistillError: on whatever is wrong with the data, or if it has fewer than three prompts.
+    """
+    most = settings.train + settings.heldout
+    prompts: set[str] = set()
+    for example in SOURCES[settings.kind](settings, seed).examples:
+        prompts.add(example.prompt)
+        if len(prompts) == most:
+            break
+    if len(prompts) < _FEWEST:
+        raise RadistillError(f"data: has {len(prompts)} different prompts; a run needs at least {_FEWEST}")
+    heldout = min(settings.heldout, max(1, len(prompts) // 8))
+    train = min(settings.train, len(prompts) - heldout)
+    return {"train": train, "calibration": min(settings.calibration, train), "heldout": heldout}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,23 @@ from radistill.locks import locked
 from radistill.pipeline.context import Context
 from radistill.pipeline.stages import SHARED, STAGES
 from radistill.provenance import seed_everything
-from radistill.runs.recipe import Recipe
+from radistill.runs.recipe import Recipe, recipe_for
+
+
+def hybridize(model: str, data: str, *, budget: int, out: Path | str, overrides: Sequence[str] = ()) -> Path:
+    """Turn a model into a hybrid with the recipe of defaults, which the run folder keeps; see `run`.
+
+    Args:
+        model: hub id, folder, GGUF file or alias.
+        data: prompts, with or without responses: a `.jsonl` file, a data set, or `reasoning-gym:TASK`.
+        budget: attention layers to replace.
+        out: the run folder; its `student` is the hybrid.
+        overrides: fields of the recipe, such as `distill.steps=20`.
+
+    Raises:
+        RadistillError: on whatever is wrong with model, data or settings.
+    """
+    return run(recipe_for(model, data, budget, overrides), out)
 
 
 def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) -> Path:

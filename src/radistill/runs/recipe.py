@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from radistill.conversion.targets import find_initialisation
 from radistill.data.settings import DataSettings
+from radistill.data.sources import settings_of, shares
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
 from radistill.files import read_text, read_yaml, shortened, write_text
@@ -113,19 +114,37 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         what = "is empty" if data is None else "is not a recipe"
         raise RadistillError(f"{path}: {what}; a recipe is a mapping of fields such as `model: smollm2-135m`")
+    return _checked(data, str(path), overrides)
+
+
+def recipe_for(model: str, data: str, budget: int, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of defaults for a model, data in one word (see `data.sources.settings_of`) and a number of layers.
+
+    The data is shared out as far as it goes: an eighth of the prompts is held out.
+
+    Raises:
+        RadistillError: on whatever is wrong with the data, or naming the field and what it may be.
+    """
+    settings = settings_of(data)
+    fields = settings.model_dump(mode="json") | shares(settings, seed=0)
+    recipe = {"model": model, "data": fields, "diagnose": {"budget": budget}}
+    return _checked(recipe, f"recipe for {model}", overrides)
+
+
+def _checked(data: dict[str, Any], where: str, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         _override(data, override)
     try:
         # As JSON, because only so pydantic is strict and still takes a text for a path: `steps: true` is not 1 step.
         recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise RadistillError(f"{path}: {explain(error, Recipe)}") from None
+        raise RadistillError(f"{where}: {explain(error, Recipe)}") from None
     try:
         wrong = next(filter(None, (_contradiction(recipe, arm) for arm in recipe.hybrids)), None)
     except RadistillError as error:
-        raise RadistillError(f"{path}: {error}") from None
+        raise RadistillError(f"{where}: {error}") from None
     if wrong:
-        raise RadistillError(f"{path}: {wrong}")
+        raise RadistillError(f"{where}: {wrong}")
     return recipe
 
 
