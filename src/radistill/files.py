@@ -179,13 +179,12 @@ def _open(path: Path, way_out: str, most_bytes: int) -> Iterator[BinaryIO]:
         if status.st_size > most_bytes:
             most = f"{most_bytes // 2**10:,} KiB"
             raise RadistillError(f"{path}: has {status.st_size:,} bytes, and at most {most} are read{way_out}")
-        handle = path.open("rb")
+        with path.open("rb") as handle:
+            yield handle
     except (FileNotFoundError, NotADirectoryError):
         raise RadistillError(f"{path}: no such file{way_out}") from None
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         raise RadistillError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}){way_out}") from None
-    with handle:
-        yield handle
 
 
 def _decoded(data: bytes, where: str, way_out: str) -> str:

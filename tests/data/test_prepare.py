@@ -363,7 +363,7 @@ def test_load_data(questions: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "count", "message"),
     [
-        ("nothing", 1, "'nothing' is not a source: reasoning-gym:TASK, or the path of a .jsonl file"),
+        ("nothing", 1, "'nothing' is not a source: the path of a .jsonl file, a folder, the name of a data set"),
         ("reasoning-gym:", 1, "is not a source"),
         ("missing.jsonl", 1, "missing.jsonl: no such file"),
         ("rows.jsonl", 31, "count: 31 asked for, 30 there"),

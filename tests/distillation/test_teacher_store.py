@@ -14,7 +14,7 @@ import pytest
 import torch
 from distill_case import HELDOUT, RESUMABLE, STORED, TRAIN, lasting, models, run, store_of, weights
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_distill_heldout import PAD, near
 
 import tiny
@@ -192,6 +192,25 @@ def test_a_shard_that_is_cut_is_written_again(tmp_path: Path) -> None:
     assert torch.equal(store_of(teacher, tmp_path, settings).of(TRAIN).log_probabilities, expected)
     path.unlink()
     with pytest.raises(RadistillError, match=r"shard-00001.safetensors: missing or damaged; remove .*store.json"):
+        type(store)(store.folder, [*TRAIN, *HELDOUT])
+
+
+def test_a_store_that_says_something_else_is_refused(tmp_path: Path) -> None:
+    store = store_of(tiny.model("llama"), tmp_path, quick(teacher_store={"top_k": 4}))
+    path, header = layout.shard_path(store.folder, 0), store.folder / layout.HEADER
+    whole = load_file(path)
+    for name, value in (("ids", -1), ("ids", 10**6), ("best", 10**6), ("tail", float("nan")), ("tail", 7.0)):
+        changed = {**whole, name: whole[name].clone()}
+        changed[name].view(-1)[0] = value
+        save_file(changed, path)
+        with pytest.raises(RadistillError, match="damaged; remove it to have it written again"):
+            store.of(TRAIN)
+    save_file({name: tensor[:-1] for name, tensor in whole.items()}, path)
+    with pytest.raises(RadistillError, match=r"missing or damaged; remove it and store\.json"):
+        type(store)(store.folder, [*TRAIN, *HELDOUT])
+    save_file(whole, path)
+    header.write_text(header.read_text().replace('"top_k": 4', '"top_k": 3'))
+    with pytest.raises(RadistillError, match=r"store\.json: damaged; remove it to have it written again"):
         type(store)(store.folder, [*TRAIN, *HELDOUT])
 
 

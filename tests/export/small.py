@@ -42,7 +42,7 @@ PRE_TOKENIZERS: dict[str, tuple[pre_tokenizers.PreTokenizer, bool]] = {
 
 
 def tokenizer(pre: str = "smollm") -> PreTrainedTokenizerFast:
-    """A BPE trained on our README, with the numbers from 0 to 199 beside it."""
+    """A BPE trained on our licence, with the numbers from 0 to 199 beside it."""
     cut, ignore_merges = PRE_TOKENIZERS[pre]
     backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     backend.pre_tokenizer, backend.decoder = cut, decoders.ByteLevel()
@@ -52,7 +52,7 @@ def tokenizer(pre: str = "smollm") -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     backend.train_from_iterator([text, *(f"{number}  {number}\n\n" for number in range(200))], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -29,10 +29,11 @@ def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool)
             this = left == 0  # a write may be made of others
             if this and not after:
                 os.kill(os.getpid(), number)
-            result = original(*arguments, **keywords)
-            if this and after:
-                os.kill(os.getpid(), number)
-            return result
+            try:
+                return original(*arguments, **keywords)
+            finally:  # some find nothing to remove
+                if this and after:
+                    os.kill(os.getpid(), number)
 
         return write
 

@@ -39,10 +39,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path, number: signal.Signals) -> None:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["kill_case"])
+    processes.set_forkserver_preload(["radistill.pipeline.run"])
     kills = 0
     while True:
         # A start that ends at its first writes may come no further than the one before; a later one does.

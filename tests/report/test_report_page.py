@@ -426,7 +426,9 @@ def test_results_of_an_earlier_state_are_marked(tmp_path: Path, change: str) -> 
         (tmp_path / "data" / "heldout.jsonl").write_text("{}\n")
     else:
         del stages["evaluate"]
-    assert "These results are out of date." in report(tmp_path, {"run.json": record}).text
+    page = report(tmp_path, {"run.json": record}).text
+    assert "These results are out of date." in page
+    assert "trains the same hybrid" not in page
 
 
 def test_a_step_that_was_done_again_with_the_same_inputs_marks_nothing(tmp_path: Path) -> None:
@@ -449,6 +451,7 @@ def test_it_prints_what_the_steps_were_made_with(tmp_path: Path) -> None:
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     page = checked(write_report(folder).read_text(encoding="utf-8")).text
     assert "99999" not in page
+    assert "trains the same hybrid" in page
     assert "steps: 120" in page
     assert "init: zero" in page
     assert "gone:" not in page

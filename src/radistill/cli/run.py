@@ -8,7 +8,6 @@ import typer
 from radistill.cli.evaluate import evaluate
 from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
 
-
 _QUICK = "Instead of a recipe, with --model, --data and --budget:"
 
 

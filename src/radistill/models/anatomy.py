@@ -246,7 +246,7 @@ def anatomy_of(source: PreTrainedModel | PreTrainedConfig) -> Anatomy:
     try:
         return _anatomy(config)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        where = Path(config.name_or_path) / "config.json"
+        where = Path(config.name_or_path or "") / "config.json"
         raise RadistillError(f"{where}: its sizes cannot be those of a network ({one_line(error)})") from None
 
 

@@ -62,6 +62,11 @@ class Evaluation(Content):
     samples: list[dict[str, str]] = []
     __pydantic_extra__: dict[str, Figures] = Field(init=False)
 
+    def given(self) -> dict[str, Any]:
+        """As in the file, where the samples come last."""
+        found = super().given()
+        return {name: found[name] for name in sorted(found, key=lambda name: name == "samples")}
+
 
 class Fit(Content):
     """Of a layer in align.json."""

@@ -92,6 +92,12 @@ class StoredTeacher:
                         f"{path}: cannot be read ({error}); remove it and {HEADER} beside it to have it written again"
                     ) from None
         tensors = {name: torch.cat(parts).to(_IN_MEMORY[name]) for name, parts in found.items()}
+        tokens = torch.cat([tensors["ids"].flatten(), tensors["best"]])
+        logs = torch.cat([tensors["log_probabilities"].flatten(), tensors["tail"]])
+        # Rounding can put a sum of probabilities a little above 1.
+        # A sum of probabilities may be a little above 1 by rounding.
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.vocabulary or not (logs < 0.01).all()):
+            raise RadistillError(f"{self.folder}: damaged; remove it to have it written again")
         return TopK(**tensors, vocabulary=self.vocabulary)
 
 
