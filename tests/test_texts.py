@@ -16,7 +16,7 @@ from radistill.diagnosis.shared_study import open_study
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.models import loading
-from radistill.report import write_report
+from radistill.report.page import write_report
 from radistill.texts import readable
 from small_run import write_plan
 

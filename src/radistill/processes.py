@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from radistill.errors import RadistillError
+
+if TYPE_CHECKING:  # what only reads files is shown without torch, which takes seconds to import
+    import torch
 
 T = TypeVar("T")
 
@@ -54,14 +54,14 @@ class Processes:
     def wait(self) -> None:
         """Go on when all are here."""
         if self.count > 1:
-            dist.barrier(group=self.group)
+            _distributed().barrier(group=self.group)
 
     def decide(self, choose: Callable[[], T]) -> T:
         """What `choose` returns in the main process, the only one that calls it; the others wait for it."""
         if self.count == 1:
             return choose()
         box: list[Any] = [choose() if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        _distributed().broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def collect(self, value: T) -> list[T]:
@@ -69,13 +69,13 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self.group)
+        _distributed().all_gather_object(values, value, group=self.group)
         return values
 
-    def add(self, table: torch.Tensor) -> torch.Tensor:
+    def add(self, table: "torch.Tensor") -> "torch.Tensor":
         """Sum of the processes' CPU tensors of one shape, which is written over `table`."""
         if self.count > 1:
-            dist.all_reduce(table, group=self.group)
+            _distributed().all_reduce(table, group=self.group)
         return table
 
 
@@ -86,6 +86,12 @@ ALONE = Processes()
 def launched() -> int:
     """Processes that the launcher has started, without meeting them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _distributed() -> Any:
+    import torch.distributed
+
+    return torch.distributed
 
 
 def is_main() -> bool:
@@ -114,6 +120,9 @@ def join(kind: str) -> Processes:
     for variable, (needed, way_out) in _FIXED.items() if sharded else ():
         if (value := os.environ.get(variable, needed).lower()) != needed:
             raise RadistillError(f"{variable} is {value}; launch with {way_out}")
+    import torch
+
+    dist = _distributed()
     if not dist.is_initialized():
         if kind == "cuda":
             torch.cuda.set_device(own_device("cuda"))

@@ -1,4 +1,4 @@
-"""How an artefact was made: versions, machine, seed."""
+"""How an artefact was made: versions, machine, seed. Torch, which takes seconds to import, is so where it is needed."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 
 _LIBRARIES = ("radistill", "torch", "transformers", "accelerate", "optuna", "datasets", "safetensors")
 
@@ -26,6 +25,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in GiB, accelerators: what a timing depends on."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
@@ -50,6 +51,8 @@ def _processor() -> str:
 
 def seed_everything(seed: int, threads: int | None = None) -> None:
     """Seed Python, NumPy and torch, and fix torch's thread count: float sums depend on it."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -33,7 +33,7 @@ from radistill.models.inspection import inspect_source
 from radistill.models.loading import load
 from radistill.pipeline.estimate import estimate
 from radistill.pipeline.run import run
-from radistill.report import write_report
+from radistill.report.page import write_report
 from radistill.report.task_table import comparison_table
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import load_recipe

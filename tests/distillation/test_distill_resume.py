@@ -131,6 +131,24 @@ def test_ctrl_c_finishes_the_step_and_saves_it(
     assert_same(outcome(tmp_path), uninterrupted)
 
 
+def test_ctrl_c_while_the_last_step_is_measured_stops_too(
+    tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.Training._measure
+
+    def interrupting(training: loop.Training, report: Any) -> None:
+        original(training, report)
+        if training.log.step == RESUMABLE.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop.Training, "_measure", interrupting)
+    teacher, student = models()
+    with pytest.raises(KeyboardInterrupt):
+        run(student, teacher, RESUMABLE, folder=tmp_path)
+    monkeypatch.undo()
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
 @pytest.mark.usefixtures("interrupt_in_batch_seven")
 def test_ctrl_c_without_a_folder_stops_too() -> None:
     teacher, student = models()

@@ -11,7 +11,7 @@ from example_run import write_example_run
 from html_checks import Page, read_page
 
 from radistill.errors import RadistillError
-from radistill.report import write_report
+from radistill.report.page import write_report
 
 
 def page_of(folder: Path) -> Page:

@@ -16,7 +16,7 @@ from html_checks import Page, read_page
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation
-from radistill.report import write_report
+from radistill.report.page import write_report
 from radistill.runs.recipe import Recipe
 
 # All that is read but plan.json. The example's recipe fits only the main hybrid layer by layer.

@@ -8,8 +8,7 @@ import pytest
 from example_run import evaluation
 from rich.console import Console
 
-from radistill.report import evaluation_table
-from radistill.report.terminal import print_evaluation
+from radistill.report.terminal import evaluation_table, print_evaluation
 
 
 def printed(results: dict[str, Any], width: int = 80) -> str:

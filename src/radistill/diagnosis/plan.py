@@ -1,13 +1,15 @@
 """The plan: which layers are replaced, why, and how that was found. The file between diagnosis and conversion."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
-from radistill.models.anatomy import Anatomy
+
+if TYPE_CHECKING:  # plans are read and shown without torch, which takes seconds to import
+    from radistill.models.anatomy import Anatomy
 
 By = Literal["redundancy", "replaceability"]
 DRAFTS = {"redundancy": "without their attention", "replaceability": "with fitted blocks in their place"}
@@ -118,7 +120,7 @@ class Plan(BaseModel, extra="forbid", protected_namespaces=(), allow_inf_nan=Fal
         """
         return read_json(path, cls, way_out="; `radistill diagnose` makes a plan")
 
-    def check(self, anatomy: Anatomy, name: str = "plan.json") -> None:
+    def check(self, anatomy: "Anatomy", name: str = "plan.json") -> None:
         """Check that the plan fits a model.
 
         Raises:

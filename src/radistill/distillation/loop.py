@@ -161,7 +161,7 @@ class Training:
                 self._save(self._checkpoints)
                 saved = time.perf_counter()
             advance(1, self._status())
-        return stop
+        return any(self._processes.collect(interrupted()))  # also while the last step was measured and saved
 
     def _step(self, report: Report) -> dict[str, float]:
         """One optimiser step on this process's batches of it; what is logged of it."""

@@ -43,7 +43,7 @@ from radistill.pipeline.inputs import (
 )
 from radistill.pipeline.rates import with_best_rate
 from radistill.pipeline.teacher import teacher_of
-from radistill.report import write_report
+from radistill.report.page import write_report
 from radistill.runs.arms import Arm
 from radistill.speculation.substitutes import Substitutes
 
