@@ -56,7 +56,8 @@ def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path
         assert process.exitcode in (-number, INTERRUPTED)
         kills += 1
         assert kills < 500
-    assert kills >= 50
+    # Ctrl-C during the last step of a training is answered by its end, and the run goes on.
+    assert kills >= (5 if number is signal.SIGINT else 50)
     ours, theirs = lasting(tmp_path / "out"), lasting(finished / "out")
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} == set()
