@@ -1,5 +1,6 @@
 # make demo   the main job, from a fresh clone to a report
 # make test   the tests
+# make slow-test   those that take minutes each
 # make lint   ruff and mypy
 # make bench  measurements that take longer than a test may
 PYTHON ?= python3.11
@@ -10,14 +11,18 @@ INSTALLED := $(VENV)/.installed
 TORCH := torch==2.13.0
 DEMO := runs/quickstart
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test slow-test lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/radistill run recipes/quickstart.yaml --out $(DEMO)
 	@echo "Report: $(DEMO)/report.html"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Kills at every write, damage to every file, a fresh run for every kind of change: minutes each.
+slow-test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 1800
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -45,8 +45,9 @@ def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path
     processes.set_forkserver_preload(["radistill.pipeline.run"])
     kills = 0
     while True:
-        # A start that ends at its first writes may come no further than the one before; a later one does.
-        at, after = 1 + kills % 16, kills % 3 == 0
+        # A start that ends at its first writes may come no further than the one before. A later one does: a checkpoint
+        # is some thirty writes, those that remove an old one included.
+        at, after = 1 + 7 * kills % 48, kills % 3 == 0
         process = processes.Process(target=start, args=(finished / "recipe.yaml", tmp_path / "out", number, at, after))
         process.start()
         process.join()
@@ -55,7 +56,8 @@ def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path
         assert process.exitcode in (-number, INTERRUPTED)
         kills += 1
         assert kills < 500
-    assert kills >= 50
+    # Ctrl-C during the last step of a training is answered by its end, and the run goes on.
+    assert kills >= (5 if number is signal.SIGINT else 50)
     ours, theirs = lasting(tmp_path / "out"), lasting(finished / "out")
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} == set()
