@@ -91,7 +91,7 @@ def test_a_terminal_that_is_not_utf_8(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(sys, "argv", ["radistill", *arguments])
         with pytest.raises(SystemExit):
             main()
-    for stream, text in ((sys.stdout, b"??"), (sys.stderr, b"error: ??: no such file")):
+    for stream, text in ((sys.stdout, rb"\u4e16\u754c"), (sys.stderr, rb"error: \u4e16\u754c: no such file")):
         stream.flush()
         assert text in stream.buffer.getvalue()  # type: ignore[attr-defined]
 

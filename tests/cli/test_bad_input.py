@@ -209,9 +209,9 @@ def test_a_plan_edited_by_hand_is_checked(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda row: {**row, "tokens": [10_000, *row["tokens"][1:]]}, "has a token that the model does not have"),
+        (lambda row: {**row, "tokens": [999, *row["tokens"][1:]]}, "has a token that the model does not have"),
         (lambda row: {**row, "tokens": 7}, "calibration.jsonl, line 1: tokens: Input should be a valid array"),
-        (lambda row: {**row, "response_start": 10_000}, "line 1: response_start is 10000, but there are"),
+        (lambda row: {**row, "response_start": 99}, "line 1: response_start is 99, but there are"),
     ],
 )
 def test_damaged_data_is_named_with_the_command_that_makes_it(
@@ -221,7 +221,9 @@ def test_damaged_data_is_named_with_the_command_that_makes_it(
     assert shell("data", recipe, "--out", str(out))[0] == 0
     path = out / "data" / "calibration.jsonl"
     first, *others = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps(damage(json.loads(first))), *others]))
+    damaged = json.dumps(damage(json.loads(first))).ljust(len(first))
+    path.write_text("".join(f"{row}\n" for row in [damaged, *others]))
+    assert len(damaged) == len(first)  # another size is noticed before anything is read
     code, line = shell("diagnose", recipe, "--out", str(out))
     assert code == 2
     assert message in line

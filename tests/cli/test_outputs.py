@@ -11,7 +11,7 @@ import pytest
 import tiny
 from radistill.cli import main
 from radistill.errors import RadistillError
-from radistill.files import output_place, read_json, write_json
+from radistill.files import output_place, write_json
 from radistill.models import loading
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -89,7 +89,7 @@ def test_a_file_that_fails_later_is_one_line_too(
         path.unlink()
         path.mkdir()
         (path / "x").touch()
-        read_json(path)
+        path.read_text()
 
     monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(sys, "argv", ["radistill", "components", str(tmp_path / "model"), "--json", str(path)])
@@ -116,7 +116,6 @@ def test_a_machine_whose_disks_are_read_only(
     monkeypatch.setattr(sys, "argv", ["radistill", "--version"])
     with pytest.raises(SystemExit) as leaving:
         main()
-    assert leaving.value.code == (0 if memory else 2)
-    printed = capsys.readouterr()
-    assert memory or "error: no folder for temporary files can be written; set TMPDIR to one" in printed.err
-    assert not memory or (tempfile.gettempdir(), printed.out.split()[0]) == ("/dev/shm", "radistill")
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.split()[0] == "radistill"
+    assert tempfile.gettempdir() == ("/dev/shm" if memory else "/tmp")

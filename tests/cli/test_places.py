@@ -137,7 +137,9 @@ def test_what_is_kept_is_not_said_of_a_mistake(tmp_path: Path, capsys: pytest.Ca
 
 
 def radistill(*arguments: str, **more: object) -> "subprocess.Popen[str]":
-    program = "import sys; from radistill.cli import main; sys.argv = ['radistill', *sys.argv[1:]]; main()"
+    # Whoever starts the tests in the background may have Ctrl-C ignored.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from radistill.cli import main; sys.argv = ['radistill', *sys.argv[1:]]; main()"
     pipes: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     return subprocess.Popen([sys.executable, "-c", program, *arguments], text=True, **pipes)  # type: ignore[call-overload]
 

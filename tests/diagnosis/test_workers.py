@@ -86,7 +86,9 @@ def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch
     )
     layers, sets = complete(url, "layers"), complete(url, "sets")
     assert len(sets) == 14
-    assert sorted(trial.user_attrs["layers"][0] for trial in layers) == list(range(8))
+    # Two that ask at the same moment may both ask for a layer; it is judged once.
+    assert {trial.user_attrs["layers"][0] for trial in layers} == set(range(8))
+    assert sum(trial.user_attrs["forward_tokens"] > 0 for trial in layers) == 8
     by = Counter(trial.user_attrs["worker"] for trial in [*layers, *sets])
     assert len(by) == 2
     assert by[WORKER] < len(layers) + len(sets)

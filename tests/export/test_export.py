@@ -312,7 +312,7 @@ def test_a_card_shows_text_and_does_nothing_else(run: Path, tmp_path: Path) -> N
     plan = read_json(run / "plan.json")
     plan["selector"], plan["objective"] = {"kind": hostile}, {"name": hostile, "value": 1.0}
     write_json(run / "plan.json", {**plan, "model": str(tmp_path / "my-base<img src=x>|")})
-    write_json(run / "run.json", {"versions": {hostile: hostile}, "seed": hostile, "stages": {}})
+    write_json(run / "run.json", {"versions": {hostile: hostile}, "seed": 0, "stages": {}})
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["data"]["system"] = f"````\n<script>\n{hostile}"
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -396,8 +396,8 @@ def test_weights_that_an_index_names_elsewhere(tmp_path: Path, name: object) -> 
     index = tmp_path / "model" / "model.safetensors.index.json"
     write_json(index, {"weight_map": {"lm_head.weight": name}})
     for call in (load, lambda folder: export(folder, "hf", tmp_path / "out"), load_config):
-        with pytest.raises(RadistillError, match=r"index\.json: weight_map names .*, which is no file beside it"):
+        with pytest.raises(RadistillError, match=r"index\.json: weight_map(\.| names .*, which is no file beside it)"):
             call(tmp_path / "model")
     write_json(index, [1])
-    with pytest.raises(RadistillError, match=r"index\.json: weight_map is missing or empty"):
+    with pytest.raises(RadistillError, match=r"index\.json: Input should be an object"):
         load(tmp_path / "model")

@@ -37,6 +37,7 @@ def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool)
 
         return write
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run in the background
     for module, name in WRITES:
         setattr(module, name, counted(getattr(module, name)))
     try:

@@ -16,14 +16,13 @@ from typer.core import TyperGroup
 
 from radistill.cli.compare import compare
 from radistill.cli.components import components
-from radistill.cli.errors import errors_in_one_line
+from radistill.cli.errors import errors_in_one_line, give_traceback
 from radistill.cli.export import export
 from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
 from radistill.cli.run import STAGE_COMMANDS, run
 from radistill.cli.savings import savings
-from radistill.errors import RadistillError
 
 
 class _Commands(TyperGroup):
@@ -76,9 +75,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # not every encoding has a bar or ×
-    with errors_in_one_line():
-        _find_temporary_folder()
-    app()
+    _find_temporary_folder()
+    try:
+        app()
+    except Exception:
+        give_traceback()
     sys.exit(0)
 
 
@@ -91,4 +92,4 @@ def _find_temporary_folder() -> None:
         try:
             tempfile.gettempdir()
         except FileNotFoundError:
-            raise RadistillError("no folder for temporary files can be written; set TMPDIR to one") from None
+            tempfile.tempdir = "/tmp"  # few commands write there, and those say that they cannot

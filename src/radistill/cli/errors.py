@@ -46,7 +46,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         line = _known(error)
         if line is None:
-            _give_traceback()
+            raise
         _leave(f"error: {line}{_notes(error)}", 2)
 
 
@@ -88,7 +88,7 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _give_traceback() -> NoReturn:
+def give_traceback() -> NoReturn:
     """As Python does, but for passwords in what a library says."""
     print(readable(traceback.format_exc()), file=sys.stderr, end="")
     sys.exit(1)

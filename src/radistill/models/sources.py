@@ -11,7 +11,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import hash_file
 from radistill.models.aliases import ALIASES
-from radistill.models.checkpoint import WEIGHT_INDEX, check_weights, one_line
+from radistill.models.checkpoint import WEIGHT_INDEX, check_weights, one_line, read_config
 from radistill.models.gguf import REVISION, content_hash, dequantised
 
 _CONFIGURATION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model")
@@ -77,6 +77,7 @@ def signature(source: str | Path) -> list[str]:
     folder = locate(source, weights=False)
     if path is None or not path.is_dir():
         return [text, folder.name]  # a snapshot of the hub's cache is named by its revision
+    read_config(folder)  # what is no model says so itself
     patterns = (*_CONFIGURATION, "*.py", "additional_chat_templates/*.jinja")
     files = {file for pattern in patterns for file in folder.glob(pattern) if not _NOT_READ.fullmatch(file.name)}
     files = {*files, *check_weights(folder)} - {folder / WEIGHT_INDEX}  # its shards speak for the index

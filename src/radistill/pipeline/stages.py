@@ -78,7 +78,7 @@ def run_diagnose(context: Context) -> None:
         inputs = diagnose_inputs(context, arm)
         twin = found.setdefault(hash_json(inputs), arm)
         # A plan may be edited by hand, and then has another size: it is there, or it is not.
-        if plan.exists() and _current(context, step, inputs, []):
+        if _current(context, step, inputs if plan.exists() else None, []):
             continue
         with _step(context, step, inputs, []) as replacing:
             if twin is not arm:
