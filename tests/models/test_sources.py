@@ -195,3 +195,11 @@ def test_a_gguf_is_told_apart_by_its_bytes_and_by_its_reader(tmp_path: Path, mon
     content[-1] ^= 1
     path.write_bytes(content)
     assert signature(str(path)) != before
+
+
+def test_a_link_that_leads_nowhere_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latest").symlink_to("gone")
+    monkeypatch.setattr(sources, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(RadistillError, match="^latest: no such file or folder"):
+        locate("latest")

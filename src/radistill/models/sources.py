@@ -54,7 +54,7 @@ def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool 
         isinstance(source, Path)
         or text.startswith((".", "/", "~"))
         or text.endswith(".gguf")
-        or (text and path.exists())
+        or (text and os.path.lexists(path))  # a link that leads nowhere is no hub model either
     ):
         return _from_path(path)
     if not _HUB_ID.fullmatch(text):
