@@ -201,5 +201,5 @@ def test_a_link_that_leads_nowhere_is_not_asked_of_the_hub(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latest").symlink_to("gone")
     monkeypatch.setattr(sources, "_from_hub", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(RadistillError, match="^latest: no such file or folder"):
+    with pytest.raises(RadistillError, match=r"^latest: no such file or folder"):
         locate("latest")

@@ -77,7 +77,8 @@ def signature(source: str | Path) -> list[str]:
     folder = locate(source, weights=False)
     if path is None or not path.is_dir():
         return [text, folder.name]  # a snapshot of the hub's cache is named by its revision
-    read_config(folder)  # what is no model says so itself
+    if not (folder / "config.json").is_file():
+        read_config(folder)  # says what is there instead of a model
     patterns = (*_CONFIGURATION, "*.py", "additional_chat_templates/*.jinja")
     files = {file for pattern in patterns for file in folder.glob(pattern) if not _NOT_READ.fullmatch(file.name)}
     files = {*files, *check_weights(folder)} - {folder / WEIGHT_INDEX}  # its shards speak for the index
