@@ -175,8 +175,7 @@ def test_data_of_a_task(finished: Finished) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["plan.json", "run.json", "evaluation.json", "align.json", "distill.json", "savings.json",
-     "recipe.yaml", "tasks/hybrid/tasks.json"],
+    ["plan.json", "run.json", "evaluation.json", "align.json", "distill.json", "savings.json", "recipe.yaml"],
 )  # fmt: skip
 def test_a_report(finished: Finished, name: str) -> None:
     form = "bytes" if name == "recipe.yaml" else "json"
@@ -203,6 +202,13 @@ def test_results_of_tasks(finished: Finished, task: str) -> None:
         comparison_table([one.name for one in results], compare_results(results))
 
     attack(folder / "hybrid" / f"{task}.jsonl", "rows", read)
+
+
+def test_a_summary_of_tasks(finished: Finished) -> None:
+    """A report leaves out what is damaged and says so; to compare it is refused."""
+    folder = finished.out / "tasks" / "hybrid"
+    attack(folder / "tasks.json", "json", lambda: write_report(finished.out), check=lambda page: page.is_file())
+    attack(folder / "tasks.json", "json", lambda: read_results("hybrid", folder))
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

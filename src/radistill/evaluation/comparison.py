@@ -97,8 +97,8 @@ def read_results(name: str, folder: Path, problems: list[str] | None = None) -> 
     with _left_out(problems):
         summary = read_json(folder / SUMMARY)
         try:
-            settings = {task: dict(figures["settings"]) for task, figures in summary["tasks"].items()}
             counts = {task: figures["n"] for task, figures in summary["tasks"].items()}
+            settings = {task: dict(figures["settings"]) for task, figures in summary["tasks"].items()}
         except (AttributeError, KeyError, TypeError, ValueError):
             raise RadistillError(f"{folder / SUMMARY}: not a summary of tasks; remove it and evaluate again") from None
     for task in list(settings):
