@@ -159,7 +159,7 @@ class GraniteHybrid(Target):
         only = f", but with {groups} groups it computes the same function only from 5.23 on" if groups > 1 else ""
         return [
             f"transformers 5.17 and newer load it{only}.",
-            "vLLM has a class for this architecture: `vllm serve FOLDER` (not run by Radistill).",
+            "vLLM has a class for this architecture: `vllm serve FOLDER` (run by hand, on a CPU).",
         ]
 
 
