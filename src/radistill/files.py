@@ -283,6 +283,20 @@ _LONG_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text within a file holds, with the limits of `read_json`; RadistillError begins with `where`."""
+    return _parsed(text, Any, where, "", True)
+
+
+def yaml_of(data: Any) -> str:
+    """YAML that `read_yaml` reads as `data`; `safe_dump` would leave a text such as `1e5` bare, a number there."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """See `yaml_of`."""
+
+
 class _Loader(yaml.SafeLoader):
     """What `read_yaml` says of itself; PyYAML takes the last of two equal keys."""
 
@@ -312,9 +326,16 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+# What only an explicit tag asks for has no place in JSON, nor in a recipe.
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] not in ("binary", "set", "timestamp", "omap", "pairs")
+}
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 

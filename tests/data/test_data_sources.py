@@ -78,6 +78,9 @@ def test_turns_as_apis_write_them(tmp_path: Path) -> None:
     assert found.response == ""
     assert found.response_fields == {"tool_calls": [called({"city": "Oslo"})]}
     assert found.tools == (called({}),)
+    assert one(tmp_path, {"prompt": "a", "tools": json.dumps([called({})])}).tools == (called({}),)
+    silent = {"role": "assistant", "tool_calls": [called("")]}
+    assert one(tmp_path, {"messages": [USER, silent]}).response_fields == {"tool_calls": [called({})]}
     assert example_of(json.loads(json.dumps(found.to_row()))) == found
 
 
@@ -117,9 +120,12 @@ def test_other_calls_make_another_example(tmp_path: Path) -> None:
         ({"messages": [USER, {**ASSISTANT, "tool_calls": "now"}]}, r"messages\[1\].tool_calls must be a list of obj"),
         (
             {"messages": [USER, {**ASSISTANT, "tool_calls": [called("{")]}]},
-            r"messages\[1\].tool_calls: arguments are no",
+            r"messages\[1\].tool_calls: arguments: not v",
         ),
-        ({"prompt": "a", "tools": "now"}, "tools must be a list of objects, not a text"),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": [called("[" * 10**5)]}]}, "arguments: not valid JSON .nested"),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": [called('{"a": NaN}')]}]}, "arguments: not valid JSON"),
+        ({"prompt": "a", "tools": "now"}, "tools: not valid JSON"),
+        ({"prompt": "a", "tools": {"a": 1}}, "tools must be a list of objects, not an object"),
         ({"prompt": "a", "answer": [1]}, "answer must be a text or a number, not a list"),
         ({"prompt": "a", "answer": " "}, "answer is empty"),
         ({"prompt": "\ud800"}, "half a surrogate pair"),

@@ -158,8 +158,8 @@ def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
 
 
 OPENING = (
-    "{% for m in messages %}{% set said = m['content'].split('</think>')[-1] if m['role'] == 'assistant' else"
-    " m['content'] %}<|im_start|>{{ m['role'] }}\n{{ said }}<|im_end|>{% endfor %}"
+    "{% for m in messages %}{% set said = m['content'].split('</think>')[-1].replace('  ', ' ') if"
+    " m['role'] == 'assistant' else m['content'] %}<|im_start|>{{ m['role'] }}\n{{ said }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
@@ -186,6 +186,7 @@ def test_a_response_that_does_not_close_what_the_prompt_opens_is_refused() -> No
         ("<think>I add.</think>4", "4<|im_end|>", True),
         ("4", "4<|im_end|>", False),
         (" 4\n", " 4\n<|im_end|>", False),
+        ("4  5", "4 5<|im_end|>", False),
     ],
 )
 def test_a_response_that_the_template_shortens_says_so(response: str, learnt: str, shortened: bool) -> None:

@@ -465,3 +465,19 @@ def test_pydantic_knows_no_other_depth() -> None:
 )
 def test_fields_that_contradict_one_another_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert refusal(write(tmp_path, changes)).startswith(message)
+
+
+@pytest.mark.parametrize("model", ["1e5", "12E34", "2001-99-99", "yes", "~", "0x1F"])
+def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path, model: str) -> None:
+    recipe = Recipe.model_validate({"model": model, "data": {"kind": "jsonl", "path": "a"}, "diagnose": {"budget": 1}})
+    recipe.save(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize("value", ["!!binary aGVsbG8=", "!!set {a}", "!!timestamp 2001-01-01", ".inf"])
+def test_values_that_no_recipe_can_keep_are_one_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = "model: m\ndata: {kind: jsonl, path: a}\ndiagnose: {budget: 1}\n"
+    path.write_text(f"{text}distill:\n  save_seconds: {value}\n")
+    with pytest.raises(RadistillError, match=r"recipe\.yaml"):
+        load_recipe(path)

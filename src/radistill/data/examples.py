@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from radistill.errors import RadistillError
+from radistill.files import parse_json
 
 KEYS = ("messages", "prompt", "text")
 
@@ -144,10 +145,7 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
     arguments = inner.get("arguments")
     if not isinstance(arguments, str):
         return call
-    try:
-        arguments = json.loads(arguments)
-    except ValueError:
-        raise RadistillError(f"{where}.tool_calls: arguments are no JSON: {arguments[:40]!r}") from None
+    arguments = parse_json(arguments or "{}", f"{where}.tool_calls: arguments")
     changed = {**inner, "arguments": arguments}
     return {**call, "function": changed} if inner is function else changed
 
@@ -155,8 +153,11 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
 def _tools(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...] | None:
     if not row.get("tools"):
         return None
-    _check_json(row["tools"], f"{where}: tools")
-    return tuple(_objects(row["tools"], f"{where}: tools"))
+    tools = row["tools"]
+    if isinstance(tools, str):  # as data sets have them, whose columns need one type
+        tools = parse_json(tools, f"{where}: tools") or []
+    _check_json(tools, f"{where}: tools")
+    return tuple(_objects(tools, f"{where}: tools")) or None
 
 
 def _objects(value: object, where: str) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ def _objects(value: object, where: str) -> list[dict[str, Any]]:
 
 def _check_json(value: object, where: str) -> None:
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         raise RadistillError(f"{where} holds something that JSON has no place for") from None
     check_unicode(value if isinstance(value, str) else text, where)

@@ -82,10 +82,11 @@ def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: 
         return draw(settings, seed, without)
     path = folder / "drawn.json"
     key = hash_json([settings.model_dump(mode="json"), seed, sorted(without)])
-    if read_kept(path, key) is None:
-        fresh = draw(settings, seed, without)
-        write_kept(path, key, {split: [one.to_row() for one in part] for split, part in vars(fresh).items()})
     kept = read_kept(path, key)
+    if kept is None:
+        fresh = draw(settings, seed, without)
+        kept = {split: [one.to_row() for one in part] for split, part in vars(fresh).items()}
+        write_kept(path, key, kept)
     return Draw(*([example_of(row) for row in kept[split]] for split in SPLITS))
 
 

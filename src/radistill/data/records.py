@@ -21,7 +21,9 @@ class _Row(BaseModel):
     id: str
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
     response: str | None = None
+    response_fields: dict[str, Any] | None = None
     verifier: dict[str, Any] | None
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
     response_start: int = Field(ge=1)

@@ -81,14 +81,12 @@ class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     divergence: float | None = Field(
         default=5.0,
         gt=1,
-        allow_inf_nan=True,
         description="a run stops when the mean loss of ten steps is so many times the lowest such mean; null lets it "
         "go on",
     )
     save_seconds: Annotated[float, NOT_COUNTED] = Field(
         default=60.0,
         ge=0,
-        allow_inf_nan=True,
         description="seconds between checkpoints, so the work that a kill can cost; 0 saves each step",
     )
     report_to: Annotated[Tracker, NOT_COUNTED] = Field(

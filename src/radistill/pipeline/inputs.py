@@ -50,10 +50,8 @@ def splits_in(folder: Path) -> list[Path]:
 
 def data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
     """Of `data`, and of the documents that a stage has for itself."""
-    recipe = context.recipe
     data = [getattr(settings, field, None) for field in ("path", "heldout_path", "id")]
     return {
-        "models": [context.signature(source) for source in (recipe.model, recipe.teacher) if source],
         # Data that lies on this machine may change under the same name.
         "data": [_content(Path(place)) for place in data if place],
         **_data_settings(context, settings),
@@ -61,7 +59,9 @@ def data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
 
 
 def _data_settings(context: Context, settings: DataSettings) -> dict[str, Any]:
-    return {"settings": counted(settings), **context.settings_of("dtype", "seed")}
+    recipe = context.recipe
+    models = [context.signature(source) for source in (recipe.model, recipe.teacher) if source]
+    return {"models": models, "settings": counted(settings), **context.settings_of("dtype", "seed")}
 
 
 def _content(place: Path) -> str | dict[str, str] | None:

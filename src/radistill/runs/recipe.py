@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from radistill.conversion.targets import find_initialisation
@@ -14,7 +13,7 @@ from radistill.data.settings import DataSettings
 from radistill.data.sources import settings_of, shares
 from radistill.diagnosis.diagnose import contradiction
 from radistill.errors import RadistillError
-from radistill.files import read_text, read_yaml, shortened, write_text
+from radistill.files import read_text, read_yaml, shortened, write_text, yaml_of
 from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
 from radistill.runs.evaluate_settings import EvaluateSettings
@@ -100,7 +99,7 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_of(self.model_dump(mode="json"))
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
