@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from radistill.console import note
 from radistill.data.documents import prompt_tokens, response_tokens, with_kept_date
 from radistill.data.examples import Example
@@ -42,12 +44,13 @@ def prepare(
         RadistillError: on whatever is wrong with the data.
     """
     drawn = _draw_once(settings, seed, folder, without)
-    heldout = _records(teacher, drawn.heldout, settings, seed, folder, "heldout")
-    train = _records(teacher, drawn.train, settings, seed, folder, "train")
+    tokenizer = teacher.tokenizer if folder is None else with_kept_date(teacher.tokenizer, folder)
+    heldout = _records(teacher, tokenizer, drawn.heldout, settings, seed, folder, "heldout")
+    train = _records(teacher, tokenizer, drawn.train, settings, seed, folder, "train")
     calibration = (
         train[: settings.calibration]
         if settings.calibration_from == "train"
-        else _records(teacher, drawn.calibration, settings, seed, folder, "calibration")
+        else _records(teacher, tokenizer, drawn.calibration, settings, seed, folder, "calibration")
     )
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
@@ -73,7 +76,7 @@ def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_to
     settings = settings_of(source, train=count, responses=ResponseSettings(max_new_tokens=max_new_tokens))
     rows = SOURCES[settings.kind](settings, seed)
     examples = take(iter(rows.examples), "count", count, set(), rows.origin)
-    return [record.document for record in _records(teacher, examples, settings, seed, None, "data")]
+    return [record.document for record in _records(teacher, teacher.tokenizer, examples, settings, seed, None, "data")]
 
 
 def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: Collection[str]) -> Draw:
@@ -91,12 +94,17 @@ def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: 
 
 
 def _records(
-    teacher: Model, examples: Sequence[Example], settings: DataSettings, seed: int, folder: Path | None, split: str
+    teacher: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    settings: DataSettings,
+    seed: int,
+    folder: Path | None,
+    split: str,
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
     context: int | None = teacher.context_length
     limit = min(settings.max_length, context or settings.max_length)
-    tokenizer = teacher.tokenizer if folder is None else with_kept_date(teacher.tokenizer, folder)
     prompts = [prompt_tokens(example, tokenizer, settings.system) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
     asked = [

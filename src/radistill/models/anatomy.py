@@ -130,8 +130,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
-# Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
 _MOST_LAYERS = 10_000
+# Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
 _SSM_LAYER_TYPES = {"mamba", "linear_attention"}
 _ATTENTION_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 _BOTH_LAYER_TYPES = {"hybrid"}

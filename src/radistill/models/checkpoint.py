@@ -133,7 +133,7 @@ def own_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def shapes_in(path: Path) -> dict[str, list[int]]:
-    """The shape of each tensor of a safetensors file that `check_weights` has found to be whole."""
+    """The shape of each tensor of a safetensors file, by its header; the errors are those of the library."""
     with safe_open(path, framework="pt") as file:
         names: list[str] = file.keys()
         return {name: file.get_slice(name).get_shape() for name in names}

@@ -50,8 +50,9 @@ def learn_endings(student: Model, documents: Sequence[Document]) -> None:
     Engines differ in where they look, so config, generation config and tokenizer name the same: what was learnt, the
     most frequent first, then what the base stopped at. Documents that end with ordinary text change nothing.
     """
+    special = _special_tokens(student.tokenizer)
     last = Counter(document.tokens[-1] for document in documents)
-    learnt = [token for token, _ in last.most_common() if token in _special_tokens(student.tokenizer)]
+    learnt = [token for token, _ in last.most_common() if token in special]
     if not learnt:
         return
     ends = [*learnt, *sorted(end_tokens(student) - set(learnt))]

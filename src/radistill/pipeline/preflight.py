@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from radistill.conversion import TARGETS, check_conversion
 from radistill.data.settings import DataSettings, HubData, JsonlData
@@ -17,11 +17,9 @@ from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.anatomy import anatomy_of
-from radistill.models.checkpoint import quiet
 from radistill.models.gguf import read_gguf
 from radistill.models.known_configs import known_config
-from radistill.models.loading import load_config
-from radistill.models.sources import locate
+from radistill.models.loading import load_config, load_tokenizer, skeleton
 from radistill.runs.recipe import Recipe
 
 
@@ -52,8 +50,7 @@ def check(recipe: Recipe) -> Checked:
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     anatomy = anatomy_of(base)
-    with torch.device("meta"), quiet():
-        network = AutoModelForCausalLM.from_config(base, trust_remote_code=recipe.trust_remote_code)
+    network = skeleton(base, recipe.model, recipe.trust_remote_code)
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
         if arm.budget is not None:
@@ -123,12 +120,9 @@ def _vocabulary(source: str) -> dict[str, int] | None:
     if _gguf(source) is not None:
         return None
     try:
-        folder = locate(source, weights=False)
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception:  # not at hand or broken: the run itself says which
+        return load_tokenizer(source).get_vocab()
+    except RadistillError:  # not at hand or broken: the run itself says which
         return None
-    return tokenizer.get_vocab()
 
 
 def _check_data(section: str, settings: DataSettings, seed: int, warnings: list[str]) -> None:

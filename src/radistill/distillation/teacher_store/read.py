@@ -22,6 +22,7 @@ from radistill.distillation.teacher_store.layout import (
 )
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json
+from radistill.models.checkpoint import shapes_in
 from radistill.models.sequences import Document, hash_documents
 
 _IN_MEMORY = {"ids": torch.long, "log_probabilities": torch.float32, "tail": torch.float32, "best": torch.long}
@@ -94,7 +95,6 @@ class StoredTeacher:
         tensors = {name: torch.cat(parts).to(_IN_MEMORY[name]) for name, parts in found.items()}
         tokens = torch.cat([tensors["ids"].flatten(), tensors["best"]])
         logs = torch.cat([tensors["log_probabilities"].flatten(), tensors["tail"]])
-        # Rounding can put a sum of probabilities a little above 1.
         # A sum of probabilities may be a little above 1 by rounding.
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.vocabulary or not (logs < 0.01).all()):
             raise RadistillError(f"{self.folder}: damaged; remove it to have it written again")
@@ -106,8 +106,6 @@ def is_whole(path: Path, part: Sequence[Document], top_k: int) -> bool:
     rows = sum(map(response_tokens, part))
     wanted = {name: [rows, *([top_k] if name in ("ids", "log_probabilities") else [])] for name in FORMATS}
     try:
-        with safe_open(path, framework="pt") as shard:
-            names: list[str] = shard.keys()
-            return {name: shard.get_slice(name).get_shape() for name in names} == wanted
+        return shapes_in(path) == wanted
     except (OSError, SafetensorError):
         return False
