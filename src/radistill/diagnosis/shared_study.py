@@ -204,13 +204,16 @@ class SharedStudy:
         """The complete trial of the same set, if there is one.
 
         Raises:
-            optuna.TrialPruned: if another process is judging this set, or those before this trial are enough.
+            optuna.TrialPruned: if another process is judging this set, those before this trial are enough, or this one
+                was put into the queue by two processes at the same moment.
         """
         while True:
             living = self._living()
             before = [trial for trial in living if trial.number < number]
-            if enough(before):
-                raise optuna.TrialPruned  # two asked for the last one at the same time
+            queued = {trial.number: trial.system_attrs.get("fixed_params") for trial in living}
+            twin = queued.get(number) is not None and any(queued[t.number] == queued[number] for t in before)
+            if twin or enough(before):
+                raise optuna.TrialPruned
             running = [trial for trial in before if trial.state is TrialState.RUNNING]
             if any(trial.user_attrs.get("layers") == layers for trial in running):
                 time.sleep(_POLL_SECONDS)
