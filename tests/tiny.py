@@ -65,6 +65,8 @@ _DELTA = {
     "linear_num_value_heads": 4,
 }
 
+_QWEN3_MOE = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 # Families that the granite-hybrid target can hold: (model type, settings).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -94,10 +96,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {}),
     "qwen2_moe": ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}),
     "qwen3": ("qwen3", {"head_dim": 8}),
-    "qwen3_moe": (
-        "qwen3_moe",
-        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-    ),
+    "qwen3-tied": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3-biased": ("qwen3", {"head_dim": 8, "attention_bias": True}),
+    "qwen3_moe": ("qwen3_moe", {**_QWEN3_MOE, "norm_topk_prob": True}),
+    "qwen3_moe-shares": ("qwen3_moe", {**_QWEN3_MOE, "norm_topk_prob": False}),
     "smollm3": ("smollm3", {}),
     "bamba": ("bamba", _MAMBA2),
     "falcon_h1": (
@@ -126,6 +128,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_next": ("qwen3_next", {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERT_SIZES}),
     "qwen3_5_text": ("qwen3_5_text", _DELTA),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERT_SIZES}),
     "zamba2": (
         "zamba2",
         {
@@ -139,6 +142,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+
+# Those of them that the qwen3.5 target can hold.
+QWEN35 = ("qwen3", "qwen3-tied", "qwen3-biased", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text")
 
 
 def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTrainedModel:

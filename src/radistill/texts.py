@@ -1,6 +1,8 @@
-"""Text from files, users and libraries as it may be shown: it commands no terminal, and it gives no password away."""
+"""Text as it may be shown: numbers for people; what comes from files, users and libraries commands no terminal and
+gives no password away."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,3 +29,32 @@ def _without_secrets(url: re.Match[str]) -> str:
         return f"{match[1]}***" if _SECRET.search(unquote(match[2])) else match[0]
 
     return _FIELD.sub(field, _USER.sub(r"\1:***@", url[0]))
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Ascending indices in short: "0-5, 8"; "none" if there are none."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans) or "none"
+
+
+def human_bytes(number: int) -> str:
+    """Bytes in the largest binary unit that leaves at least 1, with at most one decimal: "22.5 KiB"."""
+    amount = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{round(amount, 1):g} {unit}"
+        amount /= 1024
+    return f"{round(amount, 1):g} TiB"
+
+
+def human_count(number: int) -> str:
+    """A count with three digits and a unit: "135M"."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

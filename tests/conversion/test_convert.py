@@ -1,6 +1,7 @@
 """Conversion on every family: nothing replaced is the same function, replaced layers are the skip draft."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 import tiny
 from radistill.conversion import GraniteHybridSettings, convert, new_parameters
 from radistill.errors import RadistillError
-from radistill.models.loading import Model
+from radistill.models.loading import Model, load
 
 LAYERS = 6
 
@@ -228,9 +229,8 @@ def test_teacher_in_training_mode_is_compared_without_dropout_and_left_in_it() -
     assert not student.network.training
 
 
-def test_half_precision_is_kept() -> None:
-    teacher = tiny.model("llama", 2)
-    teacher.network.to(torch.bfloat16)
+def test_half_precision_is_kept(tmp_path: Path) -> None:
+    teacher = load(tiny.save("llama", tmp_path, 2), dtype="bfloat16")
     student = convert(teacher, [0])
     assert {parameter.dtype for parameter in student.network.parameters()} == {torch.bfloat16}
     assert student.network.config.dtype == torch.bfloat16
@@ -310,7 +310,15 @@ def test_why_one_attention_layer_must_stay() -> None:
 )
 def test_models_that_cannot_be_held_are_refused_by_feature(family: str, feature: str) -> None:
     with pytest.raises(RadistillError, match=f"tiny {family}: granite-hybrid cannot hold this model: .*{feature}"):
-        convert(tiny.model(family, 2), [0])
+        convert(tiny.model(family, 2), [0], target="granite-hybrid")
+
+
+def test_a_model_that_no_target_can_hold_is_told_why() -> None:
+    with pytest.raises(
+        RadistillError,
+        match=r"tiny gemma2: no target .* \(granite-hybrid: norms after .*; qwen3.5: another architecture",
+    ):
+        convert(tiny.model("gemma2", 2), [0])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mutations import damaged
 import tiny
 from radistill.batch_log import read_batches
 from radistill.cli.plan import show
+from radistill.conversion.inspection import inspect_source
 from radistill.data.jsonl import read_examples
 from radistill.data.records import DataSplits
 from radistill.diagnosis.plan import Plan
@@ -29,7 +30,6 @@ from radistill.evaluation.savings.measure import SavingsSettings, measure_saving
 from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.export.source import find_source
 from radistill.files import read_json, read_kept
-from radistill.models.inspection import inspect_source
 from radistill.models.loading import load
 from radistill.pipeline.estimate import estimate
 from radistill.pipeline.run import run

@@ -6,7 +6,9 @@ import pytest
 from transformers import BertConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
 import tiny
-from radistill.models.features import blocking_features
+from radistill.conversion.targets import TARGETS
+
+in_the_way = TARGETS["granite-hybrid"].check
 
 NAMED = {
     "llama-head-size": ["head size 10 does not equal hidden_size / num_attention_heads = 8"],
@@ -28,7 +30,10 @@ NAMED = {
     "phi3": ["fused projections (qkv_proj, gate_up_proj) (phi3)"],
     "qwen2_moe": ["mixture of experts (num_experts=4)"],
     "qwen3": ["QK-norm (qwen3)"],
+    "qwen3-tied": ["QK-norm (qwen3)", "head size 12 does not equal hidden_size / num_attention_heads = 8"],
+    "qwen3-biased": ["QK-norm (qwen3)"],
     "qwen3_moe": ["QK-norm (qwen3_moe)", "mixture of experts (num_local_experts=4)"],
+    "qwen3_moe-shares": ["QK-norm (qwen3_moe)", "mixture of experts (num_local_experts=4)"],
     "smollm3": ["layers without rotary embedding (no_rope_layers, at 3)"],
     "bamba": ["a hybrid of another kind (bamba)", "partial rotary embedding (partial_rotary_factor=0.5)"],
     "falcon_h1": ["a hybrid of another kind (falcon_h1)", "attention and state space in one layer (falcon_h1)"],
@@ -50,11 +55,18 @@ NAMED = {
         "QK-norm (qwen3_5_text)",
         "partial rotary embedding (partial_rotary_factor=0.25)",
     ],
+    "qwen3_5_moe_text": [
+        "a hybrid of another kind (qwen3_5_moe_text)",
+        "gated delta rule (qwen3_5_moe_text)",
+        "QK-norm (qwen3_5_moe_text)",
+        "partial rotary embedding (partial_rotary_factor=0.25)",
+        "mixture of experts (num_experts=4)",
+    ],
     "zamba2": [
         "a hybrid of another kind (zamba2)",
         "attention blocks shared between layers (zamba2)",
-        "head size 16 does not equal hidden_size / num_attention_heads = 8",
         "activation gelu (hidden_act; only silu)",
+        "head size 16 does not equal hidden_size / num_attention_heads = 8",
     ],
 }
 
@@ -65,12 +77,12 @@ def test_every_refused_family_has_its_answer() -> None:
 
 @pytest.mark.parametrize("family", NAMED)
 def test_each_refusal_by_name(family: str) -> None:
-    assert blocking_features(tiny.build(family).config) == NAMED[family]
+    assert in_the_way(tiny.build(family).config) == NAMED[family]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_nothing_stands_in_the_way(family: str) -> None:
-    assert blocking_features(tiny.build(family).config) == []
+    assert in_the_way(tiny.build(family).config) == []
 
 
 @pytest.mark.parametrize(
@@ -84,26 +96,26 @@ def test_nothing_stands_in_the_way(family: str) -> None:
     ],
 )
 def test_settings_that_are_no_obstacle(config: Any) -> None:
-    assert blocking_features(config) == []
+    assert in_the_way(config) == []
 
 
 def test_one_token_less_than_the_context_is_a_window() -> None:
     config = MistralConfig(sliding_window=32767, max_position_embeddings=32768)
-    assert blocking_features(config) == ["sliding-window attention (sliding_window=32767)"]
+    assert in_the_way(config) == ["sliding-window attention (sliding_window=32767)"]
 
 
 def test_partial_rotary_embedding() -> None:
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     expected = "partial rotary embedding (partial_rotary_factor=0.5)"
-    assert blocking_features(LlamaConfig(rope_parameters=rope)) == [expected]
-    assert expected in blocking_features(Phi3Config(rope_parameters=rope))
+    assert in_the_way(LlamaConfig(rope_parameters=rope)) == [expected]
+    assert expected in in_the_way(Phi3Config(rope_parameters=rope))
 
 
 def test_a_head_size_that_does_not_divide_the_width() -> None:
-    (feature,) = blocking_features(Qwen2Config(hidden_size=100, num_attention_heads=3, num_key_value_heads=3))
+    (feature,) = in_the_way(Qwen2Config(hidden_size=100, num_attention_heads=3, num_key_value_heads=3))
     assert feature == "head size 33 does not equal hidden_size / num_attention_heads = 33.3333"
 
 
 def test_an_unknown_architecture_is_an_obstacle_too() -> None:
-    (feature,) = blocking_features(BertConfig())
+    (feature,) = in_the_way(BertConfig())
     assert feature.startswith("unknown architecture (model_type='bert'; known are llama, ")

@@ -163,7 +163,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "data: 'jsnol' is unknown; did you mean 'jsonl'? choose one of datasets, jsonl, reasoning-gym",
     ),
     "no source": ({"data": {"path": "x"}}, "data.kind: is required; choose one of datasets, jsonl, reasoning-gym"),
-    "target": ({"convert": {"target": "granit"}}, "convert.target.kind: must be 'granite-hybrid', not 'granit'"),
+    "target": (
+        {"convert": {"target": "granit"}},
+        "convert.target: 'granit' is unknown; did you mean 'granite-hybrid'? choose one of granite-hybrid, qwen3.5",
+    ),
     "initialisation": (
         {"convert": {"init": "zeros"}},
         "convert.init: must be one of fitted, random, transfer, zero, not 'zeros'",

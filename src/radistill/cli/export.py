@@ -21,8 +21,7 @@ def export(
 ) -> None:
     """Write the student of a run as a Hugging Face folder with a model card, or as a GGUF file that llama.cpp runs."""
     from radistill.export import export as write
-    from radistill.models.inspection import human_bytes
-    from radistill.texts import readable
+    from radistill.texts import human_bytes, readable
 
     written = write(run, to, out, arm=arm, dtype=dtype, force=force)
     files = [written] if written.is_file() else [file for file in written.iterdir() if file.is_file()]

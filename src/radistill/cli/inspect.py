@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Show a model's layers, parameters and memory, and whether a student target can hold it."""
     from radistill.console import show
-    from radistill.models.inspection import inspect_source, render
+    from radistill.conversion.inspection import inspect_source, render
 
     report = inspect_source(model, trust_remote_code)
     if as_json:

@@ -18,12 +18,14 @@ def assemble(
     new: tuple[str, ...],
     dropped: tuple[str, ...],
     share: bool,
+    written: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    silent: tuple[str, ...] = ("_proj.bias",),
 ) -> PreTrainedModel:
     """Build `network_class(config)` on the meta device and give it tensors.
 
     Each parameter is, in this order: NaN if it belongs to a new block; the source's tensor of the same name; the
-    source's tensors that `source_names` lists, joined along the first dimension; zero if it is an attention bias that
-    the source does not have.
+    source's tensors that `source_names` lists, joined along the first dimension; zero if it is one that the source may
+    lack.
 
     Args:
         network_class: class of the new network; its only buffers are those of its rotary embedding.
@@ -33,6 +35,8 @@ def assemble(
         new: prefixes of the parameters that the source does not have.
         dropped: prefixes of the source's parameters that the new network does not have.
         share: use the source's tensors themselves where nothing has to be joined, instead of clones.
+        written: how the new network stores the source's tensor for the parameter of that name: itself, or a new one.
+        silent: endings of parameters that are zero where the source has none; by default, attention biases.
 
     Raises:
         RadistillError: if a parameter has no counterpart on either side.
@@ -54,11 +58,9 @@ def assemble(
         if all(part in source for part in parts):
             used.update(parts)
             found = [source[part] for part in parts]
-            if len(found) > 1:
-                tensors[name] = torch.cat(found)
-            else:
-                tensors[name] = found[0] if share else found[0].clone()
-        elif name.endswith("_proj.bias"):
+            tensor = written(name, torch.cat(found) if len(found) > 1 else found[0])
+            tensors[name] = tensor.clone() if tensor is found[0] and not share else tensor
+        elif name.endswith(silent):
             tensors[name] = torch.zeros(empty.shape, dtype=dtype, device=device)
         else:
             raise RadistillError(f"the source model has no {' or '.join(parts)}, which {network_class.__name__} needs")

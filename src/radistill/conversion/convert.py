@@ -11,8 +11,15 @@ import torch
 from transformers import PreTrainedModel
 
 from radistill.conversion.assembly import unwritten
-from radistill.conversion.probe import Probe, probe_batch, probe_logits, prove_equal
-from radistill.conversion.targets import DEFAULT, TARGETS, Target, TargetSettings, find_initialisation, target_settings
+from radistill.conversion.probe import TOLERANCE, Probe, probe_batch, probe_logits, prove_equal
+from radistill.conversion.targets import (
+    TARGETS,
+    Target,
+    TargetSettings,
+    find_initialisation,
+    target_for,
+    target_settings,
+)
 from radistill.errors import RadistillError
 from radistill.mixers import use_fast_paths
 from radistill.mixers.interface import Attention, AttentionShape, Context
@@ -71,7 +78,7 @@ def convert(
     teacher: Model,
     replace: Sequence[int] | HasReplace,
     *,
-    target: TargetSettings | dict[str, Any] | str = DEFAULT,
+    target: TargetSettings | dict[str, Any] | str | None = None,
     init: str = "fitted",
     seed: int = 0,
 ) -> ConvertedModel:
@@ -83,16 +90,15 @@ def convert(
     Args:
         teacher: the source model; unchanged afterwards.
         replace: layers whose attention is replaced, sorted; or a plan. Empty: only the format changes.
-        target: name or settings of the student's architecture.
-        init: how the new blocks start; Mamba-2's by `zero`, `transfer`, `random`, or `fitted`, which asks for `align`
-            next.
+        target: name or settings of the student's architecture; None is the first that can hold the teacher.
+        init: how the new blocks start: `zero`, `transfer`, `random`, or `fitted`, which asks for `align` next.
         seed: of the initialisation.
 
     Raises:
         RadistillError: if the target cannot hold the source, a setting does not fit, a layer cannot be replaced, or a
             proof fails.
     """
-    settings = target_settings(target)
+    settings = target_for(teacher.network.config, teacher.source) if target is None else target_settings(target)
     chosen = TARGETS[settings.kind]
     before = teacher.anatomy
     initialisation = find_initialisation(init, settings)
@@ -114,7 +120,7 @@ def convert(
             if name := unwritten(block):
                 raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
     use_fast_paths(network)
-    start = _prove_start(teacher, network, layers, probe) if initialisation.silent else None
+    start = _prove_start(teacher, network, layers, settings, probe) if initialisation.silent else None
     record = ConversionRecord(
         target=settings.model_dump(mode="json"),
         init=init,
@@ -177,21 +183,27 @@ def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> flo
     return prove_equal(
         reference,
         probe_logits(twin, probe),
-        teacher.network.dtype,
         f"{settings.kind} with nothing replaced should compute what {teacher.source} does",
+        _tolerance(teacher, settings),
     )
 
 
-def _prove_start(teacher: Model, network: PreTrainedModel, layers: tuple[int, ...], probe: Probe) -> float:
+def _prove_start(
+    teacher: Model, network: PreTrainedModel, layers: tuple[int, ...], settings: TargetSettings, probe: Probe
+) -> float:
     """Compare a student whose new blocks should be silent with the source that skips the replaced attentions."""
     with evaluating(teacher.network), masked(teacher, ComponentMask.attention(layers)):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(
         reference,
         probe_logits(network, probe),
-        teacher.network.dtype,
         f"the student should start as {teacher.source} without the attention of layers {list(layers)}",
+        _tolerance(teacher, settings),
     )
+
+
+def _tolerance(teacher: Model, settings: TargetSettings) -> float:
+    return TARGETS[settings.kind].rounding.get(teacher.network.dtype, TOLERANCE)
 
 
 def _checked_layers(replace: Sequence[int] | HasReplace, anatomy: Anatomy, target: Target) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from radistill.conversion import convert
-from radistill.conversion.targets import DEFAULT, TARGETS, TargetSettings, target_settings
+from radistill.conversion.targets import TARGETS, TargetSettings, target_for, target_settings
 from radistill.distillation.align import AlignSettings, align
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -18,7 +18,7 @@ def fit_blocks(
     documents: Sequence[Document],
     settings: AlignSettings | None = None,
     *,
-    target: TargetSettings | str = DEFAULT,
+    target: TargetSettings | str | None = None,
     init: str = "fitted",
     seed: int = 0,
     folder: Path | None = None,
@@ -39,8 +39,9 @@ def fit_blocks(
         RadistillError: as `convert` and `align`.
     """
     blocks: dict[int, nn.Module] = {}
-    for layers in TARGETS[target_settings(target).kind].students(base.anatomy.attention_layers):
-        student = convert(base, layers, target=target, init=init, seed=seed)
+    chosen = target_for(base.network.config, base.source) if target is None else target_settings(target)
+    for layers in TARGETS[chosen.kind].students(base.anatomy.attention_layers):
+        student = convert(base, layers, target=chosen, init=init, seed=seed)
         align(student, base, documents, settings, replace=layers, seed=seed, folder=folder)
         blocks |= {layer: student.anatomy.mixer(student.network, layer) for layer in layers}
     return Substitutes(blocks)

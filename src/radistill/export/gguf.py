@@ -76,7 +76,7 @@ def write_gguf(
 def _layout(folder: Path, config: PreTrainedConfig) -> GGUFFormat:
     target = target_of(config)
     if target is None or target.gguf is None:
-        written = ", ".join(known.model_type for known in TARGETS.values() if known.gguf is not None)
+        written = ", ".join(name for known in TARGETS.values() if known.gguf is not None for name in known.model_types)
         raise RadistillError(f"{folder}: architecture {config.model_type} (a GGUF is written for {written} only)")
     return target.gguf
 

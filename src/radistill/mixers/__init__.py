@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from radistill.mixers.gdn import GDN
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
 
@@ -37,3 +38,4 @@ def without_fast_paths(network: nn.Module) -> Iterator[None]:
 
 
 register_mixer(MAMBA2)
+register_mixer(GDN)

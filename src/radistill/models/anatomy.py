@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.errors import RadistillError
+from radistill.mixers.gdn import GDN
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
 from radistill.mixers.mamba2.geometry import Mamba2Geometry
@@ -72,12 +73,6 @@ def _mamba1_state(config: PreTrainedConfig) -> int:
     return config.mamba_expand * config.hidden_size * (config.mamba_d_state + config.mamba_d_conv)
 
 
-def _delta_state(config: PreTrainedConfig) -> int:
-    keys = config.linear_num_key_heads * config.linear_key_head_dim
-    values = config.linear_num_value_heads * config.linear_value_head_dim
-    return values * config.linear_key_head_dim + (2 * keys + values) * config.linear_conv_kernel_dim
-
-
 _HYBRID = "a hybrid of another kind"
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -116,11 +111,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "Mamba-1 blocks"), state=_mamba1_state
     ),
     "qwen3_5_text": Architecture(
-        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), state=_delta_state
+        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), mixer=GDN
     ),
-    "qwen3_next": Architecture(
-        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), state=_delta_state
+    "qwen3_5_moe_text": Architecture(
+        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), mixer=GDN
     ),
+    "qwen3_next": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", "QK-norm"), mixer=GDN),
     "zamba2": Architecture(
         attention="shared_transformer.self_attn",
         ssm=("mamba", "mamba_decoder.mamba"),

@@ -1,9 +1,11 @@
-"""What stands in the way of holding a model in the granite-hybrid target (`GraniteMoeHybridForCausalLM`).
+"""What a model computes differently from Llama, by name: what a target must have a place for, or refuse.
 
-The target computes a Llama block: RMS norm before attention and before a gated SiLU MLP, rotary embedding over the
-whole head, full causal attention, optional biases in the attention. It has Granite's multipliers, so Granite fits
-too. Rotary scaling of any type fits, because transformers computes it from the config in one place for all.
+A Llama block is: RMS norm before attention and before a gated SiLU MLP, rotary embedding over the whole head, full
+causal attention, optional biases in the attention. Rotary scaling of any type is no difference, because transformers
+computes it from the config in one place for all.
 """
+
+from collections.abc import Collection
 
 from transformers import PreTrainedConfig
 
@@ -15,22 +17,25 @@ _SOFT_CAPS = {"attn_logit_softcapping": "attention", "final_logit_softcapping": 
 _SILU = {"silu", "swish"}
 
 
-def blocking_features(config: PreTrainedConfig) -> list[str]:
-    """Features of a model that the granite-hybrid target cannot hold, each with the config field and its value.
+MIXTURE = "mixture of experts"
 
-    Empty if nothing stands in the way; a `granitemoehybrid` model, experts included, holds itself.
+
+def blocking_features(config: PreTrainedConfig, held: Collection[str] = ()) -> list[str]:
+    """What a model computes differently from Llama, each with the config field and its value.
+
+    Args:
+        config: of the model.
+        held: peculiarities of the table in `models.anatomy`, or `MIXTURE`, that the target has a place for.
     """
     config = config.get_text_config()
     kind = config.model_type
     if kind not in ARCHITECTURES:
         return [f"unknown architecture (model_type={kind!r}; known are {', '.join(ARCHITECTURES)})"]
-    if kind == "granitemoehybrid":
-        return []
     return [
-        *(f"{peculiarity} ({kind})" for peculiarity in ARCHITECTURES[kind].peculiarities),
+        *(f"{peculiarity} ({kind})" for peculiarity in ARCHITECTURES[kind].peculiarities if peculiarity not in held),
         *_attention(config),
         *_rotary(config),
-        *_mlp(config),
+        *_mlp(config, MIXTURE in held),
     ]
 
 
@@ -39,9 +44,6 @@ def _attention(config: PreTrainedConfig) -> list[str]:
     found = []
     if anatomy.sliding_window is not None:
         found.append(f"sliding-window attention (sliding_window={anatomy.sliding_window})")
-    share = anatomy.hidden_size / anatomy.num_heads
-    if anatomy.head_dim != share:
-        found.append(f"head size {anatomy.head_dim} does not equal hidden_size / num_attention_heads = {share:g}")
     for field, what in _SOFT_CAPS.items():
         cap = getattr(config, field, None)
         if cap is not None:
@@ -62,11 +64,11 @@ def _rotary(config: PreTrainedConfig) -> list[str]:
     return found
 
 
-def _mlp(config: PreTrainedConfig) -> list[str]:
+def _mlp(config: PreTrainedConfig, mixture: bool) -> list[str]:
     found = []
     experts = [f"{field}={getattr(config, field)}" for field in _EXPERTS if getattr(config, field, None)]
-    if experts:  # some configs have one number under two names
-        found.append(f"mixture of experts ({experts[0]})")
+    if experts and not mixture:  # some configs have one number under two names
+        found.append(f"{MIXTURE} ({experts[0]})")
     if getattr(config, "mlp_bias", False):
         found.append("MLP bias (mlp_bias=True)")
     for field in _ACTIVATIONS:

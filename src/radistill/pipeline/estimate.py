@@ -13,7 +13,6 @@ from radistill.diagnosis.selectors import All
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
-from radistill.models.inspection import human_bytes
 from radistill.models.loading import DTYPES
 from radistill.pipeline.memory import (
     Lengths,
@@ -33,6 +32,7 @@ from radistill.pipeline.shapes import HybridShape, count_parameters, hybrid_shap
 from radistill.runs.arms import Arm
 from radistill.runs.recipe import Recipe
 from radistill.runs.sections import DiagnoseSettings
+from radistill.texts import human_bytes
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
         RadistillError: for what a run would refuse on any machine.
     """
     checked = check(recipe)
+    recipe = checked.recipe
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
     bounds = lengths_in_stages(recipe, checked.base.max_position_embeddings)
@@ -154,7 +155,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     build = partial(
         hybrid_shape,
         checked.base,
-        recipe.convert.target,
+        recipe.target,
         recipe.diagnose.budget,
         dtype=DTYPES[recipe.dtype],
         on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
@@ -174,7 +175,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     memory = memory_of_stages(recipe, base, shape, bounds, counted, loaded, teacher)
     store = store_bytes(read["distill"], base, bounds["store"])
     disk = disk_bytes(recipe, base, shape) + store
-    hybrid = _model("hybrid", recipe.convert.target.kind, shape.anatomy, shape.parameters)
+    hybrid = _model("hybrid", recipe.target.kind, shape.anatomy, shape.parameters)
     models.append(replace(hybrid, new_parameters=shape.new, trained_parameters=_most_trained(recipe, shape)))
 
     for arm in recipe.hybrids[1:]:

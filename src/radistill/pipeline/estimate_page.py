@@ -7,9 +7,9 @@ from rich.text import Text
 
 from radistill.console import show
 from radistill.diagnosis.plan import DRAFTS
-from radistill.models.inspection import human_bytes, human_count
 from radistill.pipeline.estimate import Estimate, Work
 from radistill.pipeline.memory import FORMULAS, TERMS
+from radistill.texts import human_bytes, human_count
 
 WIDTH = 100
 

@@ -204,7 +204,7 @@ def _fits(recipe: Recipe, base: Anatomy) -> list[int]:
     """Blocks by the student that they are fitted in, as `fit_blocks` has them."""
     if recipe.diagnose.by == "redundancy":
         return [recipe.diagnose.budget]
-    return [len(group) for group in TARGETS[recipe.convert.target.kind].students(base.attention_layers)]
+    return [len(group) for group in TARGETS[recipe.target.kind].students(base.attention_layers)]
 
 
 def align_bytes_per_layer(recipe: Recipe, base: Anatomy, bounds: Lengths) -> int:

@@ -28,11 +28,13 @@ class Checked:
     """What a recipe's models are, after all checks.
 
     Attributes:
+        recipe: with a target.
         base: config of the model to convert.
         teacher: config of the teacher; None where the base teaches itself.
         warnings: what a run would refuse here, but perhaps not on the machine that it is meant for.
     """
 
+    recipe: Recipe
     base: PreTrainedConfig
     teacher: PreTrainedConfig | None
     warnings: list[str]
@@ -50,6 +52,7 @@ def check(recipe: Recipe) -> Checked:
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     anatomy = anatomy_of(base)
+    recipe = recipe.for_model(base)
     network = skeleton(base, recipe.model, recipe.trust_remote_code)
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
@@ -71,7 +74,7 @@ def check(recipe: Recipe) -> Checked:
     _check_data("data", recipe.data, recipe.seed, warnings)
     for stage, settings in recipe.own_data.items():
         _check_data(f"{stage}.data", settings, recipe.seed, warnings)
-    return Checked(base, configs.get(recipe.teacher), warnings)
+    return Checked(recipe, base, configs.get(recipe.teacher), warnings)
 
 
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:

@@ -66,7 +66,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         run=run,
         name=readable(run.path.resolve().name),
         results=results,
-        target=recipe.convert.target.kind if recipe is not None else "",
+        target=recipe.target.kind if recipe is not None else "",
         model=readable(run.plan.model or "unnamed model").rstrip("/").rpartition("/")[2],
         verdict=[paragraph for paragraph in (*verdict(run), task_sentence(tasks)) if paragraph],
         unfinished=any(name in run.missing for name in _ESSENTIAL),

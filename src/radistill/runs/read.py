@@ -108,7 +108,7 @@ class Run:
     @property
     def block(self) -> str:
         """What stands in place of attention, as precisely as the folder says."""
-        return mixer_of(self.recipe.convert.target).phrase if self.recipe is not None else "an SSM"
+        return mixer_of(self.recipe.target).phrase if self.recipe is not None else "an SSM"
 
     @property
     def judged(self) -> str:

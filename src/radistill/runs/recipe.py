@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from transformers import PreTrainedConfig
 
-from radistill.conversion.targets import find_initialisation
+from radistill.conversion.targets import (
+    DEFAULT,
+    TargetSettings,
+    find_initialisation,
+    target_for,
+    target_settings,
+)
 from radistill.data.settings import DataSettings
 from radistill.data.sources import settings_of, shares
 from radistill.diagnosis.diagnose import contradiction
@@ -76,6 +83,22 @@ class Recipe(BaseModel):
         return {name: section.data for name, section in sections.items() if section is not None and section.data}
 
     @property
+    def target(self) -> TargetSettings:
+        """The main hybrid's architecture; until `for_model` has found one, where none is named, the default."""
+        return self.convert.target or target_settings(DEFAULT)
+
+    def for_model(self, config: PreTrainedConfig) -> "Recipe":
+        """This recipe with a target: where it names none, the first that can hold the model of this config.
+
+        Raises:
+            RadistillError: if none can, with what stands in the way of each.
+        """
+        if self.convert.target is not None:
+            return self
+        target = target_for(config, self.model)
+        return self.model_copy(update={"convert": self.convert.model_copy(update={"target": target})})
+
+    @property
     def hybrids(self) -> list[Arm]:
         """The main hybrid, and each arm."""
         main = Arm(
@@ -84,7 +107,7 @@ class Recipe(BaseModel):
             selector=self.diagnose.selector,
             budget=self.diagnose.budget,
             penalty=self.diagnose.penalty,
-            target=self.convert.target,
+            target=self.target,
             init=self.convert.init,
             teacher=self.teacher,
             align=self.align,

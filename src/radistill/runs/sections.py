@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from radistill.conversion.targets import TargetSettings, validate_target
-from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES
 from radistill.diagnosis.plan import By
@@ -90,7 +89,9 @@ class ConvertSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    target: Target = Field(default_factory=GraniteHybridSettings, description="the student's architecture")
+    target: Target | None = Field(
+        default=None, description="the student's architecture; null is the first that can hold the model"
+    )
     init: Initialisation = Field(default="fitted", description="how the new blocks start")
 
 

@@ -9,9 +9,9 @@ from functools import partial
 
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
-from radistill.models.inspection import ranges
 from radistill.models.loading import Model
 from radistill.speculation.masks import ComponentMask, masked_modules
+from radistill.texts import ranges
 
 
 def component_off(model: Model, component: Component) -> ComponentMask:

@@ -67,7 +67,7 @@ class ToySettings(TargetSettings):
 
 class ToyHybrid(Target):
     settings = ToySettings
-    model_type = "toy-hybrid"
+    model_types = ("toy-hybrid",)
     mixers = (AVERAGE,)
     architecture = Architecture(ssm=("average",), mixer=AVERAGE)
 

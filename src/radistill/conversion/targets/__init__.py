@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid
 from radistill.conversion.targets.interface import Target, TargetSettings
+from radistill.conversion.targets.qwen3_5 import Qwen35
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Initialisation, Mixer
 from radistill.models.anatomy import ARCHITECTURES
@@ -19,10 +20,11 @@ def register_target(target: Target) -> None:
     """Make a target known under its kind, and its architecture to all that takes models apart."""
     TARGETS[target.kind] = target
     if target.architecture is not None:
-        ARCHITECTURES[target.model_type] = target.architecture
+        ARCHITECTURES.update(dict.fromkeys(target.model_types, target.architecture))
 
 
 register_target(GraniteHybrid())
+register_target(Qwen35())
 
 
 def validate_target(value: Any) -> TargetSettings:
@@ -63,6 +65,24 @@ def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSett
         raise RadistillError(f"target.{field}: {wanted} (got {value!r})") from None
 
 
+def target_for(config: PreTrainedConfig, source: str) -> TargetSettings:
+    """The first target that can hold a model, with its defaults.
+
+    Args:
+        config: the model's.
+        source: what the user calls it.
+
+    Raises:
+        RadistillError: if none can, with what stands in the way of each.
+    """
+    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
+    for kind, found in obstacles.items():
+        if not found:
+            return target_settings(kind)
+    reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
+    raise RadistillError(f"{source}: no target can hold this model ({reasons})")
+
+
 def mixer_of(target: TargetSettings | dict[str, Any] | str = DEFAULT) -> Mixer:
     """The kind of block that a target puts in place of attention."""
     settings = target_settings(target)
@@ -80,4 +100,4 @@ def find_initialisation(name: str, target: TargetSettings | dict[str, Any] | str
 
 def target_of(config: PreTrainedConfig) -> Target | None:
     """The target whose students have this config; None for a model that cannot be a student."""
-    return next((target for target in TARGETS.values() if target.model_type == config.model_type), None)
+    return next((target for target in TARGETS.values() if config.model_type in target.model_types), None)

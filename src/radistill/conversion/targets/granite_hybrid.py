@@ -21,6 +21,7 @@ from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
 from radistill.mixers.mamba2.geometry import Mamba2Geometry
+from radistill.models.anatomy import ARCHITECTURES, anatomy_of
 from radistill.models.features import blocking_features
 from radistill.models.loading import Model
 
@@ -72,15 +73,27 @@ class GraniteHybrid(Target):
     """See `Target` for what each member promises."""
 
     settings = GraniteHybridSettings
-    model_type = "granitemoehybrid"
+    model_types = ("granitemoehybrid",)
     mixers: ClassVar[tuple[Mixer, ...]] = (MAMBA2,)
     keeps = 1
     keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
     gguf = FORMAT
 
     def check(self, config: PreTrainedConfig) -> list[str]:
-        """Features of the source that the architecture cannot hold, by name."""
-        return blocking_features(config)
+        """Features of the source that the architecture cannot hold, by name. It has Granite's multipliers, and holds
+        a model of its own kind as it is, experts included."""
+        config = config.get_text_config()
+        if config.model_type in self.model_types:
+            return []
+        found = blocking_features(config)
+        if config.model_type in ARCHITECTURES:
+            anatomy = anatomy_of(config)
+            share = anatomy.hidden_size / anatomy.num_heads
+            if anatomy.head_dim != share:
+                found.append(
+                    f"head size {anatomy.head_dim} does not equal hidden_size / num_attention_heads = {share:g}"
+                )
+        return found
 
     def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> Mamba2Geometry:
         """Shape of the new blocks. A source that has SSM layers dictates it: the architecture knows only one."""

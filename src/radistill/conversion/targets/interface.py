@@ -1,8 +1,9 @@
 """What a target is: an architecture that students can have."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -50,19 +51,22 @@ class Target(ABC):
 
     Attributes:
         settings: what can be chosen; its `kind` names the target.
-        model_type: transformers' name of the architecture.
+        model_types: transformers' names of the architecture and its forms.
         mixers: the kinds of block that it can have in place of attention.
         keeps: how many attention layers must stay.
         keeps_because: why.
+        rounding: for number formats in which the architecture cannot store a source's weights as they are, the largest
+            difference of any logit that this may make, in units of the logits' root mean square.
         architecture: its entry in the table of `models.anatomy`, where that has none.
         gguf: how llama.cpp wants its students; None where it cannot run them.
     """
 
     settings: ClassVar[type[TargetSettings]]
-    model_type: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
     mixers: ClassVar[tuple[Mixer, ...]]
     keeps: ClassVar[int] = 0
     keeps_because: ClassVar[str] = ""
+    rounding: ClassVar[Mapping[torch.dtype, float]] = MappingProxyType({})
     architecture: ClassVar[Architecture | None] = None
     gguf: ClassVar[GGUFFormat | None] = None
 

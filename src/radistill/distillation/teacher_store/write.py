@@ -30,11 +30,11 @@ from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.errors import RadistillError
 from radistill.files import hash_json, write_json
 from radistill.models.generation import evaluating
-from radistill.models.inspection import human_bytes
 from radistill.models.loading import Model
 from radistill.models.logits import ResponseStates, response_states
 from radistill.models.sequences import Document, batches, collate, hash_documents
 from radistill.processes import ALONE, Processes
+from radistill.texts import human_bytes
 
 
 def store_teacher(

@@ -1,16 +1,17 @@
 """`random`: nothing is copied from the attention."""
 
 from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
-from radistill.mixers.mamba2 import start
 from radistill.mixers.mamba2.geometry import Mamba2Block, Mamba2Geometry
+from radistill.mixers.mamba2.start import recurrence, zero_projection_biases
+from radistill.mixers.start import convolution, linear_weight
 
 
 def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
     """Everything by Mamba-2's published initialisation, but `out_proj` zero: the student starts as the skip draft."""
-    start.recurrence(block, context.generator)
-    start.convolution(block.conv1d, context.generator)
-    start.zero_projection_biases(block)
-    start.linear_weight(block.in_proj.weight, context.generator)
+    recurrence(block, context.generator)
+    convolution(block.conv1d, context.generator)
+    zero_projection_biases(block)
+    linear_weight(block.in_proj.weight, context.generator)
     block.out_proj.weight.zero_()
 
 

@@ -6,11 +6,10 @@ convolution and the gated norm; measured on SmolLM2 (ten layers), the copy alone
 training must follow.
 """
 
-from torch import Tensor
-
 from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
-from radistill.mixers.mamba2 import start
 from radistill.mixers.mamba2.geometry import Mamba2Block, Mamba2Geometry
+from radistill.mixers.mamba2.start import copy_output, recurrence, zero_projection_biases
+from radistill.mixers.start import linear_weight, pass_through, per_query_head
 
 
 def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
@@ -23,33 +22,24 @@ def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
     - biases of q, k and v (Qwen2) become the convolution's bias, which is exact while the convolution passes through.
     """
     shape = context.shape
-    start.recurrence(block, context.generator)
-    start.zero_projection_biases(block)
-    start.copy_output(block, attention)
+    recurrence(block, context.generator)
+    zero_projection_biases(block)
+    copy_output(block, attention)
 
     inner = shape.heads * shape.head_dim
     z, x, b, c, dt = block.in_proj.weight.split([inner, inner, inner, inner, shape.heads], dim=0)
-    start.linear_weight(z, context.generator)
-    start.linear_weight(dt, context.generator)
-    x.copy_(_per_head(attention.v_proj.weight, shape))
-    b.copy_(_per_head(attention.k_proj.weight, shape))
+    linear_weight(z, context.generator)
+    linear_weight(dt, context.generator)
+    x.copy_(per_query_head(attention.v_proj.weight, shape.heads, shape.kv_heads))
+    b.copy_(per_query_head(attention.k_proj.weight, shape.heads, shape.kv_heads))
     c.copy_(attention.q_proj.weight)
 
-    block.conv1d.weight.zero_()
-    block.conv1d.weight[..., -1] = 1.0
-    if block.conv1d.bias is not None:
-        block.conv1d.bias.zero_()
-        if attention.q_proj.bias is not None:
-            x, b, c = block.conv1d.bias.split([inner, inner, inner])
-            x.copy_(_per_head(attention.v_proj.bias, shape))
-            b.copy_(_per_head(attention.k_proj.bias, shape))
-            c.copy_(attention.q_proj.bias)
-
-
-def _per_head(tensor: Tensor, shape: AttentionShape) -> Tensor:
-    """Repeat KV heads, first dimension [kv_heads * head_dim], for the query heads that share them."""
-    heads = tensor.unflatten(0, (shape.kv_heads, shape.head_dim))
-    return heads.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
+    pass_through(block.conv1d)
+    if block.conv1d.bias is not None and attention.q_proj.bias is not None:
+        x, b, c = block.conv1d.bias.split([inner, inner, inner])
+        x.copy_(per_query_head(attention.v_proj.bias, shape.heads, shape.kv_heads))
+        b.copy_(per_query_head(attention.k_proj.bias, shape.heads, shape.kv_heads))
+        c.copy_(attention.q_proj.bias)
 
 
 def obstacles(geometry: Mamba2Geometry, shape: AttentionShape) -> list[str]:

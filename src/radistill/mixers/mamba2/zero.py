@@ -1,8 +1,9 @@
 """`zero`: RAD's start (arXiv 2505.22135). The block says nothing; the student is the draft that the search judged."""
 
 from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
-from radistill.mixers.mamba2 import start
 from radistill.mixers.mamba2.geometry import Mamba2Block, Mamba2Geometry
+from radistill.mixers.mamba2.start import recurrence, zero_projection_biases
+from radistill.mixers.start import convolution
 
 
 def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
@@ -11,9 +12,9 @@ def fill(block: Mamba2Block, attention: Attention, context: Context) -> None:
     With `in_proj` zero the gate silu(z) is zero and so is the output. The same gate lets gradients through only to the
     rows of z, and there only because the convolution's bias keeps x, B and C away from zero.
     """
-    start.recurrence(block, context.generator)
-    start.convolution(block.conv1d, context.generator)
-    start.zero_projection_biases(block)
+    recurrence(block, context.generator)
+    convolution(block.conv1d, context.generator)
+    zero_projection_biases(block)
     block.in_proj.weight.zero_()
     # Only the weight: a bias of o_proj would speak while the rest is silent.
     block.out_proj.weight.copy_(attention.o_proj.weight)

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 import tiny
 from radistill.cli.inspect import inspect as command
+from radistill.conversion.inspection import inspect, inspect_source, layer_picture, render
 from radistill.errors import RadistillError
-from radistill.models.inspection import human_bytes, human_count, inspect, inspect_source, layer_picture, ranges, render
 from radistill.models.loading import Model
+from radistill.texts import human_bytes, human_count, ranges
 
 
 def page(report: dict[str, Any]) -> str:
@@ -54,7 +55,8 @@ def test_a_hybrid_by_hand(tmp_path: Path) -> None:
         "kv_bytes_per_token": 64,
         "kv_bytes": {"4096": 64 * 4096, "32768": 64 * 32768, "131072": 64 * 131072},
         "ssm_state_bytes": 2 * (32 * 8 + 48 * 4) * 4,
-        "target": {"name": "granite-hybrid", "holds": True, "in_the_way": []},
+        "target": "granite-hybrid",
+        "in_the_way": {"qwen3.5": [report["in_the_way"]["qwen3.5"][0]]},
     }
     json.dumps(report, allow_nan=False)
 
@@ -63,7 +65,9 @@ def test_a_hybrid_by_hand(tmp_path: Path) -> None:
 def test_the_config_tells_as_much_as_the_loaded_model(family: str, tmp_path: Path) -> None:
     loaded = inspect(tiny.model(family))
     assert {**inspect_source(tiny.save(family, tmp_path)), "source": f"tiny {family}"} == loaded
-    assert loaded["target"]["holds"] == (family in tiny.FAMILIES)
+    target = "granite-hybrid" if family in tiny.FAMILIES else "qwen3.5" if family in tiny.QWEN35 else None
+    assert loaded["target"] == target
+    assert list(loaded["in_the_way"]) == [kind for kind in ("granite-hybrid", "qwen3.5") if kind != target]
     for line in page(loaded).splitlines():
         assert len(line) <= 100
 
@@ -77,10 +81,10 @@ def test_the_page_of_a_hybrid() -> None:
 
 
 def test_the_page_of_a_refused_model() -> None:
-    text = page(inspect(tiny.model("qwen3_moe")))
-    assert "no  the student target granite-hybrid cannot hold this model:" in text
-    assert "QK-norm (qwen3_moe)" in text
-    assert "mixture of experts (num_local_experts=4)" in text
+    text = page(inspect(tiny.model("qwen2_moe")))
+    assert "no  no student target can hold this model:" in text
+    assert "mixture of experts (num_experts=4)" in text
+    assert "another architecture than it is made for (model_type='qwen2_moe'; qwen3, " in " ".join(text.split())
     assert "SSM state" not in text
 
 

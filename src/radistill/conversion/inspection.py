@@ -1,6 +1,5 @@
 """What a model is made of, as data and as a page for the terminal."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from radistill.conversion.targets import TARGETS
 from radistill.models.anatomy import anatomy_of
-from radistill.models.features import blocking_features
 from radistill.models.loading import Model, load_config, skeleton
+from radistill.texts import human_bytes, human_count, ranges
 
-TARGET = "granite-hybrid"
 CONTEXTS = (4096, 32768, 131072)
 
 _LAYERS_PER_ROW = 60
@@ -43,7 +42,7 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
     config: PreTrainedConfig = network.config.get_text_config()
     anatomy = anatomy_of(config)
     parameters = anatomy.parameters(network)
-    obstacles = blocking_features(config)
+    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
     return {
         "source": source,
         "model_type": anatomy.model_type,
@@ -64,13 +63,14 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
         "kv_bytes_per_token": anatomy.kv_bytes_per_token(),
         "kv_bytes": {str(tokens): anatomy.kv_bytes(tokens) for tokens in CONTEXTS},
         "ssm_state_bytes": anatomy.ssm_state_bytes(),
-        "target": {"name": TARGET, "holds": not obstacles, "in_the_way": obstacles},
+        "target": next((kind for kind, found in obstacles.items() if not found), None),
+        "in_the_way": {kind: found for kind, found in obstacles.items() if found},
     }
 
 
 def render(report: dict[str, Any]) -> RenderableType:
     """The page that `radistill inspect` prints, from what `inspect` returns."""
-    return Group(_facts(report), Text(), _parameters(report["parameters"]), Text(), _verdict(report["target"]))
+    return Group(_facts(report), Text(), _parameters(report["parameters"]), Text(), _verdict(report))
 
 
 def layer_picture(report: dict[str, Any]) -> str:
@@ -81,35 +81,6 @@ def layer_picture(report: dict[str, Any]) -> str:
         "B" if i in attention & ssm else "M" if i in ssm else "W" if i in sliding else "A"
         for i in range(report["layers"])
     )
-
-
-def ranges(indices: Iterable[int]) -> str:
-    """Ascending indices in short: "0-5, 8"; "none" if there are none."""
-    spans: list[list[int]] = []
-    for index in indices:
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans) or "none"
-
-
-def human_bytes(number: int) -> str:
-    """Bytes in the largest binary unit that leaves at least 1, with at most one decimal: "22.5 KiB"."""
-    amount = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{round(amount, 1):g} {unit}"
-        amount /= 1024
-    return f"{round(amount, 1):g} TiB"
-
-
-def human_count(number: int) -> str:
-    """A count with three digits and a unit: "135M"."""
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def _facts(report: dict[str, Any]) -> Table:
@@ -169,8 +140,10 @@ def _parameters(parameters: dict[str, int]) -> Table:
     return table
 
 
-def _verdict(target: dict[str, Any]) -> RenderableType:
-    if target["holds"]:
-        return Text.assemble(("yes", "bold green"), f"  the student target {target['name']} can hold this model")
-    lines = [Text.assemble(("no", "bold red"), f"  the student target {target['name']} cannot hold this model:")]
-    return Group(*lines, *(Text(f"      {feature}") for feature in target["in_the_way"]))
+def _verdict(report: dict[str, Any]) -> RenderableType:
+    if report["target"] is not None:
+        return Text.assemble(("yes", "bold green"), f"  the student target {report['target']} can hold this model")
+    lines = [Text.assemble(("no", "bold red"), "  no student target can hold this model:")]
+    for target, features in report["in_the_way"].items():
+        lines += [Text(f"    {target}"), *(Text(f"      {feature}") for feature in features)]
+    return Group(*lines)
