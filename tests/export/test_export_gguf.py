@@ -12,6 +12,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 import tiny
+from radistill.conversion import convert
 from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
 from radistill.errors import RadistillError
 from radistill.export import write_gguf
@@ -171,7 +172,7 @@ def test_what_llama_cpp_cannot_hold_is_named(tmp_path: Path, settings: dict[str,
 def test_other_architectures_have_no_gguf_here(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "model")
     with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid only"):
-        write_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid, qwen3_5_text, qwen3_5_moe_text only"):
 
 
 def test_tokenizers_that_llama_cpp_does_not_know_are_named(tmp_path: Path) -> None:
@@ -221,3 +222,24 @@ def test_numbers_beyond_float16_are_refused_in_float16(tmp_path: Path) -> None:
         write_gguf(tmp_path / "model", tmp_path / "m.gguf", "float16")
     write_gguf(tmp_path / "model", tmp_path / "m.gguf", "bfloat16")
     assert np.isfinite(tensor(GGUFReader(tmp_path / "m.gguf"), "output.weight")).all()
+
+
+def test_qwen3_5_what_llama_cpp_cannot_compute_is_named(tmp_path: Path) -> None:
+    cases = {
+        "biases in attention .attention_bias=True": (small.model("qwen3", attention_bias=True), {}),
+        "keys of 16 and values of 8 channels": (small.model("qwen3"), {"key_dim": 16}),
+        "rotary scaling of type dynamic": (
+            small.model("qwen3", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+            {},
+        ),
+        "mixture of experts .num_experts=4": (small.model("qwen3_moe"), {}),
+    }
+    for number, (message, (source, settings)) in enumerate(cases.items()):
+        folder = tmp_path / str(number)
+        convert(source, [1], target={"kind": "qwen3.5", **settings}, init="random").save(folder)
+        with pytest.raises(RadistillError, match=f"llama.cpp's qwen35 cannot hold this model: {message}"):
+            write_gguf(folder, tmp_path / "m.gguf")
+    convert(small.model("qwen3"), []).save(tmp_path / "whole")
+    with pytest.raises(RadistillError, match="no linear layer"):
+        write_gguf(tmp_path / "whole", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()

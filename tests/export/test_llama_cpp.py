@@ -121,6 +121,40 @@ def test_converted_models_give_the_same_tokens(tmp_path: Path, family: str) -> N
     assert ties <= 2
 
 
+QWEN35: dict[str, dict[str, Any]] = {
+    "two values a key": {},
+    "one key for all, wide heads": {"num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True},
+    "linear": {"rope_parameters": {"rope_theta": 10000.0, **SCALINGS["linear"]}},
+    "yarn": {"rope_parameters": {"rope_theta": 10000.0, **SCALINGS["yarn"]}},
+}
+
+
+@pytest.mark.parametrize("settings", QWEN35.values(), ids=QWEN35)
+def test_converted_qwen3_gives_the_same_tokens(tmp_path: Path, settings: dict[str, Any]) -> None:
+    student = convert(small.model("qwen3", **settings), [0, 2], init="random")
+    wake(student, [0, 2], scale=1)
+    student.save(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    prompts = [*random_prompts(small.TOKENS, count=2), *random_prompts(small.TOKENS, count=1, length=150)]
+    unexcused, ties = differences(student, LlamaCpp(tmp_path / "m.gguf"), prompts, count=32)
+    assert unexcused == 0
+    assert ties <= 1
+
+
+def test_a_converted_qwen3_5_gives_the_same_tokens_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = convert(small.model("qwen3_5_text"), [1], init="random")
+    wake(student, [1], scale=1)
+    student.save(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    assert differences(student, LlamaCpp(tmp_path / "m.gguf"), random_prompts(small.TOKENS), count=16)[0] == 0
+    # Negative control: value heads in transformers' order.
+    monkeypatch.setattr("radistill.mixers.gdn.gguf._spread", lambda tensor, geometry: tensor)
+    write_gguf(tmp_path / "model", tmp_path / "broken.gguf")
+    assert differences(student, LlamaCpp(tmp_path / "broken.gguf"), random_prompts(small.TOKENS), count=16)[0] > 2
+
+
 def test_log_probabilities_agree(tmp_path: Path) -> None:
     model = small.save(tmp_path / "model")
     write_gguf(tmp_path / "model", tmp_path / "m.gguf")

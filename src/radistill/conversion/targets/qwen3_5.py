@@ -35,6 +35,7 @@ from transformers import (
 
 from radistill.conversion.assembly import assemble
 from radistill.conversion.targets.interface import Target, TargetSettings
+from radistill.conversion.targets.qwen3_5_gguf import FORMAT
 from radistill.errors import RadistillError
 from radistill.mixers.gdn import GDN
 from radistill.mixers.gdn.geometry import GDNGeometry
@@ -119,6 +120,7 @@ class Qwen35(Target):
     mixers: ClassVar[tuple[Mixer, ...]] = (GDN,)
     keeps = 1
     keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
+    gguf = FORMAT
     rounding = MappingProxyType({torch.bfloat16: 0.1, torch.float16: 0.02})
 
     def check(self, config: PreTrainedConfig) -> list[str]:
