@@ -171,8 +171,7 @@ def test_what_llama_cpp_cannot_hold_is_named(tmp_path: Path, settings: dict[str,
 
 def test_other_architectures_have_no_gguf_here(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "model")
-    with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid only"):
-    with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid, qwen3_5_text, qwen3_5_moe_text only"):
+    with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid, qwen3_5_text, .* only"):
 
 
 def test_tokenizers_that_llama_cpp_does_not_know_are_named(tmp_path: Path) -> None:
