@@ -127,7 +127,7 @@ class GraniteHybrid(Target):
         """Build the student; its new blocks hold NaN until an initialisation fills them."""
         assert isinstance(settings, GraniteHybridSettings)
         network = model.network
-        source = network.state_dict()
+        source = model.anatomy.unfused(network.state_dict())
         biased = any(name.endswith("self_attn.q_proj.bias") for name in source)
         config = student_config(network.config, replace, settings, attention_bias=biased)
         config.dtype = network.dtype
