@@ -217,6 +217,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# The first family of each architecture.
+ARCHITECTURES = list({kind: family for family, (kind, _) in reversed((FAMILIES | REFUSED).items())}.values())[::-1]
+
 
 def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A random network of a family, in evaluation mode; `settings` override fields of its config.
@@ -234,6 +237,8 @@ def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTr
         fields["layer_types"] = [kinds[layer % 4] for layer in range(layers)]
     if model_type == "gemma4_text":
         fields["layer_types"] = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+        if "num_kv_shared_layers" in fields:
+            fields["num_kv_shared_layers"] = min(2, layers - 2)  # one layer of each kind has keys to lend
     if model_type == "bamba":
         fields["attn_layer_indices"] = [layer for layer in range(layers) if layer % 2]
     if model_type == "zamba2":

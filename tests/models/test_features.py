@@ -8,6 +8,14 @@ from transformers import BertConfig, LlamaConfig, MistralConfig, Phi3Config, Qwe
 import tiny
 from radistill.models.features import blocking_features
 
+_GEMMA4 = [
+    "norms of queries, keys and values (gemma4_text)",
+    "norms after attention and MLP (gemma4_text)",
+    "embeddings scaled by width (gemma4_text)",
+    "two rotary embeddings (gemma4_text)",
+    "a scale for each layer (gemma4_text)",
+    "sliding-window attention (sliding_window=64)",
+]
 NAMED = {
     "llama-head-size": ["head size 10 does not equal hidden_size / num_attention_heads = 8"],
     "llama-mlp-bias": ["MLP bias (mlp_bias=True)"],
@@ -25,7 +33,51 @@ NAMED = {
     ],
     "mixtral": ["mixture of experts (num_local_experts=4)"],
     "olmo2": ["QK-norm (olmo2)", "norms after attention and MLP instead of before (olmo2)"],
-    "phi3": ["fused projections (qkv_proj, gate_up_proj) (phi3)"],
+    "olmo3": [
+        "QK-norm (olmo3)",
+        "norms after attention and MLP instead of before (olmo3)",
+        "sliding-window attention (sliding_window=64)",
+    ],
+    "phi3-window": ["sliding-window attention (sliding_window=64)"],
+    "phi3-partial": ["partial rotary embedding (partial_rotary_factor=0.5)"],
+    "gemma3_text": [
+        "QK-norm (gemma3_text)",
+        "norms after attention and MLP (gemma3_text)",
+        "norm weights stored minus one (gemma3_text)",
+        "embeddings scaled by width (gemma3_text)",
+        "two rotary embeddings (gemma3_text)",
+        "sliding-window attention (sliding_window=64)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "gemma4_text": [
+        *_GEMMA4,
+        "keys shared between layers (num_kv_shared_layers=2)",
+        "embeddings for each layer (hidden_size_per_layer_input=8)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "gemma4_text-experts": [
+        *_GEMMA4,
+        "mixture of experts (num_experts=4)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "cohere2": [
+        "attention and MLP side by side (cohere2)",
+        "LayerNorm instead of RMS norm (cohere2)",
+        "rotary embedding of neighbouring channels (cohere2)",
+        "no rotary embedding in layers without a window (cohere2)",
+        "sliding-window attention (sliding_window=64)",
+    ],
+    "glm": [
+        "rotary embedding of neighbouring channels (glm)",
+        "partial rotary embedding (partial_rotary_factor=0.5)",
+    ],
+    "glm4": [
+        "norms after attention and MLP (glm4)",
+        "rotary embedding of neighbouring channels (glm4)",
+        "partial rotary embedding (partial_rotary_factor=0.5)",
+    ],
+    "ministral-window": ["sliding-window attention (sliding_window=64)"],
+    "ministral3": ["queries scaled by their position (ministral3)"],
     "qwen2_moe": ["mixture of experts (num_experts=4)"],
     "qwen3": ["QK-norm (qwen3)"],
     "qwen3_moe": ["QK-norm (qwen3_moe)", "mixture of experts (num_local_experts=4)"],
@@ -36,6 +88,32 @@ NAMED = {
         "a hybrid of another kind (jamba)",
         "Mamba-1 blocks (jamba)",
         "mixture of experts (num_local_experts=4)",
+    ],
+    "kimi_linear": [
+        "a hybrid of another kind (kimi_linear)",
+        "Kimi delta attention (kimi_linear)",
+        "multi-head latent attention (kimi_linear)",
+        "no rotary embedding (kimi_linear)",
+        "head size 12 does not equal hidden_size / num_attention_heads = 8",
+        "mixture of experts (num_local_experts=4)",
+    ],
+    "lfm2": [
+        "a hybrid of another kind (lfm2)",
+        "gated short convolutions (lfm2)",
+        "QK-norm (lfm2)",
+    ],
+    "nemotron_h": [
+        "a hybrid of another kind (nemotron_h)",
+        "layers of one part each (nemotron_h)",
+        "an MLP without a gate (nemotron_h)",
+        "no rotary embedding (nemotron_h)",
+        "mixture of experts (num_local_experts=4)",
+    ],
+    "olmo_hybrid": [
+        "a hybrid of another kind (olmo_hybrid)",
+        "gated delta rule (olmo_hybrid)",
+        "QK-norm (olmo_hybrid)",
+        "norms after attention and MLP instead of before (olmo_hybrid)",
     ],
     "qwen3_next": [
         "a hybrid of another kind (qwen3_next)",

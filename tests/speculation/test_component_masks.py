@@ -21,7 +21,7 @@ HYBRIDS = [
     "granitemoehybrid",
     *(family for family, (kind, _) in tiny.REFUSED.items() if ARCHITECTURES[kind].ssm),
 ]
-FAMILIES = list(tiny.FAMILIES | tiny.REFUSED)
+FAMILIES = [*tiny.ARCHITECTURES, "granitemoehybrid-experts", "gemma4_text-experts", "mistral-window"]
 # Whose layers do something besides attention and MLP, which an early exit leaves in place.
 _MORE = {"gemma4_text"}
 

@@ -128,8 +128,8 @@ _POST_NORMS_ONLY = "norms after attention and MLP instead of before"
 _NOPE_LAYERS = "no rotary embedding in layers without a window"
 _NEIGHBOURS = "rotary embedding of neighbouring channels"
 _SCALED_EMBEDDINGS = "embeddings scaled by width"
-_QKV = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_GATE_UP = {"mlp.gate_up_proj": ("gate_proj", "up_proj")}
+_QKV: dict[str, tuple[str, ...]] = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}
+_GATE_UP: dict[str, tuple[str, ...]] = {"mlp.gate_up_proj": ("gate_proj", "up_proj")}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(),
@@ -167,8 +167,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             _POST_NORMS,
             _SCALED_EMBEDDINGS,
             "two rotary embeddings",
-            "embeddings for each layer",
-            "keys shared between layers",
             "a scale for each layer",
         ),
         cached=_gemma4_cached,
@@ -317,7 +315,7 @@ class Anatomy:
         Where the model has them fused, these are linear layers whose weights and biases are views of its own.
         """
         (attention,) = self.modules(network, layer, Component.ATTENTION)
-        views = {}
+        views: dict[str, nn.Linear] = {}
         for path, parts in self.architecture.fused.items():
             where, _, name = path.rpartition(".")
             if where == self.architecture.attention:
@@ -329,7 +327,7 @@ class Anatomy:
 
     def unfused(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the model, fused projections taken apart into views under Llama's names."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             for path, parts in self.architecture.fused.items():
                 before, fused, kind = name.rpartition(f"{path}.")

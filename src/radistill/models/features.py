@@ -42,6 +42,8 @@ def _attention(config: PreTrainedConfig) -> list[str]:
     share = anatomy.hidden_size / anatomy.num_heads
     if anatomy.head_dim != share:
         found.append(f"head size {anatomy.head_dim} does not equal hidden_size / num_attention_heads = {share:g}")
+    if shared := getattr(config, "num_kv_shared_layers", None):
+        found.append(f"keys shared between layers (num_kv_shared_layers={shared})")
     for field, what in _SOFT_CAPS.items():
         cap = getattr(config, field, None)
         if cap is not None:
@@ -67,6 +69,8 @@ def _mlp(config: PreTrainedConfig) -> list[str]:
     experts = [f"{field}={getattr(config, field)}" for field in _EXPERTS if getattr(config, field, None)]
     if experts:  # some configs have one number under two names
         found.append(f"mixture of experts ({experts[0]})")
+    if width := getattr(config, "hidden_size_per_layer_input", None):
+        found.append(f"embeddings for each layer (hidden_size_per_layer_input={width})")
     if getattr(config, "mlp_bias", False):
         found.append("MLP bias (mlp_bias=True)")
     for field in _ACTIVATIONS:
