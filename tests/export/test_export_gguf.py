@@ -16,6 +16,8 @@ from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
 from radistill.errors import RadistillError
 from radistill.export import write_gguf
 
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+
 
 def written(folder: Path, dtype: str | None = None, **settings: Any) -> tuple[GGUFReader, dict[str, torch.Tensor]]:
     """A small hybrid as GGUF, and its weights as they are in the folder."""
@@ -158,6 +160,10 @@ def test_vocabulary(tmp_path: Path) -> None:
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "rotary scaling of type dynamic",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG}},
+            "rotary scaling of type longrope",
         ),
     ],
 )
