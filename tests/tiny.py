@@ -5,6 +5,7 @@ values: a copy that forgets one of them changes the logits. Widths of MLPs are m
 may round the rest of a row, beyond a whole number of vector registers, in another way.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTr
     layer has both; in Zamba2 those with an odd index do. In Nemotron-H an MLP, which is a layer too, follows each.
     """
     model_type, fields = (FAMILIES | REFUSED)[family]
-    fields = {**_COMMON, **fields, "num_hidden_layers": layers}
+    fields = copy.deepcopy({**_COMMON, **fields, "num_hidden_layers": layers})  # a config writes into what it is given
     if model_type in ("granitemoehybrid", "kimi_linear", "olmo_hybrid", "lfm2"):
         other = "conv" if model_type == "lfm2" else "linear_attention"
         fields["layer_types"] = ["full_attention" if layer % 2 else other for layer in range(layers)]

@@ -137,6 +137,11 @@ NAMED = {
 }
 
 
+def longrope(rotated: int) -> dict[str, Any]:
+    """Settings with a factor for each pair of rotated channels; a config writes into them."""
+    return {"rope_type": "longrope", "short_factor": [1.0] * rotated, "long_factor": [2.0] * rotated}
+
+
 def test_every_refused_family_has_its_answer() -> None:
     assert set(NAMED) == set(tiny.REFUSED)
 
@@ -155,6 +160,9 @@ def test_nothing_stands_in_the_way(family: str) -> None:
     "config",
     [
         MistralConfig(sliding_window=32768, max_position_embeddings=32768),
+        MistralConfig(sliding_window=None),
+        LlamaConfig(head_dim=128),
+        LlamaConfig(attention_bias=True),
         Qwen2Config(sliding_window=4096, use_sliding_window=False),
         LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
         LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
@@ -180,6 +188,32 @@ def test_partial_rotary_embedding() -> None:
 def test_a_head_size_that_does_not_divide_the_width() -> None:
     (feature,) = blocking_features(Qwen2Config(hidden_size=100, num_attention_heads=3, num_key_value_heads=3))
     assert feature == "head size 33 does not equal hidden_size / num_attention_heads = 33.3333"
+
+
+@pytest.mark.parametrize(
+    ("config", "features"),
+    [
+        # As published: Phi-3-mini-4k, Phi-3.5-mini (a window beyond the context) and Phi-4-mini.
+        (Phi3Config(sliding_window=2047), ["sliding-window attention (sliding_window=2047)"]),
+        (
+            Phi3Config(sliding_window=262144, max_position_embeddings=131072, rope_parameters=longrope(48)),
+            [],
+        ),
+        (
+            Phi3Config(
+                num_attention_heads=24,
+                num_key_value_heads=8,
+                sliding_window=262144,
+                max_position_embeddings=131072,
+                partial_rotary_factor=0.75,
+                rope_parameters=longrope(48),
+            ),
+            ["partial rotary embedding (partial_rotary_factor=0.75)"],
+        ),
+    ],
+)
+def test_phi_models_that_fit_and_that_do_not(config: Any, features: list[str]) -> None:
+    assert blocking_features(config) == features
 
 
 def test_an_unknown_architecture_is_an_obstacle_too() -> None:

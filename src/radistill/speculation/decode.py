@@ -251,8 +251,8 @@ def _check_rotation(prompts: Sequence[Sequence[int]], max_new_tokens: int, model
     if min(lengths) - 1 <= switch < max(lengths) + max_new_tokens:
         raise RadistillError(
             f"generate: {model.source} rotates texts of more than {switch:,} tokens in another way (rope_type "
-            f"longrope), and a draft's cache cannot follow; keep each prompt and its response within {switch:,} tokens, or let "
-            f"every prompt be longer than {switch + 1:,}"
+            f"longrope), which a cache cannot follow; keep each prompt and its response within {switch:,} tokens, "
+            f"or let every prompt be longer than {switch + 1:,}"
         )
 
 
