@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 import tiny
 from radistill.conversion import convert
 from radistill.errors import RadistillError
-from radistill.models.anatomy import Component
+from radistill.models.anatomy import Component, anatomy_of
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
@@ -116,6 +117,27 @@ def test_greedy_text_is_that_of_generate_on_100_prompts(family: str) -> None:
     )
     assert_lossless(model, prompts, expected, decoded)
     assert 0 < decoded.accepted < decoded.drafted
+
+
+def test_the_text_model_of_one_that_sees_images_too() -> None:
+    """Larger Gemma 3 models are published only so; skipping reaches the layers inside."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=tiny.build("gemma3_text").config.to_dict(),
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    model = Model(network, tiny.tokenizer(), anatomy_of(network), "tiny gemma3")
+    assert model.anatomy.layers(network) is network.model.language_model.layers
+    text = model.anatomy.parameters(tiny.build("gemma3_text"))
+    counts = model.anatomy.parameters(network)
+    assert all(counts[part] == text[part] for part in ("attention", "ssm", "mlp"))
+    expected = generate(model, PROMPTS, max_new_tokens=6)
+    for mask in masks_of(model):
+        decoded = speculative_generate(model, PROMPTS, mask, draft_length=3, max_new_tokens=6, batch_size=2)
+        assert_lossless(model, PROMPTS, expected, decoded)
 
 
 @pytest.mark.parametrize(("family", "batch_size"), [("llama", 1), ("student", 1), ("student", 3), ("falcon_h1", 3)])

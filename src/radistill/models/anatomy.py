@@ -282,10 +282,14 @@ class Anatomy:
         return ARCHITECTURES[self.model_type]
 
     def layers(self, network: nn.Module) -> nn.ModuleList:
-        """The decoder layers of `network`, in order."""
-        layers = network.get_submodule(self.architecture.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+        """The decoder layers of `network`, in order; of one that sees images too, those of its text model."""
+        path = self.architecture.layers
+        outer, _, inner = path.partition(".")
+        for place in (path, f"{outer}.language_model.{inner}"):
+            layers = _submodule(network, place)
+            if isinstance(layers, nn.ModuleList):
+                return layers
+        raise RadistillError(f"{type(network).__name__} has its layers elsewhere than at {path}, so it is not known")
 
     def modules(self, network: nn.Module, layer: int, component: Component) -> list[nn.Module]:
         """The modules that make up a component of one layer; empty if the layer has none.
