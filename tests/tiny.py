@@ -5,6 +5,7 @@ values: a copy that forgets one of them changes the logits. Widths of MLPs are m
 may round the rest of a row, beyond a whole number of vector registers, in another way.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ _DELTA = {
 }
 
 _QWEN3_MOE = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.5],
+    "long_factor": [1.0, 2.5, 4.0, 8.0],
+}
 
 # Families that the granite-hybrid target can hold: (model type, settings).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,6 +85,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
+    "llama-wide-heads": ("llama", {"head_dim": 8, "num_key_value_heads": 4}),
+    "ministral": ("ministral", {"head_dim": 8, "sliding_window": 512}),
+    "phi3": ("phi3", {"num_key_value_heads": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1}),
+    "phi3-longrope": ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": _LONGROPE}),
     "granite": ("granite", {**_MULTIPLIERS, "tie_word_embeddings": True}),
     "granitemoehybrid": ("granitemoehybrid", {**_HYBRID, "num_local_experts": 0}),
     "granitemoehybrid-experts": ("granitemoehybrid", {**_HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -93,7 +104,41 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"head_dim": 8, "sliding_window": 64}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "olmo2": ("olmo2", {}),
-    "phi3": ("phi3", {}),
+    "olmo3": ("olmo3", {"sliding_window": 64}),
+    "phi3-window": ("phi3", {"sliding_window": 64}),
+    "phi3-partial": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "gemma3_text": ("gemma3_text", {"head_dim": 8, "sliding_window": 64, "sliding_window_pattern": 2}),
+    "gemma4_text": (
+        "gemma4_text",
+        {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": 64,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+        },
+    ),
+    "gemma4_text-experts": (
+        "gemma4_text",
+        {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 64,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
+    "cohere2": ("cohere2", {"sliding_window": 64, "sliding_window_pattern": 2, "logit_scale": 0.7}),
+    "glm": ("glm", {"head_dim": 8}),
+    "glm4": ("glm4", {"head_dim": 8}),
+    "ministral-window": ("ministral", {"head_dim": 8, "sliding_window": 64}),
+    "ministral3": ("ministral3", {"head_dim": 8}),
     "qwen2_moe": ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}),
     "qwen3": ("qwen3", {"head_dim": 8}),
     "qwen3-tied": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
@@ -126,6 +171,38 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_d_state": 8,
         },
     ),
+    "kimi_linear": (
+        "kimi_linear",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
+    "lfm2": ("lfm2", {"block_auto_adjust_ff_dim": False}),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "n_groups": 1,
+            "ssm_state_size": 8,
+            "expand": 1,
+            "chunk_size": 16,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24,
+        },
+    ),
+    "olmo_hybrid": ("olmo_hybrid", {}),
     "qwen3_next": ("qwen3_next", {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERT_SIZES}),
     "qwen3_5_text": ("qwen3_5_text", _DELTA),
     "qwen3_5_moe_text": ("qwen3_5_moe_text", {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERT_SIZES}),
@@ -143,6 +220,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# The first family of each architecture.
+ARCHITECTURES = list({kind: family for family, (kind, _) in reversed((FAMILIES | REFUSED).items())}.values())[::-1]
+
 
 # Those of them that the qwen3.5 target can hold.
 QWEN35 = ("qwen3", "qwen3-tied", "qwen3-biased", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text")
@@ -152,12 +232,20 @@ def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTr
     """A random network of a family, in evaluation mode; `settings` override fields of its config.
 
     In a hybrid, the layers with an odd index have attention and the others a state-space block. In Falcon-H1 every
-    layer has both; in Zamba2 those with an odd index do.
+    layer has both; in Zamba2 those with an odd index do. In Nemotron-H an MLP, which is a layer too, follows each.
     """
     model_type, fields = (FAMILIES | REFUSED)[family]
-    fields = {**_COMMON, **fields, "num_hidden_layers": layers}
-    if model_type == "granitemoehybrid":
-        fields["layer_types"] = ["full_attention" if layer % 2 else "linear_attention" for layer in range(layers)]
+    fields = copy.deepcopy({**_COMMON, **fields, "num_hidden_layers": layers})  # a config writes into what it is given
+    if model_type in ("granitemoehybrid", "kimi_linear", "olmo_hybrid", "lfm2"):
+        other = "conv" if model_type == "lfm2" else "linear_attention"
+        fields["layer_types"] = ["full_attention" if layer % 2 else other for layer in range(layers)]
+    if model_type == "nemotron_h":
+        kinds = ("linear_attention", "mlp", "full_attention", "moe")
+        fields["layer_types"] = [kinds[layer % 4] for layer in range(layers)]
+    if model_type == "gemma4_text":
+        fields["layer_types"] = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+        if "num_kv_shared_layers" in fields:
+            fields["num_kv_shared_layers"] = min(2, layers - 2)  # one layer of each kind has keys to lend
     if model_type == "bamba":
         fields["attn_layer_indices"] = [layer for layer in range(layers) if layer % 2]
     if model_type == "zamba2":

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from transformers import AutoModelForCausalLM, GPT2Config, StableLmConfig
 from typer.testing import CliRunner
 
 import tiny
 from radistill.cli.inspect import inspect as command
 from radistill.conversion.inspection import inspect, inspect_source, layer_picture, render
 from radistill.errors import RadistillError
-from radistill.models.loading import Model
+from radistill.models.loading import Model, load
 from radistill.texts import human_bytes, human_count, ranges
 
 
@@ -142,3 +143,76 @@ def test_smollm2(smollm2: Model) -> None:
     assert "22.5 KiB a token in bfloat16" in text
     assert "AAAAAAAAAA AAAAAAAAAA AAAAAAAAAA" in text
     assert "yes  the student target granite-hybrid can hold this model" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "where", "entry"),
+    [
+        (
+            GPT2Config(n_layer=3, n_embd=32, n_head=4, vocab_size=100, n_positions=64),
+            "at transformer.h, and a layer has ln_1, attn, ln_2, mlp",
+            '"gpt2": Architecture(layers="transformer.h", attention="attn", mlp=("mlp",))',
+        ),
+        (
+            StableLmConfig(
+                num_hidden_layers=3, hidden_size=32, intermediate_size=64, num_attention_heads=4, vocab_size=100
+            ),
+            "at model.layers, and a layer has self_attn, mlp, input_layernorm",
+            '"stablelm": Architecture(layers="model.layers", attention="self_attn", mlp=("mlp",))',
+        ),
+    ],
+)
+def test_a_type_that_is_not_in_the_table(config: Any, where: str, entry: str, tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_config(config)
+    network.save_pretrained(tmp_path)
+    report = inspect_source(tmp_path)
+    assert {key: report[key] for key in ("layers", "hidden_size", "heads", "head_dim", "vocab_size")} == {
+        "layers": 3,
+        "hidden_size": 32,
+        "heads": 4,
+        "head_dim": 8,
+        "vocab_size": 100,
+    }
+    assert report["parameters"]["total"] == sum(parameter.numel() for parameter in network.parameters())
+    assert report["kv_bytes_per_token"] == 3 * 2 * report["kv_heads"] * 8 * 2
+    assert report["tied_embeddings"] == config.tie_word_embeddings
+    assert report["target"] is None
+    assert entry in report["entry"]
+    text = " ".join(page(report).split())
+    assert where in text
+    assert "src/radistill/models/anatomy.py" in text
+    json.dumps(report, allow_nan=False)
+    with pytest.raises(RadistillError, match=f"model_type '{config.model_type}' is not an architecture we know"):
+        load(tmp_path)
+
+
+def test_a_type_that_transformers_does_not_know(tmp_path: Path) -> None:
+    fields = {
+        "model_type": "mystery9",
+        "text_config": {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "torch_dtype": "bfloat16"},
+        "vision_config": {"num_hidden_layers": 7},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    report = inspect_source(tmp_path)
+    assert (report["layers"], report["hidden_size"], report["dtype"]) == (3, 64, "bfloat16")
+    for key in ("vocab_size", "max_context", "tied_embeddings", "parameters", "kv_bytes_per_token"):
+        assert report[key] is None, key
+    text = " ".join(page(report).split())
+    assert "context unknown" in text
+    assert "does not know the type at all" in text
+    json.dumps(report, allow_nan=False)
+    with pytest.raises(RadistillError, match="transformers refuses this config"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": "many"}))
+    with pytest.raises(RadistillError, match="transformers refuses this config"):
+        inspect_source(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"kv_lora_rank": 8}, {"layer_types": ["conv", "full_attention"]}])
+def test_a_cache_of_an_unknown_kind_is_not_guessed(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = StableLmConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, vocab_size=100)
+    network = AutoModelForCausalLM.from_config(config)
+    network.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    assert inspect_source(tmp_path)["kv_bytes_per_token"] is None

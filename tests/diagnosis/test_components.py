@@ -47,14 +47,15 @@ def naive(model: Model, mask: ComponentMask) -> tuple[list[list[bool]], float]:
     return agreements, difference / tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "granitemoehybrid-experts", "falcon_h1", "zamba2"])
+@pytest.mark.parametrize("family", ["granitemoehybrid-experts", *tiny.ARCHITECTURES])
 def test_the_table_equals_the_naive_one(family: str) -> None:
     model = tiny.model(family)
-    masks = default_masks(model) | {"some": parse_mask("attention:1 mlp:3", model)}
+    some = f"attention:{model.anatomy.attention_layers[-1]} mlp:3"
+    masks = default_masks(model) | {"some": parse_mask(some, model)}
     measured = measure_drafts(model, documents(), masks, tokens_per_batch=30)
     assert [draft.name for draft in measured.drafts] == [
         "attention-off",
-        *(["ssm-off"] if family != "llama" else []),
+        *(["ssm-off"] if model.anatomy.ssm_layers else []),
         "mlp-off",
         "exit:2",
         "exit:3",
@@ -71,7 +72,7 @@ def test_the_table_equals_the_naive_one(family: str) -> None:
         assert parse_mask(draft.mask, model) == masks[draft.name]
 
 
-@pytest.mark.parametrize("family", ["llama", "granitemoehybrid", "falcon_h1", "zamba2"])
+@pytest.mark.parametrize("family", ["llama", "granitemoehybrid", "falcon_h1", "zamba2", "olmo3", "lfm2", "kimi_linear"])
 def test_what_a_draft_leaves_out(family: str) -> None:
     model = tiny.model(family)
     measured = measure_drafts(model, documents(1), default_masks(model) | {"one": parse_mask("attention:1", model)})
@@ -82,7 +83,7 @@ def test_what_a_draft_leaves_out(family: str) -> None:
     assert drafts["attention-off"].ssm_state_bytes == 0
     assert drafts["mlp-off"].parameters == counts["mlp"]
     assert drafts["mlp-off"].kv_bytes_per_token == drafts["mlp-off"].ssm_state_bytes == 0
-    if family != "llama":
+    if model.anatomy.ssm_layers:
         assert drafts["ssm-off"].parameters == counts["ssm"]
         assert drafts["ssm-off"].ssm_state_bytes == model.anatomy.ssm_state_bytes()
     share = len(model.anatomy.attention_layers)

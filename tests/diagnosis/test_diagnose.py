@@ -51,6 +51,16 @@ def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[l
     return agreements, total / tokens, accepted / tokens
 
 
+@pytest.mark.parametrize("family", tiny.ARCHITECTURES)
+def test_every_architecture_is_searched_by_redundancy(family: str) -> None:
+    model, docs = tiny.model(family, layers=8 if family == "nemotron_h" else 4), documents()
+    layers = list(model.anatomy.attention_layers)
+    plan = diagnose(model, docs, 1, selector="leave-one-out", objective="kl", by="redundancy")
+    found = {layer: naive(model, [layer], docs)[1] for layer in layers}
+    assert plan.replace == [min(found, key=found.__getitem__)]
+    assert plan.kl == pytest.approx(min(found.values()), rel=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "granite", "granitemoehybrid"])
 def test_a_trial_equals_the_naive_pass(family: str) -> None:
     model = tiny.model(family)

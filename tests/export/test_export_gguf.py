@@ -17,6 +17,8 @@ from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
 from radistill.errors import RadistillError
 from radistill.export import write_gguf
 
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+
 
 def written(folder: Path, dtype: str | None = None, **settings: Any) -> tuple[GGUFReader, dict[str, torch.Tensor]]:
     """A small hybrid as GGUF, and its weights as they are in the folder."""
@@ -160,6 +162,10 @@ def test_vocabulary(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "rotary scaling of type dynamic",
         ),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG}},
+            "rotary scaling of type longrope",
+        ),
     ],
 )
 def test_what_llama_cpp_cannot_hold_is_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -172,6 +178,7 @@ def test_what_llama_cpp_cannot_hold_is_named(tmp_path: Path, settings: dict[str,
 def test_other_architectures_have_no_gguf_here(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "model")
     with pytest.raises(RadistillError, match=r"architecture llama .*granitemoehybrid, qwen3_5_text, .* only"):
+        write_gguf(tmp_path / "model", tmp_path / "m.gguf")
 
 
 def test_tokenizers_that_llama_cpp_does_not_know_are_named(tmp_path: Path) -> None:

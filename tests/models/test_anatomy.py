@@ -10,6 +10,9 @@ from radistill.models.anatomy import ARCHITECTURES, Component, anatomy_of
 
 ALL = [*tiny.FAMILIES, *tiny.REFUSED]
 HYBRIDS = {kind for kind, entry in ARCHITECTURES.items() if entry.ssm}
+# Written out once more: where the weights of components and embeddings are.
+_PARTS = {"self_attn", "mamba", "linear_attn", "conv", "mixer", "mlp", "feed_forward", "block_sparse_moe", "shared_mlp"}
+_PARTS |= {"experts", "embed_tokens", "embeddings", "lm_head"}
 
 
 def test_a_tiny_model_of_every_architecture_is_tested() -> None:
@@ -26,12 +29,7 @@ def test_parameters_add_up(family: str) -> None:
     assert counts["mlp"] > 0
     tied = network.config.tie_word_embeddings
     assert counts["embedding"] == tiny.VOCAB_SIZE * 32 * (1 if tied else 2)
-    left_over = ("layernorm", "final_layernorm", "model.norm.", ".linear.")  # Zamba2's way back from a shared block
-    others = [
-        p.numel()
-        for name, p in network.named_parameters()
-        if any(part in name for part in left_over) and ".mamba." not in name
-    ]
+    others = [p.numel() for name, p in network.named_parameters() if not _PARTS & set(name.split("."))]
     assert counts["other"] == sum(others)
 
 
@@ -54,10 +52,16 @@ def test_modules_are_found(family: str) -> None:
         mlp = anatomy.modules(network, layer, Component.MLP)
         assert len(attention) == (layer in anatomy.attention_layers)
         assert len(ssm) == (layer in anatomy.ssm_layers)
-        assert len(attention) + len(ssm) == (2 if family == "falcon_h1" or (family == "zamba2" and attention) else 1)
-        assert anatomy.mixer(network, layer) is (attention + ssm)[0]
+        mixers = attention + ssm
+        if family == "nemotron_h":  # each layer is one part
+            assert len(mixers) + len(mlp) == 1
+            continue
+        assert len(mixers) == (2 if family == "falcon_h1" or (family == "zamba2" and attention) else 1)
+        assert anatomy.mixer(network, layer) is mixers[0]
         if family == "granitemoehybrid-experts":
             assert [type(module).__name__[-3:] for module in mlp] == ["MoE", "MLP"]
+        elif family == "gemma4_text-experts":
+            assert [type(module).__name__[-7:] for module in mlp] == ["TextMLP", "Experts"]
         else:
             assert len(mlp) == (0 if family == "zamba2" and not attention else 1)
 
@@ -78,18 +82,27 @@ def test_old_names_of_layer_types() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "granitemoehybrid", "granitemoehybrid-experts", *(f for f in tiny.REFUSED if f in HYBRIDS)]
+    "family",
+    [
+        "llama",
+        "gemma4_text",
+        "granitemoehybrid",
+        "granitemoehybrid-experts",
+        *(f for f in tiny.REFUSED if f in HYBRIDS),
+    ],
 )
 def test_bytes_are_those_of_the_cache(family: str) -> None:
     network = tiny.build(family, layers=5)
     anatomy = anatomy_of(network)
     with torch.no_grad():
         cache = network(torch.arange(24).reshape(2, 12), use_cache=True).past_key_values
-    keys_and_values = [cache.layers[layer].keys for layer in anatomy.attention_layers]
-    keys_and_values += [cache.layers[layer].values for layer in anatomy.attention_layers]
+    own = [layer for layer in anatomy.attention_layers if anatomy.cached[layer]]
+    assert len(own) == len(anatomy.attention_layers) - (2 if family == "gemma4_text" else 0)
+    keys_and_values = [cache.layers[layer].keys for layer in own] + [cache.layers[layer].values for layer in own]
     assert sum(tensor.numel() * 2 for tensor in keys_and_values) == 2 * 12 * anatomy.kv_bytes_per_token()
     states = [cache.layers[layer].conv_states[0] for layer in anatomy.ssm_layers]
-    states += [cache.layers[layer].recurrent_states[0] for layer in anatomy.ssm_layers]
+    if family != "lfm2":  # which remembers no more than what its convolutions see
+        states += [cache.layers[layer].recurrent_states[0] for layer in anatomy.ssm_layers]
     assert bool(states) == bool(anatomy.ssm_layers)
     assert sum(tensor.numel() * 4 for tensor in states) == 2 * anatomy.ssm_state_bytes()
 
@@ -148,9 +161,47 @@ def test_the_text_model_of_a_multimodal_one() -> None:
 
 def test_broken_layer_types_are_refused() -> None:
     config = tiny.build("granitemoehybrid", layers=3).config
-    config.layer_types = ["linear_attention", "full_attention", "conv"]
-    with pytest.raises(RadistillError, match=r"layer_types\[2\] is 'conv'"):
+    config.layer_types = ["linear_attention", "full_attention", "rwkv"]
+    with pytest.raises(RadistillError, match=r"layer_types\[2\] is 'rwkv'"):
         anatomy_of(config)
     config.layer_types = ["linear_attention"]
     with pytest.raises(RadistillError, match="layer_types has 1 entries, but num_hidden_layers is 3"):
+        anatomy_of(config)
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama-biased"])
+def test_projections_of_an_attention(family: str) -> None:
+    """Fused or not, the projections compute the same, and their weights are the model's own."""
+    network = tiny.build(family)
+    anatomy = anatomy_of(network)
+    attention = anatomy.projections(network, 1)
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    apart = torch.cat([attention.q_proj(hidden), attention.k_proj(hidden), attention.v_proj(hidden)], dim=-1)
+    own = network.model.layers[1].self_attn
+    if family == "phi3":
+        torch.testing.assert_close(apart, own.qkv_proj(hidden))
+        assert attention.v_proj.weight.data_ptr() == own.qkv_proj.weight[48:].data_ptr()
+        assert attention.q_proj.bias is None
+    else:
+        assert attention is own
+    assert attention.o_proj is own.o_proj
+
+
+def test_a_fused_state_dict_is_taken_apart_into_views() -> None:
+    network = tiny.build("phi3")
+    tensors = network.state_dict()
+    found = anatomy_of(network).unfused(tensors)
+    assert set(found) == set(tiny.build("llama").state_dict())
+    fused = tensors["model.layers.2.self_attn.qkv_proj.weight"]
+    assert torch.equal(found["model.layers.2.self_attn.q_proj.weight"], fused[:32])
+    assert torch.equal(found["model.layers.2.self_attn.k_proj.weight"], fused[32:48])
+    assert torch.equal(found["model.layers.2.self_attn.v_proj.weight"], fused[48:])
+    fused = tensors["model.layers.2.mlp.gate_up_proj.weight"]
+    assert torch.equal(found["model.layers.2.mlp.gate_proj.weight"], fused[:64])
+    assert found["model.layers.2.mlp.up_proj.weight"].data_ptr() == fused[64:].data_ptr()
+
+
+def test_a_model_that_reads_in_both_directions_is_refused() -> None:
+    config = tiny.build("gemma3_text", use_bidirectional_attention=True).config
+    with pytest.raises(RadistillError, match="use_bidirectional_attention is on"):
         anatomy_of(config)

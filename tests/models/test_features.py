@@ -10,6 +10,14 @@ from radistill.conversion.targets import TARGETS
 
 in_the_way = TARGETS["granite-hybrid"].check
 
+_GEMMA4 = [
+    "norms of queries, keys and values (gemma4_text)",
+    "norms after attention and MLP (gemma4_text)",
+    "embeddings scaled by width (gemma4_text)",
+    "two rotary embeddings (gemma4_text)",
+    "a scale for each layer (gemma4_text)",
+    "sliding-window attention (sliding_window=64)",
+]
 NAMED = {
     "llama-head-size": ["head size 10 does not equal hidden_size / num_attention_heads = 8"],
     "llama-mlp-bias": ["MLP bias (mlp_bias=True)"],
@@ -27,7 +35,51 @@ NAMED = {
     ],
     "mixtral": ["mixture of experts (num_local_experts=4)"],
     "olmo2": ["QK-norm (olmo2)", "norms after attention and MLP instead of before (olmo2)"],
-    "phi3": ["fused projections (qkv_proj, gate_up_proj) (phi3)"],
+    "olmo3": [
+        "QK-norm (olmo3)",
+        "norms after attention and MLP instead of before (olmo3)",
+        "sliding-window attention (sliding_window=64)",
+    ],
+    "phi3-window": ["sliding-window attention (sliding_window=64)"],
+    "phi3-partial": ["partial rotary embedding (partial_rotary_factor=0.5)"],
+    "gemma3_text": [
+        "QK-norm (gemma3_text)",
+        "norms after attention and MLP (gemma3_text)",
+        "norm weights stored minus one (gemma3_text)",
+        "embeddings scaled by width (gemma3_text)",
+        "two rotary embeddings (gemma3_text)",
+        "sliding-window attention (sliding_window=64)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "gemma4_text": [
+        *_GEMMA4,
+        "keys shared between layers (num_kv_shared_layers=2)",
+        "embeddings for each layer (hidden_size_per_layer_input=8)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "gemma4_text-experts": [
+        *_GEMMA4,
+        "mixture of experts (num_experts=4)",
+        "activation gelu_pytorch_tanh (hidden_activation; only silu)",
+    ],
+    "cohere2": [
+        "attention and MLP side by side (cohere2)",
+        "LayerNorm instead of RMS norm (cohere2)",
+        "rotary embedding of neighbouring channels (cohere2)",
+        "no rotary embedding in layers without a window (cohere2)",
+        "sliding-window attention (sliding_window=64)",
+    ],
+    "glm": [
+        "rotary embedding of neighbouring channels (glm)",
+        "partial rotary embedding (partial_rotary_factor=0.5)",
+    ],
+    "glm4": [
+        "norms after attention and MLP (glm4)",
+        "rotary embedding of neighbouring channels (glm4)",
+        "partial rotary embedding (partial_rotary_factor=0.5)",
+    ],
+    "ministral-window": ["sliding-window attention (sliding_window=64)"],
+    "ministral3": ["queries scaled by their position (ministral3)"],
     "qwen2_moe": ["mixture of experts (num_experts=4)"],
     "qwen3": ["QK-norm (qwen3)"],
     "qwen3-tied": ["QK-norm (qwen3)", "head size 12 does not equal hidden_size / num_attention_heads = 8"],
@@ -41,6 +93,32 @@ NAMED = {
         "a hybrid of another kind (jamba)",
         "Mamba-1 blocks (jamba)",
         "mixture of experts (num_local_experts=4)",
+    ],
+    "kimi_linear": [
+        "a hybrid of another kind (kimi_linear)",
+        "Kimi delta attention (kimi_linear)",
+        "multi-head latent attention (kimi_linear)",
+        "no rotary embedding (kimi_linear)",
+        "mixture of experts (num_local_experts=4)",
+        "head size 12 does not equal hidden_size / num_attention_heads = 8",
+    ],
+    "lfm2": [
+        "a hybrid of another kind (lfm2)",
+        "gated short convolutions (lfm2)",
+        "QK-norm (lfm2)",
+    ],
+    "nemotron_h": [
+        "a hybrid of another kind (nemotron_h)",
+        "layers of one part each (nemotron_h)",
+        "an MLP without a gate (nemotron_h)",
+        "no rotary embedding (nemotron_h)",
+        "mixture of experts (num_local_experts=4)",
+    ],
+    "olmo_hybrid": [
+        "a hybrid of another kind (olmo_hybrid)",
+        "gated delta rule (olmo_hybrid)",
+        "QK-norm (olmo_hybrid)",
+        "norms after attention and MLP instead of before (olmo_hybrid)",
     ],
     "qwen3_next": [
         "a hybrid of another kind (qwen3_next)",
@@ -71,6 +149,11 @@ NAMED = {
 }
 
 
+def longrope(rotated: int) -> dict[str, Any]:
+    """Settings with a factor for each pair of rotated channels; a config writes into them."""
+    return {"rope_type": "longrope", "short_factor": [1.0] * rotated, "long_factor": [2.0] * rotated}
+
+
 def test_every_refused_family_has_its_answer() -> None:
     assert set(NAMED) == set(tiny.REFUSED)
 
@@ -89,6 +172,9 @@ def test_nothing_stands_in_the_way(family: str) -> None:
     "config",
     [
         MistralConfig(sliding_window=32768, max_position_embeddings=32768),
+        MistralConfig(sliding_window=None),
+        LlamaConfig(head_dim=128),
+        LlamaConfig(attention_bias=True),
         Qwen2Config(sliding_window=4096, use_sliding_window=False),
         LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
         LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
@@ -114,6 +200,32 @@ def test_partial_rotary_embedding() -> None:
 def test_a_head_size_that_does_not_divide_the_width() -> None:
     (feature,) = in_the_way(Qwen2Config(hidden_size=100, num_attention_heads=3, num_key_value_heads=3))
     assert feature == "head size 33 does not equal hidden_size / num_attention_heads = 33.3333"
+
+
+@pytest.mark.parametrize(
+    ("config", "features"),
+    [
+        # As published: Phi-3-mini-4k, Phi-3.5-mini (a window beyond the context) and Phi-4-mini.
+        (Phi3Config(sliding_window=2047), ["sliding-window attention (sliding_window=2047)"]),
+        (
+            Phi3Config(sliding_window=262144, max_position_embeddings=131072, rope_parameters=longrope(48)),
+            [],
+        ),
+        (
+            Phi3Config(
+                num_attention_heads=24,
+                num_key_value_heads=8,
+                sliding_window=262144,
+                max_position_embeddings=131072,
+                partial_rotary_factor=0.75,
+                rope_parameters=longrope(48),
+            ),
+            ["partial rotary embedding (partial_rotary_factor=0.75)"],
+        ),
+    ],
+)
+def test_phi_models_that_fit_and_that_do_not(config: Any, features: list[str]) -> None:
+    assert in_the_way(config) == features
 
 
 def test_an_unknown_architecture_is_an_obstacle_too() -> None:

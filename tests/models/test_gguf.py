@@ -8,6 +8,7 @@ import pytest
 import tiny_gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, RopeScalingType
+from radistill.models.inspection import inspect_source
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
@@ -15,6 +16,10 @@ from radistill.errors import RadistillError
 from radistill.models import gguf
 from radistill.models.loading import Model, load
 from radistill.models.sources import locate
+from radistill.pipeline.context import Context
+from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
+from small_recipe import small_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -377,3 +382,38 @@ def test_named_templates(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     tiny_gguf.write(path, extra=lambda writer: writer.add_string("tokenizer.chat_template.tool_use", "TOOLS"))
     assert load(path).tokenizer.chat_template == {"default": tiny.CHAT_TEMPLATE, "tool_use": "TOOLS"}
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_a_conversion_is_refused_before_anything_is_dequantised(tmp_path: Path, cache: Path) -> None:
+    """The header of the file tells enough, in a whole run as where a later stage is the first to ask for the model."""
+    tiny_gguf.write(tmp_path / "model.gguf", family="qwen3")
+    path = small_recipe(tmp_path, {"source": "data"}, convert={"target": "granite-hybrid"}, diagnose={"budget": 1})
+    recipe = load_recipe(path, [f"model={tmp_path / 'model.gguf'}"])
+    refused = r"model\.gguf: granite-hybrid cannot hold this model: QK-norm \(qwen3\)"
+    with pytest.raises(RadistillError, match=refused):
+        run(recipe, tmp_path / "out")
+    with pytest.raises(RadistillError, match=refused):
+        _ = Context(recipe, tmp_path / "out").base
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_a_gguf_file_is_inspected_by_its_header(tmp_path: Path) -> None:
+    network = tiny_gguf.write(tmp_path / "model.gguf", family="qwen3")
+    report = inspect_source(tmp_path / "model.gguf")
+    assert report["parameters"]["total"] == sum(parameter.numel() for parameter in network.parameters())
+    assert (report["model_type"], report["dtype"], report["layers"]) == ("qwen3", "float32", 2)
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_an_architecture_that_is_not_read_is_named_before_its_tokenizer(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "gemma3")
+    writer.add_tokenizer_model("something else")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (load, inspect_source):
+        with pytest.raises(RadistillError, match="the architecture gemma3 is not read from a GGUF file"):
+            read(tmp_path / "model.gguf")

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import tiny
+from radistill.models.anatomy import ARCHITECTURES
 from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
 
-HYBRIDS = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "jamba", "qwen3_next", "qwen3_5_text"]
+HYBRIDS = [family for family in tiny.ARCHITECTURES if ARCHITECTURES[(tiny.FAMILIES | tiny.REFUSED)[family][0]].ssm]
 
 
 def tokens_of(*lengths: int) -> list[list[int]]:
@@ -21,7 +22,7 @@ def fresh(model: Model, tokens: list[int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", ["llama", "mistral-window", *HYBRIDS])
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma4_text", *HYBRIDS])
 def test_reading_rolling_back_and_reading_on_is_reading_at_once(family: str) -> None:
     model = tiny.model(family)
     prompts, new = tokens_of(6, 0, 11, 3), tokens_of(4, 4, 4, 4)

@@ -4,7 +4,7 @@ import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def convert(
     with torch.no_grad():
         for layer in layers:
             block = after.mixer(network, layer)
-            attention = cast(Attention, before.mixer(teacher.network, layer))
+            attention: Attention = before.projections(teacher.network, layer)
             initialisation.fill(block, attention, Context(_shape(before, attention), _generator(seed, layer)))
             if name := unwritten(block):
                 raise RadistillError(f"init {init} left NaN in layer {layer}: {name}")
@@ -155,7 +155,7 @@ def check_conversion(source: str, network: PreTrainedModel, settings: TargetSett
     if init is None:
         return
     anatomy = anatomy_of(network)
-    shape = _shape(anatomy, cast(Attention, anatomy.mixer(network, anatomy.attention_layers[0])))
+    shape = _shape(anatomy, anatomy.projections(network, anatomy.attention_layers[0]))
     if obstacles := find_initialisation(init, settings).obstacles(geometry, shape):
         raise RadistillError(f"init {init} does not fit these blocks: {'; '.join(obstacles)}")
 

@@ -1,5 +1,6 @@
 """What a model is made of, as data and as a page for the terminal."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from rich.text import Text
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.conversion.targets import TARGETS
-from radistill.models.anatomy import anatomy_of
-from radistill.models.loading import Model, load_config, skeleton
+from radistill.models.anatomy import ARCHITECTURES, anatomy_of
+from radistill.models.loading import Model, skeleton
+from radistill.models.unknown import config_of_any_type, describe_unknown
 from radistill.texts import human_bytes, human_count, ranges
 
 CONTEXTS = (4096, 32768, 131072)
@@ -30,11 +32,14 @@ def inspect(model: Model) -> dict[str, Any]:
 def inspect_source(source: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """As `inspect`, from the config alone: no weight is loaded, and from a hub none is downloaded.
 
+    Of a model type that is not in the table of `models.anatomy`, see `models.unknown` for the keys.
+
     Raises:
         RadistillError: if there is no such model, or it is damaged as far as the files' headers tell.
     """
-    config = load_config(source, trust_remote_code)
-    anatomy_of(config)
+    config = config_of_any_type(source, trust_remote_code)
+    if config.get_text_config().model_type not in ARCHITECTURES:
+        return {**describe_unknown(config, source, trust_remote_code), **_target(config)}
     return _describe(skeleton(config, source, trust_remote_code), config.dtype, str(source))
 
 
@@ -42,7 +47,6 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
     config: PreTrainedConfig = network.config.get_text_config()
     anatomy = anatomy_of(config)
     parameters = anatomy.parameters(network)
-    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
     return {
         "source": source,
         "model_type": anatomy.model_type,
@@ -63,6 +67,13 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
         "kv_bytes_per_token": anatomy.kv_bytes_per_token(),
         "kv_bytes": {str(tokens): anatomy.kv_bytes(tokens) for tokens in CONTEXTS},
         "ssm_state_bytes": anatomy.ssm_state_bytes(),
+        **_target(config),
+    }
+
+
+def _target(config: PreTrainedConfig) -> dict[str, Any]:
+    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
+    return {
         "target": next((kind for kind, found in obstacles.items() if not found), None),
         "in_the_way": {kind: found for kind, found in obstacles.items() if found},
     }
@@ -70,6 +81,8 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
 
 def render(report: dict[str, Any]) -> RenderableType:
     """The page that `radistill inspect` prints, from what `inspect` returns."""
+    if "entry" in report:
+        return Group(_facts_of_unknown(report), Text(), Text(report["entry"]))
     return Group(_facts(report), Text(), _parameters(report["parameters"]), Text(), _verdict(report))
 
 
@@ -83,10 +96,34 @@ def layer_picture(report: dict[str, Any]) -> str:
     )
 
 
-def _facts(report: dict[str, Any]) -> Table:
+def _facts_of_unknown(report: dict[str, Any]) -> Table:
+    table = _grid()
+
+    def known(key: str, form: Callable[[Any], str] = str) -> str:
+        return "unknown" if report[key] is None else form(report[key])
+
+    table.add_row("model", Text(report["source"], style="bold"))
+    table.add_row("architecture", f"{report['model_type']}, stored in {report['dtype'] or 'an unstated type'}")
+    table.add_row("layers", f"{known('layers')}, width {known('hidden_size')}")
+    table.add_row("heads", f"{known('heads')} of size {known('head_dim')}, {known('kv_heads')} for keys and values")
+    tied = known("tied_embeddings", lambda tied: "tied to the output" if tied else "input and output apart")
+    table.add_row("vocabulary", f"{known('vocab_size', '{:,} tokens'.format)}, embeddings {tied}")
+    table.add_row("context", known("max_context", "{:,} tokens".format))
+    per_token = known("kv_bytes_per_token", lambda size: f"{human_bytes(size)} a token in bfloat16")
+    table.add_row("KV cache", per_token)
+    table.add_row("parameters", known("parameters", lambda counts: human_count(counts["total"])))
+    return table
+
+
+def _grid() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
+    return table
+
+
+def _facts(report: dict[str, Any]) -> Table:
+    table = _grid()
     tied = "tied to the output" if report["tied_embeddings"] else "input and output apart"
     heads = f"{report['heads']} of size {report['head_dim']}, {report['kv_heads']} for keys and values"
     table.add_row("model", Text(report["source"], style="bold"))

@@ -158,8 +158,8 @@ def _exp(value: float) -> float | None:
 
 def _figures(model: Model, name: str, mask: ComponentMask, tally: _Tally, full_nll: float, tokens: int) -> DraftFigures:
     anatomy = model.anatomy
-    off = [component for _, component in mask.skipped]
-    attention, ssm = off.count(Component.ATTENTION), off.count(Component.SSM)
+    attention = [layer for layer, component in mask.skipped if component is Component.ATTENTION]
+    ssm = [component for _, component in mask.skipped].count(Component.SSM)
     return DraftFigures(
         name=name,
         mask=describe_mask(mask),
@@ -167,7 +167,9 @@ def _figures(model: Model, name: str, mask: ComponentMask, tally: _Tally, full_n
         mean_accepted_length={length: mean_accepted_length(tally.agreements, length) for length in DRAFT_LENGTHS},
         perplexity_ratio=_exp((tally.nll - full_nll) / tokens),
         parameters=_unread(model, mask),
-        kv_bytes_per_token=anatomy.kv_bytes_per_token() * attention // max(1, len(anatomy.attention_layers)),
+        kv_bytes_per_token=anatomy.kv_bytes_per_token(
+            layers=[layer for layer in attention if layer not in anatomy.lenders]
+        ),
         ssm_state_bytes=anatomy.ssm_state_bytes() * ssm // max(1, len(anatomy.ssm_layers)),
     )
 

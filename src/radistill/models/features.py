@@ -44,6 +44,8 @@ def _attention(config: PreTrainedConfig) -> list[str]:
     found = []
     if anatomy.sliding_window is not None:
         found.append(f"sliding-window attention (sliding_window={anatomy.sliding_window})")
+    if shared := getattr(config, "num_kv_shared_layers", None):
+        found.append(f"keys shared between layers (num_kv_shared_layers={shared})")
     for field, what in _SOFT_CAPS.items():
         cap = getattr(config, field, None)
         if cap is not None:
@@ -69,6 +71,8 @@ def _mlp(config: PreTrainedConfig, mixture: bool) -> list[str]:
     experts = [f"{field}={getattr(config, field)}" for field in _EXPERTS if getattr(config, field, None)]
     if experts and not mixture:  # some configs have one number under two names
         found.append(f"{MIXTURE} ({experts[0]})")
+    if width := getattr(config, "hidden_size_per_layer_input", None):
+        found.append(f"embeddings for each layer (hidden_size_per_layer_input={width})")
     if getattr(config, "mlp_bias", False):
         found.append("MLP bias (mlp_bias=True)")
     for field in _ACTIVATIONS:

@@ -35,8 +35,9 @@ from radistill.models.checkpoint import (
     read_config,
     shapes_in,
 )
+from radistill.models.gguf import read_gguf
 from radistill.models.number_formats import warn_if_slow
-from radistill.models.sources import locate
+from radistill.models.sources import gguf_file, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -152,11 +153,14 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
 
 
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model, without loading its weights (those of a hub model are not downloaded).
+    """The config of a model, without loading its weights: those of a hub model are not downloaded, those of a GGUF file
+    not de-quantised.
 
     Raises:
         RadistillError: as `load` does, as far as it can be told without reading the weights.
     """
+    if (gguf := gguf_file(source)) is not None:
+        return read_gguf(gguf).config
     folder = locate(source, weights=False, trust_remote_code=trust_remote_code)
     config = read_config(folder, trust_remote_code)
     if Path(str(source)).expanduser().exists():

@@ -62,6 +62,13 @@ def locate(source: str | Path, *, weights: bool = True, trust_remote_code: bool 
     return _from_hub(text, weights, trust_remote_code)
 
 
+def gguf_file(source: str | Path) -> Path | None:
+    """The GGUF file that an alias or a path stands for; None where it is something else, or is not there."""
+    text = str(source)
+    path = ALIASES[text].packaged_file() if text in ALIASES else Path(text).expanduser()
+    return path if path is not None and path.suffix == ".gguf" and path.is_file() else None
+
+
 def signature(source: str | Path) -> list[str]:
     """What tells two states of a model apart: its name, and the bytes of every file that is read of it.
 
@@ -71,11 +78,10 @@ def signature(source: str | Path) -> list[str]:
         RadistillError: as `locate` does, or naming a file of weights that is missing or damaged.
     """
     text = str(source)
-    path = ALIASES[text].packaged_file() if text in ALIASES else Path(text).expanduser()
-    if path is not None and path.suffix == ".gguf" and path.is_file():
-        return [text, f"{content_hash(path)}-{REVISION}"]
+    if (gguf := gguf_file(source)) is not None:
+        return [text, f"{content_hash(gguf)}-{REVISION}"]
     folder = locate(source, weights=False)
-    if path is None or not path.is_dir():
+    if text in ALIASES or not Path(text).expanduser().is_dir():
         return [text, folder.name]  # a snapshot of the hub's cache is named by its revision
     if not (folder / "config.json").is_file():
         read_config(folder)  # says what is there instead of a model

@@ -12,6 +12,7 @@ from radistill.errors import RadistillError
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load, load_config, load_tokenizer
 from radistill.models.sources import signature
+from radistill.pipeline.preflight import check_hybrids
 from radistill.processes import Processes, join, own_device
 from radistill.runs.arms import Arm
 from radistill.runs.folder import HybridFiles, RunFolder
@@ -49,7 +50,13 @@ class Context:
 
     @cached_property
     def base(self) -> Model:
-        """The model to convert."""
+        """The model to convert.
+
+        Raises:
+            RadistillError: if a hybrid cannot be made of it, by its config, before any weight is read.
+        """
+        recipe = self.recipe
+        check_hybrids(recipe, load_config(recipe.model, recipe.trust_remote_code))
         return self.load(self.recipe.model)
 
     def teacher(self, source: str | None) -> Model:

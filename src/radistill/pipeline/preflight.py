@@ -15,11 +15,10 @@ from radistill.diagnosis.diagnose import check_budget
 from radistill.distillation.losses.hidden import check_same_width
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
-from radistill.models.aliases import ALIASES
 from radistill.models.anatomy import anatomy_of
-from radistill.models.gguf import read_gguf
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config, load_tokenizer, skeleton
+from radistill.models.sources import gguf_file
 from radistill.runs.recipe import Recipe
 
 
@@ -51,14 +50,10 @@ def check(recipe: Recipe) -> Checked:
     """
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
-    anatomy = anatomy_of(base)
     recipe = recipe.for_model(base)
-    network = skeleton(base, recipe.model, recipe.trust_remote_code)
+    check_hybrids(recipe, base)
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
-        if arm.budget is not None:
-            check_budget(arm.budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
-        check_conversion(recipe.model, network, arm.target, arm.init)
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
@@ -77,28 +72,33 @@ def check(recipe: Recipe) -> Checked:
     return Checked(recipe, base, configs.get(recipe.teacher), warnings)
 
 
+def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
+    """Check by the base's config alone that each hybrid of a recipe can be made of it.
+
+    Raises:
+        RadistillError: naming the budget that the model does not have, what the target cannot hold, or why the
+            initialisation does not fit.
+    """
+    anatomy = anatomy_of(base)
+    network = skeleton(base, recipe.model, recipe.trust_remote_code)
+    for arm in recipe.hybrids:
+        if arm.budget is not None:
+            check_budget(arm.budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        check_conversion(recipe.model, network, arm.target, arm.init)
+
+
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
-    gguf = _gguf(source)
-    if gguf is not None:
-        return read_gguf(gguf).config
     try:
         return load_config(source, trust_remote_code)
     except RadistillError as error:
-        known = None if Path(source).expanduser().exists() else known_config(source)
+        is_here = gguf_file(source) is not None or Path(source).expanduser().exists()
+        known = None if is_here else known_config(source)
         if known is None:
             raise
         gated = isinstance(error.__context__, GatedRepoError)
         reason = "the hub wants you to ask for access first" if gated else "the hub was not reached"
         warnings.append(f"{source}: config from the built-in table; {reason}")
         return known
-
-
-def _gguf(source: str) -> Path | None:
-    """The GGUF file that an alias or a path stands for. Its header is enough here, so it is not de-quantised."""
-    if source in ALIASES:
-        return ALIASES[source].packaged_file()
-    path = Path(source).expanduser()
-    return path if path.suffix == ".gguf" and path.is_file() else None
 
 
 def _check_teacher(
@@ -120,7 +120,7 @@ def _check_teacher(
 
 
 def _vocabulary(source: str) -> dict[str, int] | None:
-    if _gguf(source) is not None:
+    if gguf_file(source) is not None:
         return None
     try:
         return load_tokenizer(source).get_vocab()

@@ -89,7 +89,8 @@ def hybrid_shape(
         recompute: whether the end-to-end step keeps only the inputs of layers and computes each again.
         trust_remote_code: as in the recipe.
     """
-    with FakeTensorMode(), quiet():
+    # Numbers that a config lists, as longrope's factors, are made without data but not as fakes.
+    with FakeTensorMode(allow_non_fake_inputs=True), quiet():
         network = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         source = Model(network, cast(PreTrainedTokenizerBase, None), anatomy_of(network), "shapes")
         candidates = source.anatomy.attention_layers

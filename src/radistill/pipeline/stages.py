@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from radistill.console import note
-from radistill.conversion import TARGETS, check_conversion, convert, new_parameters
+from radistill.conversion import TARGETS, convert, new_parameters
 from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
-from radistill.diagnosis.diagnose import SearchInterrupted, check_budget, diagnose
+from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
 from radistill.diagnosis.plan import DRAFTS
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
@@ -393,10 +393,6 @@ def _save(student: Model, folder: Path) -> None:
 def _check(context: Context) -> None:
     """Refuse what cannot be done before anything is computed for it."""
     recipe, base = context.recipe, context.base
-    for arm in context.hybrids:
-        if arm.budget is not None:
-            check_budget(arm.budget, base.anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
-        check_conversion(recipe.model, base.network, arm.target, arm.init)
     # The one that writes the responses comes last, and so stays loaded.
     teachers = {arm.teacher for arm in context.hybrids if arm.teacher}
     for source in sorted(teachers, key=lambda one: one == recipe.teacher):

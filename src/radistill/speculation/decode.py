@@ -117,7 +117,8 @@ def speculative_generate(
 
     Raises:
         RadistillError: on an empty prompt, one that fills the context, a token that the network does not know, settings
-            out of range, a mask that does not fit, or logits of the model that are no numbers.
+            out of range, a mask that does not fit, texts in whose course LongRoPE changes the rotation, or logits of
+            the model that are no numbers.
     """
     for name, value in {
         "draft_length": draft_length,
@@ -133,6 +134,7 @@ def speculative_generate(
     check_sampling(temperature, top_p)
     check_prompts(prompts, model.network)
     _check_room(prompts, model)
+    _check_rotation(prompts, max_new_tokens, model)
 
     started = time.perf_counter()
     # Prompts of similar length run together, the longest first: what does not fit into memory fails at once.
@@ -233,6 +235,25 @@ def _decode(
             cache.select(going_on)
             drafter.select(going_on)
             rule.select(going_on)
+
+
+def _check_rotation(prompts: Sequence[Sequence[int]], max_new_tokens: int, model: Model) -> None:
+    """Refuse texts in whose course the rotary embedding changes: what a cache holds of them would be rotated wrongly.
+
+    LongRoPE (arXiv 2402.13753) rotates every token of a text by its length: up to the original context, or beyond.
+    """
+    rope = getattr(model.network.config.get_text_config(), "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope" or not prompts:
+        return
+    switch: int = rope["original_max_position_embeddings"]
+    lengths = [len(prompt) for prompt in prompts]
+    # The last token of a prompt is read with the first drafts.
+    if min(lengths) - 1 <= switch < max(lengths) + max_new_tokens:
+        raise RadistillError(
+            f"generate: {model.source} rotates texts of more than {switch:,} tokens in another way (rope_type "
+            f"longrope), which a cache cannot follow; keep each prompt and its response within {switch:,} tokens, "
+            f"or let every prompt be longer than {switch + 1:,}"
+        )
 
 
 def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:

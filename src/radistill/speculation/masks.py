@@ -46,7 +46,8 @@ def masked(model: Model, mask: ComponentMask, substitutes: Substitutes | None = 
     """Switch the masked components off inside the block; afterwards the model is as it was, also after an error.
 
     The forward of each skipped module is shadowed on the instance, so no model class changes and nothing is computed
-    for it. A skipped module adds exactly zero to the residual stream and writes nothing to a cache.
+    for it. A skipped module adds exactly zero to the residual stream and writes nothing to a cache. An attention whose
+    keys and values later layers read still computes them: only what it adds is left out.
 
     Args:
         model: changed inside the block only.
@@ -58,14 +59,15 @@ def masked(model: Model, mask: ComponentMask, substitutes: Substitutes | None = 
     """
     modules = masked_modules(model, mask)
     silent_attention = _silent_attention(model.anatomy.hidden_size)
-    forwards = [
-        _silent
-        if component is not Component.ATTENTION
-        else silent_attention
-        if substitutes is None
-        else substitutes.forward_of(layer)
-        for _, layer, component in modules
-    ]
+
+    def instead_of(module: nn.Module, layer: int, component: Component) -> Callable[..., Any]:
+        if component is not Component.ATTENTION:
+            return _silent
+        if layer in model.anatomy.lenders:
+            return _lending(module.forward)
+        return silent_attention if substitutes is None else substitutes.forward_of(layer)
+
+    forwards = [instead_of(*found) for found in modules]
     with ExitStack() as stack:
         for (module, _, _), forward in zip(modules, forwards, strict=True):
             stack.enter_context(shadowed(module, forward))
@@ -112,3 +114,13 @@ def _silent_attention(hidden_size: int) -> Callable[..., tuple[Tensor, None]]:
         return hidden_states.new_zeros(*hidden_states.shape[:-1], hidden_size), None
 
     return forward
+
+
+def _lending(forward: Callable[..., Any]) -> Callable[..., tuple[Tensor, None]]:
+    """An attention that adds nothing, but leaves its keys and values where later layers look for them."""
+
+    def silent(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        output, _ = forward(*args, **kwargs)
+        return torch.zeros_like(output), None
+
+    return silent

@@ -62,8 +62,10 @@ class PrefixCache:
 
     def _start(self, mask: ComponentMask) -> tuple[ComponentMask, int]:
         """The remembered mask with the most layers in common, and the first layer at which they differ."""
-        layers = self._model.anatomy.num_layers
-        common = {kept: mask.first_difference(kept, layers) for kept in self._kept}
+        anatomy = self._model.anatomy
+        # A layer that is passed over leaves no keys for the layers that borrow them.
+        most = min(anatomy.lenders, default=anatomy.num_layers)
+        common = {kept: min(mask.first_difference(kept, anatomy.num_layers), most) for kept in self._kept}
         best = max(common, key=common.__getitem__, default=ComponentMask())
         return best, common.get(best, 0)
 

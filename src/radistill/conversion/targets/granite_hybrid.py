@@ -48,6 +48,11 @@ _CARRIED = (
     "attention_dropout",
     "rope_parameters",
 )
+_LONGROPE = (
+    "A text is rotated by its length (longrope): one way up to {0[original_max_position_embeddings]} tokens, another "
+    "beyond. For Phi-3, transformers reads a text again when its generation passes that length; for this architecture "
+    "it does not, so keep a prompt and its response on one side."
+)
 _EXPERTS = ".block_sparse_moe."
 Count = Annotated[int, Field(strict=True, ge=1)]
 
@@ -140,7 +145,7 @@ class GraniteHybrid(Target):
         """Build the student; its new blocks hold NaN until an initialisation fills them."""
         assert isinstance(settings, GraniteHybridSettings)
         network = model.network
-        source = network.state_dict()
+        source = model.anatomy.unfused(network.state_dict())
         biased = any(name.endswith("self_attn.q_proj.bias") for name in source)
         config = student_config(network.config, replace, settings, attention_bias=biased)
         config.dtype = network.dtype
@@ -170,9 +175,12 @@ class GraniteHybrid(Target):
         """Which versions of transformers load it, and what vLLM has."""
         groups = config.mamba_n_groups
         only = f", but with {groups} groups it computes the same function only from 5.23 on" if groups > 1 else ""
+        rope = config.rope_parameters or {}
+        longrope = [] if rope.get("rope_type") != "longrope" else [_LONGROPE.format(rope)]
         return [
             f"transformers 5.17 and newer load it{only}.",
             "vLLM has a class for this architecture: `vllm serve FOLDER` (run by hand, on a CPU).",
+            *longrope,
         ]
 
 

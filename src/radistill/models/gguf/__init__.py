@@ -18,7 +18,7 @@ from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import one_line, quiet
 from radistill.models.gguf.account import Account
 from radistill.models.gguf.file import read_contents
-from radistill.models.gguf.network import Weight, find_weights, read_config
+from radistill.models.gguf.network import Weight, find_weights, read_architecture, read_config
 from radistill.models.gguf.tokenizer import read_tokenizer, token_id
 
 # To be raised when `read_gguf` or `_write` makes something else of a file than before, so that no older folder is
@@ -95,6 +95,7 @@ def read_gguf(path: Path) -> Reading:
     """
     contents = read_contents(path)
     account = Account(path, contents.metadata)
+    read_architecture(account)  # its refusal says more than that of a tokenizer which goes with it
     tokenizer = read_tokenizer(account)
     stops = [token_id(account, role, len(tokenizer)) for role in ("eos", "eot", "eom")]
     try:

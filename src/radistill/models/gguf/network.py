@@ -40,11 +40,11 @@ class Weight:
         return pairs.transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
-def read_config(account: Account, contents: Contents, tokens: int) -> PreTrainedConfig:
-    """The config by the keys of the architecture and by which tensors there are.
+def read_architecture(account: Account) -> str:
+    """The architecture, by llama.cpp's name.
 
     Raises:
-        RadistillError: naming the key or the architecture that is not read.
+        RadistillError: if it is none that is read.
     """
     arch = account.need("general.architecture", str)
     account.only("general.type", "model", because="only whole language models are read")
@@ -53,6 +53,16 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
             f"{account.path}: the architecture {arch} is not read from a GGUF file (only "
             f"{', '.join(_ROTATES_NEIGHBOURS)}); take the model's safetensors folder"
         )
+    return arch
+
+
+def read_config(account: Account, contents: Contents, tokens: int) -> PreTrainedConfig:
+    """The config by the keys of the architecture and by which tensors there are.
+
+    Raises:
+        RadistillError: naming the key or the architecture that is not read.
+    """
+    arch = read_architecture(account)
     context = account.need(f"{arch}.context_length", int)
     width, heads = account.need(f"{arch}.embedding_length", int), account.need(f"{arch}.attention.head_count", int)
     layers = account.need(f"{arch}.block_count", int)
