@@ -120,7 +120,7 @@ def test_an_import_that_is_hidden_is_found(tmp_path: Path) -> None:
 def test_a_plan_is_shown_without_torch(tmp_path: Path) -> None:
     """It takes seconds to import, and what only reads a small file should answer at once."""
     (tmp_path / "plan.json").write_text("{")
-    code = "import sys; from radistill.cli.commands import app\napp(['plan', 'show', sys.argv[1]], standalone_mode=False)\n"
+    code = "from radistill.cli import main; sys.argv = ['', 'plan', 'show', sys.argv[1]]; main()"
     look = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", look, str(tmp_path / "plan.json")], capture_output=True, text=True)
     assert "plan.json" in done.stderr
