@@ -138,6 +138,26 @@ class RunFolder:
         write_json(self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps})
 
 
+def student_of(path: Path, name: str = MAIN) -> HybridFiles:
+    """The files of a hybrid that has been trained.
+
+    Raises:
+        RadistillError: if it has not.
+    """
+    files = RunFolder(path).hybrid(name)
+    if not (files.student / "config.json").is_file():
+        raise RadistillError(
+            f"{files.student}: this run has no student there yet; run `radistill run --out {path}` first"
+        )
+    return files
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    folder = RunFolder(path)
+    return any(file.is_file() for file in (folder.recipe, folder.record, folder.hybrid().plan))
+
+
 def _plain(inputs: Any) -> Any:
     """Inputs as JSON gives them back."""
     return json.loads(json.dumps(inputs))
