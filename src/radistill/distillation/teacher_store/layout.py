@@ -63,7 +63,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     """CRC-32 of the tensors of a shard, which its file holds beside them."""
     found = 0
     for name in FORMATS:
-        found = crc32(tensors[name].numpy(), found)
+        found = crc32(tensors[name].numpy().data, found)
     return f"{found:08x}"
 
 
