@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 import radistill
-from radistill.cli import app
+from radistill.cli.commands import app
 from radistill.models.loading import Model
 from radistill.pipeline.stages import STAGES
 from radistill.runs.recipe import load_recipe

@@ -1,6 +1,7 @@
 """Imports go one way: a package knows only those below it, and no module knows itself through another."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,11 +118,25 @@ def test_an_import_that_is_hidden_is_found(tmp_path: Path) -> None:
         TopologicalSorter(graph).prepare()
 
 
-def test_a_plan_is_shown_without_torch(tmp_path: Path) -> None:
-    """It takes seconds to import, and what only reads a small file should answer at once."""
+@pytest.mark.parametrize("command", [["plan", "show", "plan.json"], ["compare", "one", "two"], ["compare", "run"]])
+def test_what_only_reads_files_answers_without_torch(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds to import, and who asks for what is there should be answered at once."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.json").write_text("{")
-    code = "import sys; from radistill.cli import app; app(['plan', 'show', sys.argv[1]], standalone_mode=False)\n"
-    look = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    done = subprocess.run([sys.executable, "-c", look, str(tmp_path / "plan.json")], capture_output=True, text=True)
-    assert "plan.json" in done.stderr
-    assert done.stdout.strip() == "False"
+    for folder in ("one", "two", "run/tasks/base", "run/tasks/hybrid"):
+        (tmp_path / folder).mkdir(parents=True)
+        rows = "".join(f'{{"key": "{key}", "correct": {right}}}\n' for key, right in (("a", "true"), ("b", "false")))
+        (tmp_path / folder / "svamp.jsonl").write_text(rows)
+        summary = {"model": folder, "tasks": {"svamp": {"n": 2, "settings": {"max_new_tokens": 8}}}}
+        (tmp_path / folder / "tasks.json").write_text(json.dumps(summary))
+    (tmp_path / "run/run.json").write_text("{}")
+    code = "from radistill.cli import main; sys.argv = ['', *sys.argv[1:]]; main()"
+    slow = ("torch", "transformers", "optuna", "scipy.stats")
+    look = (
+        f"import atexit, sys; atexit.register(lambda: print([name for name in {slow} if name in sys.modules])); {code}"
+    )
+    done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True)
+    assert ("plan.json" in done.stderr) if command[0] == "plan" else ("svamp" in done.stdout), done
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -3,8 +3,9 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from radistill.errors import RadistillError
 
@@ -24,17 +25,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise RadistillError(f"{folder}: is a file; choose a folder with --out") from None
     except OSError as error:
         raise RadistillError(f"{folder}: no folder can be made there ({error.strerror}); choose --out") from None
-    with (folder / ".lock").open("a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise RadistillError(
-                f"{folder}: another run (process {handle.read().strip() or 'unknown'}) is using this folder; "
-                "wait for it to end or choose another --out"
-            ) from None
-        handle.seek(0)
-        handle.truncate()
+    with _held(folder) as handle:
+        handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         try:
@@ -42,3 +34,30 @@ def locked(folder: Path) -> Iterator[None]:
         except BaseException as error:
             error.add_note(f"what is done is kept in {folder}, and the same command goes on from there")
             raise
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[TextIO]:
+    """The file that this process has locked, which is removed in the end; a kill may leave it, without the lock."""
+    path = folder / ".lock"
+    while True:
+        with path.open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise RadistillError(
+                    f"{folder}: another run (process {handle.read().strip() or 'unknown'}) is using this folder; "
+                    "wait for it to end or choose another --out"
+                ) from None
+            try:
+                if not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:  # whoever held it has removed it after it was opened here
+                continue
+            try:
+                yield handle
+            finally:
+                with suppress(OSError):  # the folder may have gone
+                    path.unlink()
+            return

@@ -86,6 +86,7 @@ def test_savings_of_a_run(shell: Shell, tmp_path: Path) -> None:
     code, _, _ = shell("savings", str(tmp_path / "small" / "base"), str(run / "student"), *options, "--out", "s.json")
     assert code == 0
     assert json.loads(Path("s.json").read_text())["fingerprints"] == figures["fingerprints"]
+    assert not Path(".lock").exists()
 
 
 def test_two_at_once_in_one_folder_are_refused(shell: Shell, tmp_path: Path) -> None:

@@ -157,10 +157,10 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded(folder: Path) -> Non
     assert "Traceback" not in unread.communicate()[1]
 
 
-def last_line_after_ctrl_c(process: "subprocess.Popen[str]") -> str:
-    process.send_signal(signal.SIGINT)
+def last_line_after(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGINT) -> str:
+    process.send_signal(number)
     said = process.communicate()[1]
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     return said.strip().splitlines()[-1]
 
@@ -172,13 +172,18 @@ def last_line_after_ctrl_c(process: "subprocess.Popen[str]") -> str:
         ("distill", ("distill.steps=100000", "align=null", "convert.init=zero")),
     ],
 )
-def test_ctrl_c_says_what_is_kept(stage: str, settings: tuple[str, ...], folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")], ids=["INT", "TERM"]
+)
+def test_whoever_stops_a_run_is_told_what_is_kept(
+    number: signal.Signals, word: str, stage: str, settings: tuple[str, ...], folder: Path
+) -> None:
     process = radistill("run", "recipe.yaml", "--out", "out", *(f"-s{one}" for one in settings))
     assert process.stderr is not None
     while f"[{stage}:hybrid] …" not in (line := process.stderr.readline()):
         assert line
     kept = "what is done is kept in out, and the same command goes on from there"
-    assert last_line_after_ctrl_c(process) == f"interrupted; the stage {stage} is unfinished; {kept}"
+    assert last_line_after(process, number) == f"{word}; the stage {stage} is unfinished; {kept}"
 
 
 @pytest.mark.parametrize("moment", ["evaluations/base/.lock", "evaluations/base/answers/recall.jsonl"])
@@ -188,7 +193,7 @@ def test_ctrl_c_during_an_evaluation_says_what_is_kept(moment: str, folder: Path
         assert process.poll() is None
         time.sleep(0.02)
     kept = "what is done is kept in evaluations/base, and the same command goes on from there"
-    assert last_line_after_ctrl_c(process) == f"interrupted; {kept}"
+    assert last_line_after(process) == f"interrupted; {kept}"
 
 
 def test_ctrl_c_before_any_work_says_that_nothing_was_changed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,3 +201,26 @@ def test_ctrl_c_before_any_work_says_that_nothing_was_changed(capsys: pytest.Cap
         raise KeyboardInterrupt
     assert leaving.value.code == 130
     assert capsys.readouterr().err == "interrupted; nothing was changed, and the same command starts again\n"
+
+
+@pytest.mark.parametrize("module", ["radistill.cli.commands", "typer"])
+def test_ctrl_c_while_the_program_starts_is_no_traceback(module: str) -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        " def find_spec(self, name, path, target=None):\n"
+        f"  if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from radistill.cli import main\n"
+        "main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = "interrupted; nothing was changed, and the same command starts again\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+
+
+def test_sigterm_is_answered_as_before_when_a_command_has_ended() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with errors_in_one_line():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

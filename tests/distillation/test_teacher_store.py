@@ -14,6 +14,7 @@ import pytest
 import torch
 from distill_case import HELDOUT, RESUMABLE, STORED, TRAIN, lasting, models, run, store_of, weights
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_distill_heldout import PAD, near
 
@@ -157,8 +158,8 @@ def test_killed_while_it_writes_it_goes_on_with_the_shard_that_is_missing(
     whole = store_of(teacher, tmp_path / "whole", settings)
     original, written = write.save_file, []
 
-    def dying(tensors: Any, path: Path) -> None:
-        original(tensors, path)
+    def dying(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
+        original(tensors, path, metadata)
         written.append(path)
         if len(written) == 3:
             os.truncate(path, path.stat().st_size // 2)
@@ -168,7 +169,7 @@ def test_killed_while_it_writes_it_goes_on_with_the_shard_that_is_missing(
     with pytest.raises(KeyboardInterrupt):
         store_of(teacher, tmp_path / "killed", settings)
     assert len(list((tmp_path / "killed").glob("store/*/*"))) == 2
-    monkeypatch.setattr(write, "save_file", lambda tensors, path: (written.append(path), original(tensors, path)))
+    monkeypatch.setattr(write, "save_file", lambda *given: (written.append(given[1]), original(*given)))
     found = store_of(teacher, tmp_path / "killed", settings)
     shards = sorted(path.name for path in whole.folder.glob("*.safetensors"))
     assert len(written) == len(shards) + 1
@@ -193,6 +194,23 @@ def test_a_shard_that_is_cut_is_written_again(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(RadistillError, match=r"shard-00001.safetensors: missing or damaged; remove .*store.json"):
         type(store)(store.folder, [*TRAIN, *HELDOUT])
+
+
+def test_a_shard_with_another_number_is_written_again(tmp_path: Path) -> None:
+    """One that could be right: the teacher's probability of a token is a little other than it was."""
+    teacher, settings = tiny.model("llama"), quick(teacher_store={"top_k": 4})
+    store = store_of(teacher, tmp_path, settings)
+    path = layout.shard_path(store.folder, 1)
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+    tensors = load_file(path)
+    tensors["log_probabilities"][0, 0] *= 1.01
+    save_file(tensors, path, said)
+    with pytest.raises(RadistillError, match=r"shard-00001.safetensors: missing or damaged; remove .*store.json"):
+        type(store)(store.folder, [*TRAIN, *HELDOUT])
+    store_of(teacher, tmp_path, settings)
+    assert path.read_bytes() == whole
 
 
 def test_a_store_that_says_something_else_is_refused(tmp_path: Path) -> None:
@@ -287,7 +305,7 @@ def test_very_unlikely_is_not_impossible(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(tensors: Any, path: Path) -> None:
+    def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write, "save_file", full)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -109,9 +110,14 @@ CRASHING = {
 }
 NO_AUDIT = "from radistill.evaluation.sandbox.inside import audit; audit.install = lambda folder: None; main("
 NO_NAMESPACES = "from radistill.evaluation.sandbox.inside import namespaces; namespaces.enter = lambda disk: None; "
-NO_LANDLOCK = "from radistill.evaluation.sandbox.inside import landlock; landlock.confine = lambda writable: False; "
-OLD_LANDLOCK = "from radistill.evaluation.sandbox.inside import landlock; landlock._SCOPES = 0; "
+LANDLOCK = (
+    "from radistill.evaluation.sandbox.inside import landlock; own = landlock.version; landlock.version = lambda: "
+)
+NO_LANDLOCK = LANDLOCK + "0; "
+NO_SCOPES = LANDLOCK + "min(own(), 5); "  # Linux before 6.12
+OLD_LANDLOCK = LANDLOCK + "min(own(), 2); "  # before 6.2: files can be emptied anywhere
 NO_SECCOMP = "from radistill.evaluation.sandbox.inside import seccomp; seccomp.filter_calls = lambda writable: False; "
+SECCOMP_ALONE = NO_NAMESPACES + NO_LANDLOCK
 NO_KERNEL = NO_NAMESPACES + NO_LANDLOCK + NO_SECCOMP + "main("
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="layers of the Linux kernel")
@@ -211,43 +217,135 @@ NATIVE = {
     "read a secret": "open(b'OUTSIDE/precious', 0)",
     "remove outside": "unlink(b'OUTSIDE/precious')",
     "steal from outside": "rename(b'OUTSIDE/precious', b'mine')",
+    "empty outside": "truncate(b'OUTSIDE/precious', 0)",
+    "empty outside by opening": "open(b'OUTSIDE/precious', 0x200)",
+    "times outside": "utimensat(-100, b'OUTSIDE/precious', 0, 0)",
+    "mode outside": "chmod(b'OUTSIDE/precious', 0)",
 }
 
 
-def native(name: str) -> str:
-    expression = NATIVE[name].replace("getppid()", "c.getppid()")
-    return f"import ctypes, os, struct\nc = ctypes.CDLL(None)\nassert c.{expression} >= 0"
+# Tried one after the other, so that a program is started once for all of them.
+EACH = """
+import fcntl, os, resource, signal, socket, struct, subprocess
+for name, code in ATTEMPTS:
+    try: exec(code, globals() | {'c': c})
+    except BaseException: continue
+    print(name, flush=True)"""
 
 
-@linux
-@pytest.mark.parametrize(
-    "name", [name for name, call in NATIVE.items() if platform.machine() == "x86_64" or "syscall" not in call]
-)
-def test_the_kernel_refuses_native_code(
-    name: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name == "read a secret" and "landlock" not in LAYERS:
-        pytest.skip("files are hidden by landlock, which this kernel does not offer")
-    monkeypatch.setattr(run, "_START", run._START.replace("main(", NO_AUDIT))
-    outcome = hostile(native(name), outside, listener)
-    assert (outcome.status, outcome.text) == ("error", "AssertionError: "), outcome
+def succeeding(attempts: dict[str, str], start: str, outside: Path, listener: int, c: str = "None") -> list[str]:
+    """Names of the attempts that are not refused in a process that starts so."""
+    code = f"c = {c}\n" + EACH.replace("ATTEMPTS", repr(list(attempts.items())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_START", run._START.replace("main(", start))
+        outcome = hostile(code, outside, listener)
+    assert outcome.status == "value", outcome
+    return outcome.output.splitlines()
 
 
 @linux
 @pytest.mark.parametrize(
     "missing",
-    [NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK, OLD_LANDLOCK, NO_NAMESPACES + OLD_LANDLOCK],
-    ids=["n", "l", "nl", "old", "n old"],
+    ["", NO_NAMESPACES, NO_LANDLOCK, SECCOMP_ALONE, OLD_LANDLOCK, NO_NAMESPACES + OLD_LANDLOCK],
+    ids=["", "n", "l", "nl", "old", "n old"],
 )
-@pytest.mark.parametrize("name", [name for name in NATIVE if name != "read a secret"])
-def test_native_code_is_refused_where_the_kernel_offers_less(
+def test_the_kernel_refuses_native_code(missing: str, outside: Path, listener: int) -> None:
+    """Containers often have seccomp alone; then the program can write nowhere, and read what everybody can."""
+    calls = {
+        name: f"assert c.{call.replace('getppid()', 'c.getppid()')} >= 0"
+        for name, call in NATIVE.items()
+        # The numbers of calls are those of x86-64.
+        if platform.machine() == "x86_64" or "syscall" not in call
+    }
+    if "landlock" not in LAYERS or NO_LANDLOCK in missing:
+        del calls["read a secret"]
+    calls["an allowed one"] = "assert c.getpid() > 0"
+    library = "__import__('ctypes').CDLL(None)"
+    assert succeeding(calls, missing + NO_AUDIT, outside, listener, library) == ["an allowed one"]
+
+
+ENDINGS = {
+    name: status
+    for programs, status in ((ENDLESS, "time"), (GREEDY, "memory"), (LOUD, "output"), (CRASHING, "crash"))
+    for name in programs
+}
+HOSTILE = ENDLESS | GREEDY | LOUD | CRASHING | REFUSED
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [SECCOMP_ALONE, OLD_LANDLOCK], ids=["seccomp", "old landlock"])
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "read through ctypes"])
+def test_no_hostile_program_needs_more_layers_than_seccomp(
     name: str, missing: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers often have seccomp alone; then the program can write nowhere, and read what everybody can."""
-    if platform.machine() != "x86_64" and "syscall" in NATIVE[name]:
-        pytest.skip("the numbers of calls are those of x86-64")
     monkeypatch.setattr(run, "_START", run._START.replace("main(", missing + NO_AUDIT))
-    assert hostile(native(name), outside, listener).text == "AssertionError: "
+    assert hostile(HOSTILE[name], outside, listener).status == ENDINGS.get(name, "error")
+
+
+# What would reach the evaluation, the parent of the program, or what is its user's; a signal sent here is harmless.
+REACHING = {
+    "signal": "os.kill(os.getppid(), signal.SIGUSR1)",
+    "signal of a pipe": (
+        "r, w = os.pipe()\n"
+        "for command, value in ((8, os.getppid()), (10, int(signal.SIGUSR1)), (4, os.O_ASYNC)):\n"
+        " fcntl.fcntl(r, command, value)\n"
+        "os.write(w, b'x')"
+    ),
+    "limit": "resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, -1))",
+    "memory": "open(f'/proc/{os.getppid()}/mem', 'rb')",
+    "change memory": "open(f'/proc/{os.getppid()}/mem', 'rb+')",
+    "environment": "open(f'/proc/{os.getppid()}/environ')",
+    "read": "open('OUTSIDE/precious')",
+    "write": "open('OUTSIDE/precious', 'a')",
+    "empty": "os.truncate('OUTSIDE/precious', 4)",
+    "times": "os.utime('OUTSIDE/precious')",
+    "network": "socket.create_connection(('127.0.0.1', PORT), 1)",
+    "execute": "subprocess.run(['/bin/sh', '-c', ':'], check=True)",
+    "processor": "os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0))",
+}
+_READING = {"memory", "environment", "read"}
+HELD_ALONE = {
+    "namespaces": (NO_LANDLOCK + NO_SECCOMP + NO_AUDIT, {"memory", "change memory", "environment", "network"}),
+    "landlock": (
+        NO_NAMESPACES + NO_SECCOMP + NO_AUDIT,
+        {*_READING, "signal", "change memory", "write", "empty", "execute"},
+    ),
+    "landlock before 6.12": (
+        NO_NAMESPACES + NO_SECCOMP + NO_SCOPES + NO_AUDIT,
+        {*_READING, "change memory", "write", "empty", "execute"},
+    ),
+    "landlock before 6.2": (
+        NO_NAMESPACES + NO_SECCOMP + OLD_LANDLOCK + NO_AUDIT,
+        {*_READING, "change memory", "write", "execute"},
+    ),
+    "seccomp": (SECCOMP_ALONE + NO_AUDIT, REACHING.keys() - _READING),
+    "audit": (NO_KERNEL, REACHING.keys() - _READING - {"processor"}),
+    "all": ("main(", REACHING.keys()),
+    "all with landlock before 6.2": (OLD_LANDLOCK + "main(", REACHING.keys()),
+}
+
+
+@linux
+@pytest.mark.parametrize("layer", HELD_ALONE)
+def test_what_each_layer_alone_keeps_from_the_evaluation(layer: str, outside: Path, listener: int) -> None:
+    """The table in docs/evaluation.md says it too."""
+    needed = {"landlock", "namespaces"} if layer.startswith("all") else {layer.split()[0]}
+    if not needed <= set(LAYERS):
+        pytest.skip(f"this machine has {', '.join(LAYERS)}")
+    start, held = HELD_ALONE[layer]
+    core = resource.getrlimit(resource.RLIMIT_CORE)
+    came = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    try:
+        attempts = {name: code for name, code in REACHING.items() if name in held}
+        assert succeeding(attempts | {"nothing": "1"}, start, outside, listener) == ["nothing"]
+        time.sleep(0.05)
+        assert not came
+        assert resource.getrlimit(resource.RLIMIT_CORE) == core
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        resource.setrlimit(resource.RLIMIT_CORE, core)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +368,7 @@ def test_the_audit_hook_alone_refuses_what_python_does(
 
 
 @linux
-@pytest.mark.parametrize("missing", ["", NO_NAMESPACES, NO_LANDLOCK, NO_NAMESPACES + NO_LANDLOCK, OLD_LANDLOCK])
+@pytest.mark.parametrize("missing", ["", NO_NAMESPACES, NO_LANDLOCK, SECCOMP_ALONE, OLD_LANDLOCK])
 def test_no_pipe_signals_the_evaluation(
     missing: str, outside: Path, listener: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,8 +445,8 @@ def test_nothing_of_the_caller_is_inherited(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     code = "import os, sys\ntry: proc = open('/proc/self/environ').read()\nexcept OSError: proc = ''"
     outcome = run_code(code, "(dict(os.environ), proc, sys.stdin.read(), os.listdir('.'), sys.argv)")
-    # Landlock hides /proc; without it the program sees what we set ourselves, and no more.
-    own = "" if "landlock" in LAYERS else "PYTHONHASHSEED=0\\x00"
+    # Landlock and namespaces hide /proc; without them the program sees what we set ourselves, and no more.
+    own = "" if {"landlock", "namespaces"} & set(LAYERS) else "PYTHONHASHSEED=0\\x00"
     assert outcome.text == f"({{}}, '{own}', '', [], ['program'])"
 
 

@@ -14,8 +14,9 @@ from sandbox_here import needs_sandbox
 import tiny
 from radistill.errors import RadistillError
 from radistill.evaluation.final_answer import extract_answer
+from radistill.evaluation.results import Row
 from radistill.evaluation.tasks import FAMILIES, TASKS, cruxeval, perplexity, task_of
-from radistill.evaluation.tasks.interface import Generated, Measured, Row, TaskSettings
+from radistill.evaluation.tasks.interface import Generated, Measured, TaskSettings
 from radistill.models.loading import Model
 
 

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from radistill.errors import RadistillError
+from radistill.cli.errors import errors_in_one_line
 from radistill.pipeline.run import run
 from radistill.runs.recipe import load_recipe
 
 WRITES = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")]
-REFUSED, INTERRUPTED = 3, 130
 
 
 def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool) -> None:
     """Run the recipe, and send this process a signal right before or right after its write `at`, from 1.
 
-    It ends with 0 when the run is done, `INTERRUPTED` after Ctrl-C, `REFUSED` where the run cannot go on.
+    It ends with 0 when the run is done, and else as the command line does.
     """
     left = at
 
@@ -41,10 +40,8 @@ def start(recipe: Path, out: Path, number: signal.Signals, at: int, after: bool)
     for module, name in WRITES:
         setattr(module, name, counted(getattr(module, name)))
     try:
-        run(load_recipe(recipe), out)
-    except KeyboardInterrupt:
-        os._exit(INTERRUPTED)
-    except RadistillError as error:
-        print(error)
-        os._exit(REFUSED)
+        with errors_in_one_line():
+            run(load_recipe(recipe), out)
+    except SystemExit as leaving:
+        os._exit(int(leaving.code or 0))
     os._exit(0)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 import tiny
 from radistill.diagnosis.plan import Plan
+from radistill.files import hash_file
 from radistill.pipeline import inputs
 from radistill.pipeline.context import Context
 from radistill.runs.recipe import load_recipe
@@ -285,8 +286,8 @@ def depends(folder: Path, *overrides: str) -> dict[str, Any]:
         *((f"data:{stage}", stage, settings) for stage, settings in recipe.own_data.items()),
     ):
         found[step] = inputs.data_inputs(context, settings)
-        sizes = [path.stat().st_size for path in inputs.splits_in(context.folder.data(stage))]
-        context.folder.steps[step] = {"inputs": found[step], "outputs": sizes}
+        hashes = [hash_file(path) for path in inputs.splits_in(context.folder.data(stage))]
+        context.folder.steps[step] = {"inputs": found[step], "outputs": hashes}
     for arm in context.hybrids:
         found[f"diagnose:{arm.name}"] = inputs.diagnose_inputs(context, arm)
         found[f"convert:{arm.name}"] = inputs.convert_inputs(context, arm)

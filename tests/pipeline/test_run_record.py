@@ -12,6 +12,7 @@ import tiny
 from radistill.errors import RadistillError
 from radistill.files import read_json
 from radistill.pipeline.run import run
+from radistill.runs.folder import RunFolder
 from radistill.runs.read import read_run
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
@@ -220,6 +221,36 @@ def test_a_damaged_output_is_made_again(
         with pytest.raises(RadistillError, match=f"run `radistill {made_by}`"):
             run(recipe, out, ["evaluate"])
     run(recipe, out)
+    assert lasting(out) == lasting(finished / "out")
+
+
+def flip(path: Path) -> None:
+    """Change the last digit of a text, or the last byte of weights: what is left is as long, and plausible."""
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".safetensors":
+        content[-1] ^= 1
+    else:
+        place = max(index for index, byte in enumerate(content) if chr(byte).isdecimal())
+        content[place] = ord("1") if content[place] != ord("1") else ord("2")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/train.jsonl", "distilled/model.safetensors", "student/model.safetensors", "evaluation.json"],
+)
+def test_an_output_with_one_other_byte_is_made_again(finished: Path, out: Path, name: str) -> None:
+    flip(out / name)
+    run(load_recipe(write_recipe(finished)), out)
+    assert lasting(out) == lasting(finished / "out")
+
+
+def test_a_tuned_student_is_not_taken_for_the_distilled_one(finished: Path, out: Path) -> None:
+    """Fine-tuning was killed when it had saved its student, and then files were lost."""
+    RunFolder(out).forget("finetune:hybrid", 0)
+    (out / "finetune.json").unlink()
+    shutil.rmtree(out / "distilled")
+    run(load_recipe(write_recipe(finished)), out)
     assert lasting(out) == lasting(finished / "out")
 
 

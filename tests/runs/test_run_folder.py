@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +58,31 @@ def test_the_lock_can_be_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "new" / "run"):
             assert (tmp_path / "new" / "run").is_dir()
+
+
+def test_no_lock_is_left_behind_and_none_is_held_twice(tmp_path: Path) -> None:
+    """Who opens the file right before its holder removes it must not believe that it has the folder."""
+    inside, twice, held = [0], [0], [0] * 8
+
+    def hold(number: int) -> None:
+        while held[number] < 40:
+            try:
+                with locked(tmp_path):
+                    inside[0] += 1
+                    twice[0] += inside[0] > 1
+                    held[number] += 1
+                    time.sleep(0)
+                    inside[0] -= 1
+            except RadistillError:
+                time.sleep(0)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert twice == [0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 import errno
 import os
 import re
+import signal
 import sqlite3
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from radistill.errors import RadistillError
@@ -28,17 +30,26 @@ _OF_SQLITE = {
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print what the user can solve as one line, and exit: 2 for a problem, 130 for Ctrl-C.
+    """Print what the user can solve as one line, and exit: 2 for a problem, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Anything else keeps its traceback: it is a defect of ours.
+    SIGTERM, which a cluster sends before it kills, ends the block as Ctrl-C does. Anything else keeps its traceback: it
+    is a defect of ours.
     """
+    stopped, code = "interrupted", 130
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped, code
+        stopped, code = "ended by SIGTERM", 128 + number
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
         if sys.stdout is not None:  # it may have been closed
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         notes = _notes(stop) or "; nothing was changed, and the same command starts again"
-        _leave(f"interrupted{notes}", 130)
+        _leave(f"{stopped}{notes}", code)
     except RadistillError as error:
         _leave(f"error: {error}", 2)
     except BrokenPipeError:
@@ -48,6 +59,8 @@ def errors_in_one_line() -> Iterator[None]:
         if line is None:
             raise
         _leave(f"error: {line}{_notes(error)}", 2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _notes(error: BaseException) -> str:

@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
-from radistill.evaluation.run_tasks import SUMMARY, file_name
+from radistill.evaluation.results import SUMMARY, Row, file_name
 from radistill.evaluation.statistics import Difference, holm, mcnemar, paired_bootstrap
-from radistill.evaluation.tasks.interface import Row
 from radistill.files import read_json, read_rows
 from radistill.runs.contents import Content, Number
 

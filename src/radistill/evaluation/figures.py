@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from radistill.evaluation.results import Row
 from radistill.evaluation.statistics import wilson
-from radistill.evaluation.tasks.interface import Row
 
 Figures = dict[str, Any]
 

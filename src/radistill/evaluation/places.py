@@ -5,9 +5,8 @@ from pathlib import Path
 
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
-from radistill.evaluation.run_tasks import SUMMARY, file_name
-from radistill.runs.folder import MAIN, RunFolder
-from radistill.runs.read import student_of
+from radistill.evaluation.results import SUMMARY, file_name
+from radistill.runs.folder import MAIN, RunFolder, student_of
 
 
 @dataclass(frozen=True)

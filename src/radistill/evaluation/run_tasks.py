@@ -9,15 +9,14 @@ from radistill.data.documents import prompt_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
+from radistill.evaluation.results import SUMMARY, Row, file_name
 from radistill.evaluation.tasks import task_of
-from radistill.evaluation.tasks.interface import Generated, Row, Task, TaskSettings
+from radistill.evaluation.tasks.interface import Generated, Task, TaskSettings
 from radistill.files import hash_file, hash_json, read_json, write_json, write_text
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.provenance import machine, versions
-
-SUMMARY = "tasks.json"
 
 
 def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
@@ -80,11 +79,6 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
         summary["tasks"][task.name] = figures_of(rows) | {"settings": asked[task.name]}
         write_json(folder / SUMMARY, summary)
     return {task.name: summary["tasks"][task.name] for task in tasks}
-
-
-def file_name(task: str) -> str:
-    """A task's name as a part of a file's: a colon or slash is none everywhere."""
-    return "".join(character if character.isalnum() or character in "-_." else "-" for character in task)
 
 
 def _examples(

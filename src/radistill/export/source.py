@@ -11,8 +11,8 @@ from radistill.errors import RadistillError
 from radistill.export.lineage import Lineage, lineage_of
 from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import WEIGHT_INDEX, check_weights, is_own, read_config
-from radistill.runs.folder import MAIN
-from radistill.runs.read import HybridResults, Run, is_run, read_run, student_of
+from radistill.runs.folder import MAIN, is_run, student_of
+from radistill.runs.read import HybridResults, Run, read_run
 
 # What transformers reads of a folder, beside the config, by which it is told what is elsewhere, and the weights.
 _READ = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from radistill.evaluation.comparison import Line, Results, compare_results
-from radistill.evaluation.tasks.interface import Row
+from radistill.evaluation.results import Row
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
 from radistill.report.samples import Sample, sample_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
-from radistill.files import read_json, write_json
+from radistill.files import hash_file, read_json, write_json
 from radistill.provenance import machine, versions
 
 MAIN = "hybrid"
@@ -40,8 +40,8 @@ class HybridFiles:
 class RunFolder:
     """Where the files of a run lie, and what the run has done, so that nothing is done twice.
 
-    A step is current when it was finished with the same inputs, and what it left is there in the sizes that it had. Its
-    record says besides what of the recipe it was made with, and by which versions.
+    A step is current when it was finished with the same inputs, and what it left is there, byte for byte. Its record
+    says besides what of the recipe it was made with, and by which versions.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -89,15 +89,15 @@ class RunFolder:
         raise RadistillError(f"{self.record}: not a record of a run; remove it to start anew")
 
     def is_current(self, step: str, inputs: Any, outputs: Sequence[Path]) -> bool:
-        """Whether `step` was finished with these inputs, and its outputs are as it left them, by their sizes."""
+        """Whether `step` was finished with these inputs, and its outputs are as it left them."""
         done = self.steps.get(step, {})
-        sizes = done.get("outputs")
+        hashes = done.get("outputs")
         return (
             "inputs" in done
             and done["inputs"] == _plain(inputs)
-            and isinstance(sizes, list)
-            and len(sizes) == len(outputs)
-            and all(map(_is_whole, sizes, outputs))
+            and isinstance(hashes, list)
+            and len(hashes) == len(outputs)
+            and all(map(_is_whole, hashes, outputs))
         )
 
     @contextmanager
@@ -121,7 +121,7 @@ class RunFolder:
         self.steps.pop(step, None)  # steps are in the order in which they ran
         self.steps[step] = {
             "inputs": _plain(inputs),
-            "outputs": [_sizes(output) for output in outputs],
+            "outputs": [_hashes(output) for output in outputs],
             "recipe": recipe or {},
             "versions": versions(),
             "seconds": round(time.perf_counter() - started, 1),
@@ -138,22 +138,41 @@ class RunFolder:
         write_json(self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps})
 
 
+def student_of(path: Path, name: str = MAIN) -> HybridFiles:
+    """The files of a hybrid that has been trained.
+
+    Raises:
+        RadistillError: if it has not.
+    """
+    files = RunFolder(path).hybrid(name)
+    if not (files.student / "config.json").is_file():
+        raise RadistillError(
+            f"{files.student}: this run has no student there yet; run `radistill run --out {path}` first"
+        )
+    return files
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    folder = RunFolder(path)
+    return any(file.is_file() for file in (folder.recipe, folder.record, folder.hybrid().plan))
+
+
 def _plain(inputs: Any) -> Any:
     """Inputs as JSON gives them back."""
     return json.loads(json.dumps(inputs))
 
 
-def _sizes(output: Path) -> int | dict[str, int] | None:
-    """The size of a file, of each file in a folder, or None where there is neither."""
+def _hashes(output: Path) -> str | dict[str, str] | None:
+    """SHA-256 of a file, of each file in a folder, or None where there is neither."""
     if output.is_dir():
         files = (file for file in output.rglob("*") if file.is_file())
-        return {file.relative_to(output).as_posix(): file.stat().st_size for file in sorted(files)}
-    return output.stat().st_size if output.is_file() else None
+        return {file.relative_to(output).as_posix(): hash_file(file) for file in sorted(files)}
+    return hash_file(output) if output.is_file() else None
 
 
-def _is_whole(sizes: Any, output: Path) -> bool:
+def _is_whole(hashes: Any, output: Path) -> bool:
     """Whether an output still has what it was left with; what was laid beside it is not its business."""
-    found = _sizes(output)
-    if isinstance(sizes, dict) and isinstance(found, dict):
-        return bool(sizes) and sizes.items() <= found.items()
-    return found is not None and found == sizes
+    if isinstance(hashes, dict):
+        return bool(hashes) and all(_is_whole(of, output / name) for name, of in hashes.items())
+    return output.is_file() and hashes == hash_file(output)

@@ -14,7 +14,7 @@ from radistill.errors import RadistillError
 from radistill.files import read_text
 from radistill.runs.arms import Arm
 from radistill.runs.contents import read_content
-from radistill.runs.folder import MAIN, HybridFiles, RunFolder
+from radistill.runs.folder import MAIN, RunFolder
 from radistill.runs.recipe import Recipe, load_recipe
 
 _TRAININGS = ("align", "distill", "finetune")
@@ -207,26 +207,6 @@ def _hybrid(
         else:
             off.add(str(file.relative_to(folder.path)))
     return HybridResults(name, arm, plan, found)
-
-
-def student_of(path: Path, name: str = MAIN) -> HybridFiles:
-    """The files of a hybrid that has been trained.
-
-    Raises:
-        RadistillError: if it has not.
-    """
-    files = RunFolder(path).hybrid(name)
-    if not (files.student / "config.json").is_file():
-        raise RadistillError(
-            f"{files.student}: this run has no student there yet; run `radistill run --out {path}` first"
-        )
-    return files
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run's."""
-    folder = RunFolder(path)
-    return any(file.is_file() for file in (folder.recipe, folder.record, folder.hybrid().plan))
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -1,19 +1,23 @@
 """How a store lies on disk.
 
-`<folder>/<first letters of the key>/` holds shards, each with the response tokens of consecutive documents, and
-`store.json`, which follows when all of them are there. The key is a hash of everything that the numbers depend on.
+`<folder>/<first letters of the key>/` holds shards, each with the response tokens of consecutive documents and a
+checksum of them, and `store.json`, which follows when all of them are there. The key is a hash of everything that the
+numbers depend on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from radistill.files import hash_json
 from radistill.models.sequences import Document
 
 HEADER = "store.json"
+CHECKSUM = "crc32"
 
 SHARD_TOKENS = 2**15
 """Tokens of the documents of one shard, prompts included, at least: what a kill can cost the teacher."""
@@ -53,6 +57,14 @@ def store_folder(folder: Path, key: str) -> Path:
 def shard_path(folder: Path, index: int) -> Path:
     """File of a shard."""
     return folder / f"shard-{index:05d}.safetensors"
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the tensors of a shard, which its file holds beside them."""
+    found = 0
+    for name in FORMATS:
+        found = crc32(tensors[name].numpy().data, found)
+    return f"{found:08x}"
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

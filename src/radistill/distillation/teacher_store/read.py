@@ -12,9 +12,11 @@ from torch import Tensor
 
 from radistill.distillation.losses.top_k import TopK
 from radistill.distillation.teacher_store.layout import (
+    CHECKSUM,
     FORMATS,
     HEADER,
     bytes_per_token,
+    checksum,
     response_tokens,
     shard_path,
     shards,
@@ -102,10 +104,15 @@ class StoredTeacher:
 
 
 def is_whole(path: Path, part: Sequence[Document], top_k: int) -> bool:
-    """Whether the shard of some documents is there and was written to its end."""
+    """Whether the shard of some documents is there, as it was written."""
     rows = sum(map(response_tokens, part))
     wanted = {name: [rows, *([top_k] if name in ("ids", "log_probabilities") else [])] for name in FORMATS}
     try:
-        return shapes_in(path) == wanted
+        if shapes_in(path) != wanted:
+            return False
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in FORMATS}
+            said = (file.metadata() or {}).get(CHECKSUM)
     except (OSError, SafetensorError):
         return False
+    return all(tensors[name].dtype == of for name, of in FORMATS.items()) and said == checksum(tensors)

@@ -16,9 +16,11 @@ from radistill.distillation.losses.top_k import top_k_of
 from radistill.distillation.modes import placed
 from radistill.distillation.precision import Precision, compute_format, computing
 from radistill.distillation.teacher_store.layout import (
+    CHECKSUM,
     FORMATS,
     HEADER,
     SHARD_TOKENS,
+    checksum,
     response_tokens,
     shard_path,
     shards,
@@ -163,7 +165,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Save a shard under a name of its own, and give it its name once it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, {CHECKSUM: checksum(tensors)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)

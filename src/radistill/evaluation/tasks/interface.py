@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from radistill.data.examples import Example
+from radistill.evaluation.results import Row
 from radistill.models.loading import Model
-
-Row = dict[str, Any]
-"""One example as it is kept in the task's JSONL: `id`, `key` (the same for the same question), and either `correct` or
-`nats` and `bytes`."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
-from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
+from radistill.evaluation.results import Row
+from radistill.evaluation.tasks.interface import Measured, TaskSettings
 from radistill.models.checkpoint import one_line
 from radistill.models.loading import Model
 

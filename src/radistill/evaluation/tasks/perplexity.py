@@ -12,7 +12,8 @@ from radistill.console import progress
 from radistill.data.documents import prompt_tokens, response_tokens
 from radistill.data.examples import Example, example_from_row
 from radistill.errors import RadistillError
-from radistill.evaluation.tasks.interface import Measured, Row, TaskSettings
+from radistill.evaluation.results import Row
+from radistill.evaluation.tasks.interface import Measured, TaskSettings
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.files import hash_json
 from radistill.models.loading import Model

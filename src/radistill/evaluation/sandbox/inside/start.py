@@ -25,11 +25,13 @@ def main(result: int) -> None:
     if roomy is not None:
         applied.append("namespaces")
     resources.limit(limits)
-    confined = landlock.confine(writable=bool(roomy))
+    version = landlock.version()
+    writable = bool(roomy) and version >= landlock.HOLDS_EVERY_CHANGE
+    confined = landlock.confine(version, writable)
     if confined:
         applied.append("landlock")
     resources.die_with(parent)
-    filtering = seccomp.filter_calls(writable=confined and bool(roomy))
+    filtering = seccomp.filter_calls(writable and confined)
     if filtering:
         applied.append("seccomp")
     audit.install(os.getcwd())
