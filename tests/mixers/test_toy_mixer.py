@@ -100,7 +100,7 @@ def test_export(finished: Path, tmp_path: Path) -> None:
     ours, theirs = load(finished / "out" / "student").network, AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
-    with pytest.raises(RadistillError, match=r"architecture toy-hybrid \(a GGUF is written for granitemoehybrid, qwen3_5_text"):
+    with pytest.raises(RadistillError, match=r"architecture toy-hybrid .*written for granitemoehybrid, qwen3_5_text"):
         export(finished / "out", "gguf", tmp_path / "x.gguf")
 
 

@@ -24,6 +24,7 @@ ARMS = {"plain": {"init": "zero", "align": None, "finetune": None}}
 def write_recipe(folder: Path, **changes: Any) -> Path:
     sections = {
         "diagnose": {"budget": 2, "by": "redundancy", "selector": "uniform"},
+        "convert": {"target": "granite-hybrid"},
         "align": {"steps": 2},
         "distill": {"steps": 3, **TRAINING},
         "finetune": {"steps": 2, **TRAINING},
