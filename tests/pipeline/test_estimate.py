@@ -177,11 +177,19 @@ def test_another_teacher_is_loaded_beside_the_base(shipped: dict[str, Estimate])
 
 
 @pytest.mark.parametrize(
-    ("family", "groups"), [("llama-tied", None), ("llama-biased", 2), ("qwen2", "heads"), ("granitemoehybrid", None)]
+    ("family", "target"),
+    [
+        ("llama-tied", {"kind": "granite-hybrid"}),
+        ("llama-biased", {"kind": "granite-hybrid", "groups": 2}),
+        ("qwen2", {"kind": "granite-hybrid", "groups": "heads"}),
+        ("granitemoehybrid", {"kind": "granite-hybrid"}),
+        ("qwen3-biased", {"kind": "qwen3.5"}),
+        ("qwen3_moe", {"kind": "qwen3.5", "key_heads": 1, "value_dim": 16}),
+        ("qwen3_5_text", {"kind": "qwen3.5"}),
+    ],
 )
-def test_a_hybrid_has_the_shape_of_the_real_one(family: str, groups: int | str | None) -> None:
+def test_a_hybrid_has_the_shape_of_the_real_one(family: str, target: dict[str, Any]) -> None:
     base = tiny.model(family)
-    target = {"kind": "granite-hybrid", "groups": groups}
     replace = [layer for layer in base.anatomy.attention_layers if layer in (0, 1)]
     real = convert(base, replace, target=target, init="random")
     settings = Recipe.model_validate(
@@ -203,7 +211,7 @@ def test_activations_are_counted_as_on_real_tensors(everything: bool) -> None:
     step, block_step = Batch(2, 48), Batch(3, 32)
     settings = Recipe.model_validate(
         {"model": "m", "data": {"kind": "jsonl", "path": "x"}, "diagnose": {"budget": 1}}
-    ).convert.target
+    ).target
     shape = hybrid_shape(
         base.network.config,
         settings,
@@ -505,6 +513,7 @@ def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("family", "feature"), [("qwen3", "QK-norm"), ("mistral-window", "sliding-window attention")])
 def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: Path, family: str, feature: str) -> None:
     tiny.save(family, tmp_path / "other")
+    recipe["convert"] = {"target": "granite-hybrid"}
     message = refusal({**recipe, "model": str(tmp_path / "other")})
     assert message.startswith(f"{tmp_path / 'other'}: granite-hybrid cannot hold this model: {feature}")
 
