@@ -12,12 +12,17 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
 
 import tiny
+from radistill.mixers.fast import swap
+from radistill.mixers.fast.swap import is_swapped
 from radistill.mixers.mamba2.ssd import install
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
 from radistill.models.loading import load
 
 TIME = 150
 FAMILIES = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "qwen3_next"]
+
+# Where each part is looked up.
+PARTS = {"chunked_scan": install, "causal_convolution": swap, "gated_norm": install}
 
 
 def hybrid(family: str = "granitemoehybrid", **settings: Any) -> PreTrainedModel:
@@ -51,7 +56,7 @@ def test_the_slots_are_where_this_transformers_looks_them_up() -> None:
     network = hybrid()
     use_fast_ssd(network)
     for name in ("causal_conv1d_fn", "mamba2_chunk_scan"):
-        assert install._is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
+        assert is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
     assert all("forward" in vars(layer.mamba.norm) for layer in network.model.layers if layer.mamba is not None)
 
 
@@ -90,19 +95,20 @@ def test_a_block_and_its_gradients_are_those_of_transformers(groups: int, padded
     assert largest_difference(run(), expected) < 1e-5
 
 
-@pytest.mark.parametrize("part", ["chunked_scan", "causal_convolution", "gated_norm"])
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """The negative control: a function of ours that is off by a hundredth shows."""
     network = hybrid()
     use_fast_ssd(network)
     expected = loss_and_gradients(network)
-    real = getattr(install, part)
+    place = PARTS[part]
+    real = getattr(place, part)
 
     def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
         found = real(x, *others, **settings)
         return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
 
-    monkeypatch.setattr(install, part, wrong)
+    monkeypatch.setattr(place, part, wrong)
     assert largest_difference(loss_and_gradients(network), expected) > 1e-3
 
 
@@ -161,7 +167,7 @@ def test_twice_is_once_and_undone_is_undone() -> None:
     assert network.state_dict().keys() == keys
     assert type(network.model.layers[0].mamba) is granite.GraniteMoeHybridMambaLayer
     with without_fast_ssd(network):
-        assert not install._is_swapped(granite.mamba2_chunk_scan)
+        assert not is_swapped(granite.mamba2_chunk_scan)
         assert "forward" not in vars(network.model.layers[0].mamba.norm)
     assert granite.mamba2_chunk_scan is swapped
     assert "forward" in vars(network.model.layers[0].mamba.norm)
@@ -185,8 +191,8 @@ def test_what_is_not_ours_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) 
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("ours was called")
 
-    for part in ("chunked_scan", "causal_convolution", "gated_norm"):
-        monkeypatch.setattr(install, part, forbidden)
+    for part, place in PARTS.items():
+        monkeypatch.setattr(place, part, forbidden)
     ids = batch()["input_ids"][:1, :9]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert network(input_ids=ids, use_cache=False).logits.isfinite().all()

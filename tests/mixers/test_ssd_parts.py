@@ -5,7 +5,7 @@ import torch
 from naive import naive_convolution, naive_gated_norm
 from torch import Tensor
 
-from radistill.mixers.mamba2.ssd.convolution import causal_convolution
+from radistill.mixers.fast.convolution import causal_convolution
 from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
 
 GROUP_SIZES = [12, 4, 1]

@@ -1,4 +1,4 @@
-"""The causal convolution of Mamba-2 with its SiLU, as a few shifted multiply-adds.
+"""The causal convolution of Mamba-2 and Gated DeltaNet with its SiLU, as a few shifted multiply-adds.
 
 A convolution with one filter per channel does so little per number that what counts is how memory is walked through.
 Libraries spend most of a training step in the gradient of the filters, and copy the activations from rows of channels,
