@@ -87,7 +87,7 @@ class Swap:
                     module.__dict__["forward"] = shadow
 
 
-class _Swapped(functools.partial):  # type: ignore[type-arg]
+class _Swapped(functools.partial[Any]):
     """A function of ours with the original that it stands in for."""
 
 
