@@ -26,7 +26,15 @@ def pairwise(late: Tensor, early: Tensor, dtype: torch.dtype) -> Tensor:
         exponents += (late - rounded_late).to(dtype)[..., :, None]
         exponents -= (early - rounded_early).to(dtype)[..., None, :]
     # The upper triangle may overflow, so it is overwritten, not multiplied by zero.
-    return exponents.exp_().tril_()
+    return without_subnormals(exponents.exp_().tril_())
+
+
+def without_subnormals(decays: Tensor) -> Tensor:
+    """Set to 0, in place, decays so small that products with them are subnormal, which slows a CPU down many times.
+
+    They are far below the rounding of anything that such a product is added to.
+    """
+    return F.threshold_(decays, 1e8 * torch.finfo(decays.dtype).tiny, 0.0)
 
 
 def crossing(pairs: Tensor) -> Tensor:

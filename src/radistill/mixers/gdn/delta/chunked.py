@@ -18,14 +18,14 @@ value heads of a key head as one wide matrix, [r p, d]. Values and all that is i
 takes is one piece of memory.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from radistill.mixers.fast.decay import crossing, pairwise, sum_before, sum_from
+from radistill.mixers.fast.decay import crossing, pairwise, sum_before, sum_from, without_subnormals
 
 CHUNK = 64
 
@@ -86,113 +86,111 @@ class _GatedDeltaRule(torch.autograd.Function):
         sizes = _Sizes(k, v, chunk)
         decays = _Decays(g, sizes)
         beta_h = sizes.by_head(beta)
-        q_factor, k_factor = _factors(q, normalise).mul_(k.shape[-1] ** -0.5), _factors(k, normalise)
-        q_g, k_g = sizes.by_key_head(q, q_factor), sizes.by_key_head(k, k_factor)
+        k_factor, q_factor = _factors(k, normalise), _factors(q, normalise).mul_(k.shape[-1] ** -0.5)
+        kq = sizes.by_key_head(k, k_factor, q, q_factor)
 
         # Inside the chunks.
         decay = decays.pairwise()
-        keys, queries = torch.bmm(k_g, k_g.mT), torch.bmm(q_g, k_g.mT)
+        scores = torch.bmm(kq.flatten(0, 1), kq[:, :, :chunk].flatten(0, 1).mT)
+        keys, queries = sizes.for_heads(scores)
         weighted = decay * beta_h[..., None, :]
-        matrix = (weighted * sizes.for_heads(queries)).view(-1, chunk, chunk)
-        system = weighted.tril_(-1).mul_(sizes.for_heads(keys)).view_as(matrix)
-        inverse = _inverse(system)
+        matrix = (weighted * queries).flatten(0, 2)
+        weighted.diagonal(dim1=-2, dim2=-1).zero_()
+        inverse = _inverse(weighted.mul_(keys).flatten(0, 2))
 
         # From chunk to chunk.
-        errors = sizes.by_value_head(v)
-        reads, deltas = torch.empty_like(errors), torch.empty_like(errors)
-        states = v.new_zeros(sizes.c + 1, sizes.b, sizes.h, sizes.p, sizes.d)
-        if initial_state is not None:
-            states[0] = initial_state.mT
-        wide_states, wide_keys = sizes.wide_states(states), sizes.chunks(k_g)
-        inverses, weights = sizes.chunks(inverse), decays.to_end * beta_h
-        scaled = torch.empty_like(errors[0])
+        values = sizes.by_value_head(v)
+        reads, deltas = values.new_empty(*values.shape[:-1], 2 * chunk), torch.empty_like(values)
+        states = v.new_empty(sizes.c + 1, sizes.b, sizes.h, sizes.p, sizes.d)
+        states[0] = 0 if initial_state is None else initial_state.mT
+        inverses, weights, scaled = sizes.chunks(inverse), decays.to_end * beta_h, torch.empty_like(values[0])
         for i in range(sizes.c):
-            read = torch.bmm(wide_states[i], wide_keys[i].mT, out=sizes.wide(reads[i]))
-            error = errors[i].addcmul_(read.view_as(scaled), sizes.tokens(decays.from_start[i]), value=-1)
-            delta = torch.bmm(error, inverses[i].mT, out=deltas[i])
-            torch.mul(delta, sizes.tokens(weights[i]), out=scaled)
+            torch.bmm(sizes.wide(states[i]), kq[i].mT, out=sizes.wide(reads[i]))
+            error = values[i].addcmul_(reads[i, ..., :chunk], sizes.tokens(decays.from_start[i]), value=-1)
+            torch.bmm(error, inverses[i].mT, out=deltas[i])
+            torch.mul(deltas[i], sizes.tokens(weights[i]), out=scaled)
             torch.mul(states[i], decays.through[i], out=states[i + 1])
-            wide_states[i + 1].baddbmm_(sizes.wide(scaled), wide_keys[i])
+            sizes.wide(states[i + 1]).baddbmm_(sizes.wide(scaled), kq[i, :, :chunk])
 
-        # Outputs have their tokens outermost again. Buffers that have served are used again, here and below: writing
-        # to fresh memory can cost more than a product.
-        inside = torch.bmm(matrix, deltas.flatten(0, 1).mT, out=errors.view(-1, chunk, sizes.p))
-        outside = torch.bmm(q_g, wide_states[:-1].flatten(0, 1).mT)
-        o = sizes.joined(inside, outside, decays.from_start)
+        # Buffers that have served are used again, here and below: writing to fresh memory can cost more than a product.
+        outputs = torch.bmm(deltas.flatten(0, 1), matrix.mT, out=values.flatten(0, 1)).view_as(values)
+        outputs.addcmul_(reads[..., chunk:], sizes.tokens(decays.from_start))
+        o = sizes.by_token_of_values(outputs)
 
         ctx.save_for_backward(
-            g, beta, q_factor, k_factor, q_g, k_g, decay, keys, queries, inverse, reads, deltas, states, outside
-        )
+            g, beta, k_factor, q_factor, kq, decay, scores, matrix, inverse, reads, deltas, states
+        )  # fmt: skip
         ctx.sizes, ctx.normalise, ctx.has_initial_state = sizes, normalise, initial_state is not None
         return o, states[-1].mT.contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            g, beta, q_factor, k_factor, q_g, k_g, decay, keys, queries, inverse, reads, deltas, states, outside
-        ) = ctx.saved_tensors  # fmt: skip
+        g, beta, k_factor, q_factor, kq, decay, scores, matrix, inverse, reads, deltas, states = ctx.saved_tensors
         sizes: _Sizes = ctx.sizes
+        chunk = sizes.l
         decays = _Decays(g, sizes)
         beta_h = sizes.by_head(beta)
-        columns = beta_h[..., None, :]
+        columns, weights = beta_h[..., None, :], decays.to_end * beta_h
 
-        # What is read from the states and the deltas for the outputs.
-        do_h = sizes.by_token_head(do)
-        matrix = (decay * columns).mul_(sizes.for_heads(queries)).view_as(inverse)
-        ddeltas = torch.bmm(do_h.mT, matrix).view_as(deltas)
-        dmatrix = torch.bmm(do_h, deltas.flatten(0, 1), out=matrix)
-        dread = sizes.scaled_by_token(do_h, decays.from_start)
-        dstates = torch.empty_like(states)
-        wide_states, wide_dstates = sizes.wide_states(states), sizes.wide_states(dstates)
-        torch.bmm(dread.mT, q_g, out=wide_dstates[:-1].flatten(0, 1))
-        dq_g = torch.bmm(dread, wide_states[:-1].flatten(0, 1))
-        read = sizes.sum_of_values(dread.mul_(outside))
+        # What the outputs take from the deltas of their chunk, and read from the state at its start.
+        do_h = sizes.by_value_head(do)
+        ddeltas = torch.bmm(do_h.flatten(0, 1), matrix).view_as(deltas)
+        dmatrix = torch.bmm(do_h.flatten(0, 1).mT, deltas.flatten(0, 1)).view_as(decay)
+        dreads = torch.empty_like(reads)
+        torch.mul(do_h, sizes.tokens(decays.from_start), out=dreads[..., chunk:])
 
-        # From chunk to chunk, backwards; `dstates[i]` becomes the gradient of the state at the start of chunk i.
-        dstates[-1] = dlast.mT
-        derrors, dscaled, dreads = torch.empty_like(deltas), torch.empty_like(deltas), do_h.view_as(deltas)
-        wide_keys, inverses, weights = sizes.chunks(k_g), sizes.chunks(inverse), decays.to_end * beta_h
+        # From chunk to chunk, backwards; `dstate` is the gradient of the state at the end of chunk i.
+        dstate = dlast.mT.clone(memory_format=torch.contiguous_format)
+        derrors, dkq, inverses = do_h, torch.empty_like(kq), sizes.chunks(inverse)
+        read, added, whole = (
+            torch.empty_like(dreads[:, :, 0]),
+            torch.empty_like(beta_h),
+            torch.empty_like(beta_h[..., 0]),
+        )
+        product, scaled = torch.empty_like(dstate), torch.empty_like(deltas[0])
         for i in reversed(range(sizes.c)):
-            written = torch.bmm(wide_dstates[i + 1], wide_keys[i].mT, out=sizes.wide(dscaled[i]))
-            ddelta = ddeltas[i].addcmul_(written.view_as(ddeltas[i]), sizes.tokens(weights[i]))
-            derror = torch.bmm(ddelta, inverses[i], out=derrors[i])
-            torch.mul(derror, sizes.tokens(decays.from_start[i]), out=dreads[i])
-            dstates[i].addcmul_(decays.through[i], dstates[i + 1])
-            wide_dstates[i].baddbmm_(sizes.wide(dreads[i]), wide_keys[i], alpha=-1)
-        whole = torch.linalg.vecdot(states[:-1].flatten(-2), dstates[1:].flatten(-2))
-        scaled = torch.mul(deltas, sizes.tokens(weights), out=ddeltas)
-        dk_g = torch.bmm(sizes.wide(scaled).flatten(0, 1).mT, wide_dstates[1:].flatten(0, 1))
-        dk_g.baddbmm_(sizes.wide(dreads).flatten(0, 1).mT, wide_states[:-1].flatten(0, 1), alpha=-1)
-        read -= dreads.mul_(reads).sum(-2).view_as(read)
-        dsystem = torch.bmm(derrors.flatten(0, 1).mT, deltas.flatten(0, 1))  # times -1
-        added = dscaled.mul_(deltas).sum(-2).view_as(read)
+            dscaled = torch.bmm(sizes.wide(dstate), kq[i, :, :chunk].mT, out=sizes.wide(scaled)).view_as(scaled)
+            ddelta = ddeltas[i].addcmul_(dscaled, sizes.tokens(weights[i]))
+            torch.bmm(ddelta, inverses[i], out=derrors[i])
+            torch.sum(dscaled.mul_(deltas[i]), -2, out=added[i].flatten(0, 1))
+            torch.mul(derrors[i], sizes.tokens(-decays.from_start[i]), out=dreads[i, ..., :chunk])
+            torch.bmm(sizes.wide(dreads[i]).mT, sizes.wide(states[i]), out=dkq[i])
+            torch.mul(deltas[i], sizes.tokens(weights[i]), out=scaled)
+            dkq[i, :, :chunk] += torch.bmm(sizes.wide(scaled).mT, sizes.wide(dstate))
+            torch.sum(torch.mul(states[i], dstate, out=product), (-2, -1), out=whole[i].view(sizes.b, sizes.h))
+            dstate.mul_(decays.through[i])
+            sizes.wide(dstate).baddbmm_(sizes.wide(dreads[i]), kq[i])
+            torch.sum(dreads[i].mul_(reads[i]), -2, out=read[i])
 
         # Inside the chunks.
-        dscored = dmatrix.view_as(decay).mul_(decay)
-        exponents = dscored * sizes.for_heads(queries)
-        dqueries = dscored.mul_(columns).sum(2).view_as(queries)
-        dscored = torch.mul(dsystem.view_as(decay), decay, out=dscored).tril_(-1)
-        exponents.addcmul_(dscored, sizes.for_heads(keys), value=-1)
-        dkeys = dscored.mul_(columns).sum(2).view_as(keys)
-        dq_g.baddbmm_(dqueries, k_g)
-        dk_g.baddbmm_(dqueries.mT, q_g)
-        dk_g.baddbmm_(dkeys + dkeys.mT, k_g, alpha=-1)
+        keys, queries = sizes.for_heads(scores)
+        dsystem = torch.bmm(derrors.flatten(0, 1).mT, deltas.flatten(0, 1)).neg_().view_as(decay)
+        dscores = torch.empty_like(scores)
+        dkeys, dqueries = sizes.for_heads(dscores)
+        dscored = dmatrix.mul_(decay)
+        exponents = dscored * queries
+        torch.sum(dscored.mul_(columns), 2, keepdim=True, out=dqueries)
+        dscored = dsystem.mul_(decay)
+        dscored.diagonal(dim1=-2, dim2=-1).zero_()
+        exponents.addcmul_(dscored, keys)
+        torch.sum(dscored.mul_(columns), 2, keepdim=True, out=dkeys)
+        dkq.flatten(0, 1).baddbmm_(dscores, kq[:, :, :chunk].flatten(0, 1))
+        dkq[:, :, :chunk] += torch.bmm(dscores.mT, kq.flatten(0, 1)).view(sizes.c, -1, chunk, sizes.d)
 
         # A weight has its gradient from its column; a log-decay from all that was carried across its token.
         dbeta = exponents.sum(-2).addcmul_(added, decays.to_end)
+        read = (read[..., :chunk] + read[..., chunk:]).view_as(beta_h)
         dg = crossing(exponents.mul_(columns)).add_(sum_from(read)).add_(sum_before(added.mul_(weights)))
-        dg += whole.view_as(dg[..., 0]).mul_(decays.through.view_as(dg[..., 0]))[..., None]
-        if ctx.normalise:  # a change along a unit vector does not count
-            dq_g.addcmul_(q_g, (dq_g * q_g).sum(-1, keepdim=True), value=-sizes.d)
-            dk_g.addcmul_(k_g, (dk_g * k_g).sum(-1, keepdim=True), value=-1)
+        dg += whole.mul_(decays.through.view_as(whole))[..., None]
+        dk, dq = sizes.by_key_token(dkq, kq, k_factor, q_factor, ctx.normalise)
         return (
-            sizes.by_key_token(dq_g, q_factor),
-            sizes.by_key_token(dk_g, k_factor),
-            sizes.by_value_token(derrors),
+            dq,
+            dk,
+            sizes.by_token_of_values(derrors),
             sizes.by_token(dg),
             sizes.by_token(dbeta),
-            dstates[0].mT if ctx.has_initial_state else None,
+            dstate.mT if ctx.has_initial_state else None,
             None,
             None,
         )
@@ -212,16 +210,28 @@ class _Sizes:
         self.l = chunk
         self.c = -(-self.t // chunk)
 
-    def by_key_head(self, tokens: Tensor, factor: Tensor) -> Tensor:
-        """[b, t, g, d], times a factor [b, t, g, 1], as [k g, l, d]."""
-        result = tokens.new_empty(self.c, self.b, self.g, self.l, self.d)
-        torch.mul(self._filled(tokens), self._filled(factor), out=result.permute(1, 0, 3, 2, 4))
-        return result.flatten(0, 2)
+    def by_key_head(self, k: Tensor, k_factor: Tensor, q: Tensor, q_factor: Tensor) -> Tensor:
+        """[b, t, g, d], times factors [b, t, g, 1], as [c, b g, 2 l, d]: the keys of a chunk, then its queries."""
+        result = k.new_empty(self.c, self.b, self.g, 2, self.l, self.d)
+        by_token = result.permute(3, 1, 0, 4, 2, 5)
+        for target, tokens, factor in zip(by_token, (k, q), (k_factor, q_factor), strict=True):
+            torch.mul(self._filled(tokens), self._filled(factor), out=target)
+        return result.view(self.c, -1, 2 * self.l, self.d)
 
-    def by_key_token(self, heads: Tensor, factor: Tensor) -> Tensor:
-        """[k g, l, d], times a factor [b, t, g, 1], as [b, t, g, d]."""
-        tokens = heads.view(self.c, self.b, self.g, self.l, self.d).permute(1, 0, 3, 2, 4)
-        return (tokens * self._filled(factor)).flatten(1, 2)[:, : self.t]
+    def by_key_token(
+        self, dkq: Tensor, kq: Tensor, k_factor: Tensor, q_factor: Tensor, normalise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of keys and queries, [b, t, g, d] each, from that of what `by_key_head` returned."""
+        if normalise:  # a change along a unit vector does not count
+            along = (dkq * kq).sum(-1, keepdim=True)
+            along[:, :, self.l :] *= self.d
+            dkq.addcmul_(kq, along, value=-1)
+        by_token = dkq.view(self.c, self.b, self.g, 2, self.l, self.d).permute(3, 1, 0, 4, 2, 5)
+        dk, dq = (
+            (tokens * self._filled(factor)).flatten(1, 2)[:, : self.t]
+            for tokens, factor in zip(by_token, (k_factor, q_factor), strict=True)
+        )
+        return dk, dq
 
     def by_value_head(self, tokens: Tensor) -> Tensor:
         """[b, t, h, p] as [c, b h, p, l]."""
@@ -229,65 +239,35 @@ class _Sizes:
         result.permute(1, 0, 4, 2, 3).copy_(self._filled(tokens))
         return result.flatten(1, 2)
 
-    def by_value_token(self, heads: Tensor) -> Tensor:
+    def by_token_of_values(self, heads: Tensor) -> Tensor:
         """Undo `by_value_head`."""
         result = heads.new_empty(self.b, self.c, self.l, self.h, self.p)
         result.permute(1, 0, 3, 4, 2).copy_(heads.view(self.c, self.b, self.h, self.p, self.l))
         return result.flatten(1, 2)[:, : self.t]
 
-    def by_token_head(self, tokens: Tensor) -> Tensor:
-        """[b, t, h, p] as [k h, l, p]."""
-        result = tokens.new_empty(self.c, self.b, self.h, self.l, self.p)
-        result.permute(1, 0, 3, 2, 4).copy_(self._filled(tokens))
-        return result.flatten(0, 2)
-
     def by_head(self, tokens: Tensor) -> Tensor:
         """[b, t, h] as [c, b g, r, l]."""
-        return self._filled(tokens).permute(1, 0, 3, 2).reshape(self.c, -1, self.r, self.l)
+        return self._filled(tokens).permute(1, 0, 3, 2).contiguous().view(self.c, -1, self.r, self.l)
 
     def by_token(self, heads: Tensor) -> Tensor:
         """Undo `by_head`."""
         return heads.view(self.c, self.b, self.h, self.l).permute(1, 0, 3, 2).flatten(1, 2)[:, : self.t]
-
-    def scaled_by_token(self, heads: Tensor, factor: Tensor) -> Tensor:
-        """[k h, l, p], times a factor [c, b g, r, l] of each token, as [k g, l, r p]."""
-        result = heads.new_empty(self.c, self.b * self.g, self.l, self.r, self.p)
-        scaled = result.transpose(2, 3)
-        torch.mul(heads.view(scaled.shape), factor[..., None], out=scaled)
-        return result.view(-1, self.l, self.r * self.p)
-
-    def joined(self, heads: Tensor, groups: Tensor, factor: Tensor) -> Tensor:
-        """[k h, l, p] plus a factor [c, b g, r, l] of each token times [k g, l, r p], as [b, t, h, p]."""
-        result = heads.new_empty(self.b, self.c, self.l, self.g, self.r, self.p)
-        first = heads.view(self.c, self.b, self.g, self.r, self.l, self.p).permute(1, 0, 4, 2, 3, 5)
-        second = groups.view(self.c, self.b, self.g, self.l, self.r, self.p).permute(1, 0, 3, 2, 4, 5)
-        by_token = factor.view(self.c, self.b, self.g, self.r, self.l).permute(1, 0, 4, 2, 3)
-        torch.addcmul(first, second, by_token[..., None], out=result)
-        return result.view(self.b, self.c * self.l, self.h, self.p)[:, : self.t]
-
-    def sum_of_values(self, groups: Tensor) -> Tensor:
-        """Sum over p of [k g, l, r p], as [c, b g, r, l]."""
-        return groups.view(self.c, -1, self.l, self.r, self.p).sum(-1).mT
 
     def chunks(self, tensors: Tensor) -> Tensor:
         """[c ..., l, size] as [c, ..., l, size]."""
         return tensors.unflatten(0, (self.c, -1))
 
     def wide(self, values: Tensor) -> Tensor:
-        """[..., b h, p, l] as [..., b g, r p, l]."""
-        return values.view(*values.shape[:-3], -1, self.r * self.p, self.l)
-
-    def wide_states(self, states: Tensor) -> Tensor:
-        """[..., b, h, p, d] as [..., b g, r p, d]."""
-        return states.view(-1, self.b * self.g, self.r * self.p, self.d)
+        """[b h, p, ...] or [b, h, p, ...] as [b g, r p, ...]."""
+        return values.view(-1, self.r * self.p, values.shape[-1])
 
     def tokens(self, numbers: Tensor) -> Tensor:
         """[..., b g, r, l] as [..., b h, 1, l], which broadcasts over values."""
         return numbers.flatten(-3, -2).unsqueeze(-2)
 
-    def for_heads(self, scores: Tensor) -> Tensor:
-        """[k g, l, l] as [c, b g, 1, l, l], which broadcasts over the value heads of a key head."""
-        return scores.view(self.c, -1, 1, self.l, self.l)
+    def for_heads(self, scores: Tensor) -> Iterable[Tensor]:
+        """[k g, 2 l, l] as [c, b g, 1, l, l] of keys and of queries, which broadcast over the heads of a key head."""
+        return scores.view(self.c, -1, 1, 2, self.l, self.l).unbind(3)
 
     def _filled(self, tokens: Tensor) -> Tensor:
         """[b, t, ...] as [b, c, l, ...], with zeros at the end."""
@@ -311,9 +291,9 @@ class _Decays:
         self._cum = sizes.by_head(g).cumsum(-1, dtype=torch.float64)
         self._dtype = g.dtype
         end = self._cum[..., -1:]
-        self.from_start = self._cum.to(g.dtype).exp()
-        self.to_end = (end - self._cum).to(g.dtype).exp_()
-        self.through = end.to(g.dtype).exp().view(sizes.c, sizes.b, sizes.h, 1, 1)
+        self.from_start = without_subnormals(self._cum.to(g.dtype).exp())
+        self.to_end = without_subnormals((end - self._cum).to(g.dtype).exp())
+        self.through = self.from_start[..., -1].view(sizes.c, sizes.b, sizes.h, 1, 1)
 
     def pairwise(self) -> Tensor:
         """decay_ij, [c, b g, r, l, l]."""

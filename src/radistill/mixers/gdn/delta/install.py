@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor, nn
 
 from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
 from radistill.mixers.gdn.delta.chunked import gated_delta_rule
@@ -14,9 +15,9 @@ _NORMS = {"Qwen3_5RMSNormGated", "Qwen3_5MoeRMSNormGated", "Qwen3NextRMSNormGate
 
 
 def use_fast_delta(network: nn.Module) -> None:
-    """Let Gated DeltaNet blocks run our convolution, delta rule and gated norm where transformers would run plain torch.
+    """Let Gated DeltaNet blocks run our convolution, rule and norm where transformers would run plain torch on a CPU.
 
-    That is on a CPU. How, and what stays as it is: see `radistill.mixers.fast.swap`.
+    How, and what stays as it is: see `radistill.mixers.fast.swap`.
     """
     _SWAP.use(network)
 
@@ -62,6 +63,4 @@ def _norm(norm: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
 
 
 _RULE = frozenset({"query", "key", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"})
-_SWAP = Swap(
-    slots={**CONVOLUTION, "torch_chunk_gated_delta_rule": Slot(_rule, _RULE)}, is_norm=_is_norm, norm=_norm
-)
+_SWAP = Swap(slots={**CONVOLUTION, "torch_chunk_gated_delta_rule": Slot(_rule, _RULE)}, is_norm=_is_norm, norm=_norm)
