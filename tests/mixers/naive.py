@@ -1,4 +1,4 @@
-"""Mamba-2 and Gated DeltaNet token by token: the definition, slow and obvious, that every faster path is tested against."""
+"""Mamba-2 and Gated DeltaNet token by token: the slow and obvious definitions that faster paths are tested against."""
 
 import torch
 import torch.nn.functional as F

@@ -34,7 +34,7 @@ def without_subnormals(decays: Tensor) -> Tensor:
 
     They are far below the rounding of anything that such a product is added to.
     """
-    return F.threshold_(decays, 1e8 * torch.finfo(decays.dtype).tiny, 0.0)
+    return F.threshold(decays, 1e8 * torch.finfo(decays.dtype).tiny, 0.0, inplace=True)
 
 
 def crossing(pairs: Tensor) -> Tensor:

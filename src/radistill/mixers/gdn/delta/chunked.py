@@ -153,7 +153,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             dscaled = torch.bmm(sizes.wide(dstate), kq[i, :, :chunk].mT, out=sizes.wide(scaled)).view_as(scaled)
             ddelta = ddeltas[i].addcmul_(dscaled, sizes.tokens(weights[i]))
             torch.bmm(ddelta, inverses[i], out=derrors[i])
-            torch.sum(dscaled.mul_(deltas[i]), -2, out=added[i].flatten(0, 1))
+            torch.sum(dscaled.mul_(deltas[i]), -2, out=added[i].view(-1, chunk))
             torch.mul(derrors[i], sizes.tokens(-decays.from_start[i]), out=dreads[i, ..., :chunk])
             torch.bmm(sizes.wide(dreads[i]).mT, sizes.wide(states[i]), out=dkq[i])
             torch.mul(deltas[i], sizes.tokens(weights[i]), out=scaled)
