@@ -140,28 +140,24 @@ class _GatedDeltaRule(torch.autograd.Function):
         dreads = torch.empty_like(reads)
         torch.mul(do_h, sizes.tokens(decays.from_start), out=dreads[..., chunk:])
 
-        # From chunk to chunk, backwards; `dstate` is the gradient of the state at the end of chunk i.
-        dstate = dlast.mT.clone(memory_format=torch.contiguous_format)
-        derrors, dkq, inverses = do_h, torch.empty_like(kq), sizes.chunks(inverse)
-        read, added, whole = (
-            torch.empty_like(dreads[:, :, 0]),
-            torch.empty_like(beta_h),
-            torch.empty_like(beta_h[..., 0]),
-        )
-        product, scaled = torch.empty_like(dstate), torch.empty_like(deltas[0])
+        # From chunk to chunk, backwards; `dstates[i]` belongs to the state at the start of chunk i. What the next
+        # chunk need not wait for is left for after the loop, where it is a few large operations.
+        dstates, dscaled, derrors = torch.empty_like(states), torch.empty_like(deltas), do_h
+        dstates[-1] = dlast.mT
+        inverses, from_start = sizes.chunks(inverse), -decays.from_start
         for i in reversed(range(sizes.c)):
-            dscaled = torch.bmm(sizes.wide(dstate), kq[i, :, :chunk].mT, out=sizes.wide(scaled)).view_as(scaled)
-            ddelta = ddeltas[i].addcmul_(dscaled, sizes.tokens(weights[i]))
+            torch.bmm(sizes.wide(dstates[i + 1]), kq[i, :, :chunk].mT, out=sizes.wide(dscaled[i]))
+            ddelta = ddeltas[i].addcmul_(dscaled[i], sizes.tokens(weights[i]))
             torch.bmm(ddelta, inverses[i], out=derrors[i])
-            torch.sum(dscaled.mul_(deltas[i]), -2, out=added[i].view(-1, chunk))
-            torch.mul(derrors[i], sizes.tokens(-decays.from_start[i]), out=dreads[i, ..., :chunk])
-            torch.bmm(sizes.wide(dreads[i]).mT, sizes.wide(states[i]), out=dkq[i])
-            torch.mul(deltas[i], sizes.tokens(weights[i]), out=scaled)
-            dkq[i, :, :chunk] += torch.bmm(sizes.wide(scaled).mT, sizes.wide(dstate))
-            torch.sum(torch.mul(states[i], dstate, out=product), (-2, -1), out=whole[i].view(sizes.b, sizes.h))
-            dstate.mul_(decays.through[i])
-            sizes.wide(dstate).baddbmm_(sizes.wide(dreads[i]), kq[i])
-            torch.sum(dreads[i].mul_(reads[i]), -2, out=read[i])
+            torch.mul(derrors[i], sizes.tokens(from_start[i]), out=dreads[i, ..., :chunk])
+            torch.mul(dstates[i + 1], decays.through[i], out=dstates[i])
+            sizes.wide(dstates[i]).baddbmm_(sizes.wide(dreads[i]), kq[i])
+        scaled = torch.mul(deltas, sizes.tokens(weights), out=ddeltas)
+        dkq = torch.bmm(sizes.wide(dreads).mT, sizes.wide(states[:-1]))
+        dkq[:, :chunk] += torch.bmm(sizes.wide(scaled).mT, sizes.wide(dstates[1:]))
+        added = dscaled.mul_(deltas).sum(-2).view_as(beta_h)
+        whole = dstates[1:].mul_(states[:-1]).sum((-2, -1)).view_as(beta_h[..., 0])
+        read = dreads.mul_(reads).sum(-2)
 
         # Inside the chunks.
         keys, queries = sizes.for_heads(scores)
@@ -175,22 +171,22 @@ class _GatedDeltaRule(torch.autograd.Function):
         dscored.diagonal(dim1=-2, dim2=-1).zero_()
         exponents.addcmul_(dscored, keys)
         torch.sum(dscored.mul_(columns), 2, keepdim=True, out=dkeys)
-        dkq.flatten(0, 1).baddbmm_(dscores, kq[:, :, :chunk].flatten(0, 1))
-        dkq[:, :, :chunk] += torch.bmm(dscores.mT, kq.flatten(0, 1)).view(sizes.c, -1, chunk, sizes.d)
+        dkq.baddbmm_(dscores, kq[:, :, :chunk].flatten(0, 1))
+        dkq[:, :chunk] += torch.bmm(dscores.mT, kq.flatten(0, 1))
 
         # A weight has its gradient from its column; a log-decay from all that was carried across its token.
         dbeta = exponents.sum(-2).addcmul_(added, decays.to_end)
         read = (read[..., :chunk] + read[..., chunk:]).view_as(beta_h)
         dg = crossing(exponents.mul_(columns)).add_(sum_from(read)).add_(sum_before(added.mul_(weights)))
         dg += whole.mul_(decays.through.view_as(whole))[..., None]
-        dk, dq = sizes.by_key_token(dkq, kq, k_factor, q_factor, ctx.normalise)
+        dk, dq = sizes.by_key_token(dkq.view_as(kq), kq, k_factor, q_factor, ctx.normalise)
         return (
             dq,
             dk,
             sizes.by_token_of_values(derrors),
             sizes.by_token(dg),
             sizes.by_token(dbeta),
-            dstate.mT if ctx.has_initial_state else None,
+            dstates[0].mT if ctx.has_initial_state else None,
             None,
             None,
         )
