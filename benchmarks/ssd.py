@@ -14,10 +14,7 @@ The result is written to benchmarks/results/ssd.json.
 """
 
 import os
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,10 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import GraniteMoeHybridConfig
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 
+from common.paths import Paths, compare, shares, summary
 from common.result import options, write_result
 from radistill import convert, load
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
@@ -91,36 +88,9 @@ def path(name: str, network: nn.Module) -> Iterator[None]:
         yield
 
 
-def compare(network: nn.Module, run: Callable[[], dict[str, Tensor]], repeats: int) -> dict[str, Any]:
-    """Time `run` on every path, in turns, and compare what it returns.
-
-    Returns:
-        Seconds (median) by path, ratios to ours, and the largest difference of any result of ours from that of
-        transformers with its default chunks: root mean square of the difference over that of the result.
-    """
-    names = ["ours", *CHUNKS]
-    results, seconds = {}, defaultdict(list)
-    for name in names:
-        with path(name, network):
-            run()
-            results[name] = run()
-    for _ in range(repeats):
-        for name in names:
-            with path(name, network):
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
-    differences = {
-        name: float((results["ours"][name] - expected).norm() / expected.norm())
-        for name, expected in results["transformers"].items()
-    }
-    worst = max(differences, key=lambda name: differences[name])
-    return {
-        "seconds": medians,
-        "ratio": {name: medians[name] / medians["ours"] for name in CHUNKS},
-        "largest_difference": {worst: differences[worst]},
-    }
+def paths_of(network: nn.Module) -> Paths:
+    """The paths that are compared, ours first."""
+    return {name: partial(path, name, network) for name in ("ours", *CHUNKS)}
 
 
 def train(block: nn.Module, inputs: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -146,27 +116,14 @@ def measure_block(groups: int, length: int, repeats: int, seed: int) -> dict[str
     use_fast_ssd(block)
     weights = torch.randn(1, length, WIDTH)
     whole = torch.randn(1, length, WIDTH, requires_grad=True)
-    found["whole_block"] = compare(block, partial(train, block, whole, weights), repeats)
+    found["whole_block"] = compare(paths_of(block), partial(train, block, whole, weights), repeats)
     projected = block.in_proj(whole).detach().requires_grad_()
     block.in_proj, block.out_proj = Through(), Through()
-    found["between"] = compare(block, partial(train, block, projected, weights), repeats)
-    found["between_forward"] = compare(block, partial(forward, block, projected), repeats)
-    found["transformers_time"] = shares(block, partial(train, block, projected, weights))
-    return found
-
-
-def shares(block: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Share of each kind of operation in the time of transformers' path with its default chunks."""
+    found["between"] = compare(paths_of(block), partial(train, block, projected, weights), repeats)
+    found["between_forward"] = compare(paths_of(block), partial(forward, block, projected), repeats)
     with path("transformers", block):
-        run()
-        with profile(activities=[ProfilerActivity.CPU]) as trace:
-            for _ in range(3):
-                run()
-    spent: dict[str, float] = defaultdict(float)
-    for event in trace.key_averages():
-        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), None)
-        spent[kind or "elementwise and copies"] += event.self_cpu_time_total
-    return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.items()}
+        found["transformers_time"] = shares(partial(train, block, projected, weights), KINDS)
+    return found
 
 
 def measure_prefill(name: str, length: int, repeats: int) -> dict[str, Any]:
@@ -182,7 +139,7 @@ def measure_prefill(name: str, length: int, repeats: int) -> dict[str, Any]:
     def run() -> dict[str, Tensor]:
         return {"logits": student.network(input_ids=ids, use_cache=True, logits_to_keep=1).logits}
 
-    return {"model": name, "replace": REPLACE, "tokens": length, **compare(student.network, run, repeats)}
+    return {"model": name, "replace": REPLACE, "tokens": length, **compare(paths_of(student.network), run, repeats)}
 
 
 def main() -> None:
@@ -202,14 +159,9 @@ def main() -> None:
     )
     for block in blocks:
         for part in ("between", "between_forward", "whole_block"):
-            print(f"{block['groups']} groups, {block['tokens']} tokens, {part}: {_summary(block[part])}")
-    print(f"prefill of {arguments.model}, {arguments.prompt} tokens: {_summary(result['prefill'])}")
+            print(f"{block['groups']} groups, {block['tokens']} tokens, {part}: {summary(block[part])}")
+    print(f"prefill of {arguments.model}, {arguments.prompt} tokens: {summary(result['prefill'])}")
     print(f"speedup {result['speedup']:.2f}, largest difference {result['largest_difference']:.1e}")
-
-
-def _summary(found: dict[str, Any]) -> str:
-    seconds = ", ".join(f"{name} {1000 * taken:.1f} ms" for name, taken in found["seconds"].items())
-    return seconds + "; " + ", ".join(f"{ratio:.2f} x {name}" for name, ratio in found["ratio"].items())
 
 
 if __name__ == "__main__":

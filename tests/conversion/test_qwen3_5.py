@@ -12,6 +12,7 @@ import tiny
 from radistill.conversion import convert
 from radistill.conversion.targets import TARGETS, qwen3_5, target_for
 from radistill.errors import RadistillError
+from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load
 
@@ -157,6 +158,7 @@ def test_small_norm_weights_lose_bits_in_bfloat16_and_no_more_than_stated(tmp_pa
 @pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text"])
 def test_a_model_of_its_own_kind_is_converted_further(family: str) -> None:
     source = tiny.model(family, 4)
+    use_fast_paths(source.network)
     assert source.anatomy.ssm_layers == (0, 2)
     student = convert(source, [1], init="random")
     assert student.conversion.max_logit_difference == student.conversion.max_start_difference == 0.0

@@ -1,4 +1,4 @@
-"""Mamba-2 token by token: the definition, slow and obvious, that every faster path is tested against."""
+"""Mamba-2 and Gated DeltaNet token by token: the slow and obvious definitions that faster paths are tested against."""
 
 import torch
 import torch.nn.functional as F
@@ -77,3 +77,54 @@ def naive_gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, group_
     """
     gated = (x * gate * torch.sigmoid(gate)).split(group_size, dim=-1)
     return weight * torch.cat([part / (part.square().mean(-1, keepdim=True) + eps).sqrt() for part in gated], dim=-1)
+
+
+def naive_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    normalise: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence `state = exp(g) state; state = state + beta k (v - k state); o = q state / sqrt(key_dim)`.
+
+    Args:
+        q, k: [batch, time, key_heads, key_dim].
+        v: [batch, time, heads, value_dim]; a key head serves `heads / key_heads` consecutive heads.
+        g, beta: [batch, time, heads].
+        initial_state: [batch, heads, key_dim, value_dim]; zero if None.
+        normalise: divide each query and key by `sqrt(its square + 1e-6)` first.
+
+    Returns:
+        o, [batch, time, heads, value_dim], and the last state, [batch, heads, key_dim, value_dim].
+    """
+    batch, time, heads, value_dim = v.shape
+    key_dim, each = k.shape[3], heads // k.shape[2]
+    if normalise:
+        q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+    state = v.new_zeros(batch, heads, key_dim, value_dim) if initial_state is None else initial_state
+    outputs = []
+    for t in range(time):
+        query, key = (x[:, t].repeat_interleave(each, dim=1)[..., None] for x in (q, k))
+        state = torch.exp(g[:, t])[..., None, None] * state
+        error = v[:, t] - (key * state).sum(-2)
+        state = state + key * (beta[:, t][..., None] * error)[..., None, :]
+        outputs.append((query * state).sum(-2) / key_dim**0.5)
+    return torch.stack(outputs, dim=1), state
+
+
+def naive_norm_then_gate(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x`, divided by its root mean square, times the weight and `silu(gate)`.
+
+    Args:
+        x, gate: [..., channels].
+        weight: [channels].
+        eps: added to the mean square.
+
+    Returns:
+        [..., channels].
+    """
+    return weight * x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * gate * torch.sigmoid(gate)

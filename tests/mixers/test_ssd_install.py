@@ -7,51 +7,33 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from comparing import TIME, batch, block_and_gradients, largest_difference, loss_and_gradients
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
 
 import tiny
+from radistill.mixers.fast import swap
+from radistill.mixers.fast.swap import is_swapped
 from radistill.mixers.mamba2.ssd import install
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
 from radistill.models.loading import load
 
-TIME = 150
 FAMILIES = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "qwen3_next"]
+
+# Where each part is looked up.
+PARTS = {"chunked_scan": install, "causal_convolution": swap, "gated_norm": install}
 
 
 def hybrid(family: str = "granitemoehybrid", **settings: Any) -> PreTrainedModel:
     return tiny.build(family, **{"mamba_n_groups": 2} | settings if family == "granitemoehybrid" else settings)
 
 
-def batch() -> dict[str, Tensor]:
-    """A full row, one padded on the left and one on the right."""
-    ids = torch.randint(4, 250, (3, TIME), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, :70], mask[2, -20:] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-
-
-def loss_and_gradients(network: nn.Module) -> dict[str, Tensor]:
-    given = batch()
-    logits = network(**given, use_cache=False).logits
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)) * given["attention_mask"][..., None]
-    network.zero_grad()
-    (logits * weights).sum().backward()
-    gradients = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
-    return {"logits": logits.detach() * given["attention_mask"][..., None], **gradients}
-
-
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    return max(float((found[name] - each).norm() / each.norm().clamp(min=1e-6)) for name, each in expected.items())
-
-
 def test_the_slots_are_where_this_transformers_looks_them_up() -> None:
     network = hybrid()
     use_fast_ssd(network)
     for name in ("causal_conv1d_fn", "mamba2_chunk_scan"):
-        assert install._is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
+        assert is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
     assert all("forward" in vars(layer.mamba.norm) for layer in network.model.layers if layer.mamba is not None)
 
 
@@ -75,34 +57,25 @@ def test_a_block_and_its_gradients_are_those_of_transformers(groups: int, padded
     network = hybrid(mamba_n_groups=groups, rms_norm_eps=0.1)
     use_fast_ssd(network)
     block = network.model.layers[0].mamba
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(3, TIME, 32, generator=generator, requires_grad=True)
-    weights = torch.randn(3, TIME, 32, generator=generator)
-    mask = batch()["attention_mask"] if padded else None
-
-    def run() -> dict[str, Tensor]:
-        y = block(x, attention_mask=mask)
-        leaves = {"x": x, **dict(block.named_parameters())}
-        return {"y": y.detach(), **dict(zip(leaves, torch.autograd.grad(y, leaves.values(), weights), strict=True))}
-
     with without_fast_ssd(network):
-        expected = run()
-    assert largest_difference(run(), expected) < 1e-5
+        expected = block_and_gradients(block, 32, padded)
+    assert largest_difference(block_and_gradients(block, 32, padded), expected) < 1e-5
 
 
-@pytest.mark.parametrize("part", ["chunked_scan", "causal_convolution", "gated_norm"])
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """The negative control: a function of ours that is off by a hundredth shows."""
     network = hybrid()
     use_fast_ssd(network)
     expected = loss_and_gradients(network)
-    real = getattr(install, part)
+    place = PARTS[part]
+    real = getattr(place, part)
 
     def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
         found = real(x, *others, **settings)
         return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
 
-    monkeypatch.setattr(install, part, wrong)
+    monkeypatch.setattr(place, part, wrong)
     assert largest_difference(loss_and_gradients(network), expected) > 1e-3
 
 
@@ -161,7 +134,7 @@ def test_twice_is_once_and_undone_is_undone() -> None:
     assert network.state_dict().keys() == keys
     assert type(network.model.layers[0].mamba) is granite.GraniteMoeHybridMambaLayer
     with without_fast_ssd(network):
-        assert not install._is_swapped(granite.mamba2_chunk_scan)
+        assert not is_swapped(granite.mamba2_chunk_scan)
         assert "forward" not in vars(network.model.layers[0].mamba.norm)
     assert granite.mamba2_chunk_scan is swapped
     assert "forward" in vars(network.model.layers[0].mamba.norm)
@@ -185,8 +158,8 @@ def test_what_is_not_ours_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) 
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("ours was called")
 
-    for part in ("chunked_scan", "causal_convolution", "gated_norm"):
-        monkeypatch.setattr(install, part, forbidden)
+    for part, place in PARTS.items():
+        monkeypatch.setattr(place, part, forbidden)
     ids = batch()["input_ids"][:1, :9]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert network(input_ids=ids, use_cache=False).logits.isfinite().all()

@@ -1,11 +1,13 @@
-"""Convolution and gated norm against their definitions, forward and backward."""
+"""Convolution and gated norms against their definitions, forward and backward."""
 
 import pytest
 import torch
-from naive import naive_convolution, naive_gated_norm
+from naive import naive_convolution, naive_gated_norm, naive_norm_then_gate
 from torch import Tensor
 
-from radistill.mixers.mamba2.ssd.convolution import causal_convolution
+from radistill.mixers.fast import convolution
+from radistill.mixers.fast.convolution import causal_convolution
+from radistill.mixers.gdn.delta.gated_norm import norm_then_gate
 from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
 
 GROUP_SIZES = [12, 4, 1]
@@ -44,6 +46,17 @@ def test_the_convolution_is_its_definition(time: int, taps: int, biased: bool) -
     assert torch.autograd.gradcheck(causal_convolution, (rows[:, :, :5], weight, bias))
 
 
+@pytest.mark.parametrize("time", [16, 17, 50])
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("biased", [True, False])
+def test_blocks_of_the_convolution_join(monkeypatch: pytest.MonkeyPatch, time: int, taps: int, biased: bool) -> None:
+    monkeypatch.setattr(convolution, "_BLOCK", 0)  # blocks of 16 tokens
+    x, weight, bias = normal(2, time, 7), normal(7, taps), normal(7) if biased else None
+    leaves = [x, weight] if bias is None else [x, weight, bias]
+    rows = x.transpose(1, 2)
+    assert_same(causal_convolution(rows, weight, bias), naive_convolution(rows, weight, bias), leaves, 1e-12)
+
+
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 def test_the_gated_norm_is_its_definition(group_size: int) -> None:
     x, gate, weight = normal(2, 65, 12), normal(2, 65, 24), normal(12)
@@ -72,3 +85,18 @@ def test_the_norm_of_nothing_is_nothing() -> None:
     y.sum().backward()
     assert torch.equal(y, torch.zeros_like(y))
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, gate))
+
+
+def test_the_norm_before_the_gate_is_its_definition() -> None:
+    x, gate, weight = normal(2, 65, 12), normal(2, 65, 24), normal(12)
+    gate = gate[..., :12]
+    leaves = [x, gate, weight]
+    expected = naive_norm_then_gate(x, gate, weight, 1e-5)
+    assert_same(norm_then_gate(x, gate, weight, 1e-5), expected, leaves, 1e-12)
+    single = norm_then_gate(x.float(), gate.float(), weight.float(), 1e-5)
+    assert single.dtype == torch.float32
+    assert_same(single, naive_norm_then_gate(x, gate, weight, 1e-5), leaves, 1e-5)
+    few = [leaf[:1, :2] for leaf in leaves[:2]]
+    assert torch.autograd.gradcheck(lambda *tensors: norm_then_gate(*tensors, 1e-5), (*few, weight))
+    other = naive_gated_norm(x, gate, weight, 1e-5, 12)  # the negative control: the order matters
+    assert float((other - expected).detach().norm() / expected.detach().norm()) > 1e-2

@@ -1,5 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464), as transformers' Qwen3.5 builds it."""
 
+from radistill.mixers.gdn.delta.install import use_fast_delta, without_fast_delta
 from radistill.mixers.gdn.geometry import GDNGeometry
 from radistill.mixers.gdn.starts import FITTED, RANDOM, TRANSFER, ZERO
 from radistill.mixers.interface import Mixer
@@ -12,4 +13,6 @@ GDN = Mixer(
     silent="random",
     geometry=GDNGeometry.of,
     output=lambda block: block.out_proj,
+    use_fast_path=use_fast_delta,
+    without_fast_path=without_fast_delta,
 )

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from radistill.mixers.fast.decay import crossing, pairwise, sum_before, sum_from
+
 CHUNK = 64
 
 # Below this, softplus(v) = exp(v) to the last bit of a float64.
@@ -138,7 +140,7 @@ class _ChunkedScan(torch.autograd.Function):
             torch.linalg.vecdot(states.flatten(-2), dstates.flatten(-2)).view(steps.through.shape).mul_(steps.through)
         )
         dlog_step = dexponent.sum(-2).add_(added)
-        dlog_decay = _crossing(dexponent).add_(_sum_from(read)).add_(_sum_before(added))
+        dlog_decay = crossing(dexponent).add_(sum_from(read)).add_(sum_before(added))
         ddt, dA = steps.backward(dlog_step, dlog_decay.add_(whole.view(*read.shape[:-1], 1)))
         return (
             dx,
@@ -242,14 +244,7 @@ class _Steps:
 
     def decay(self) -> Tensor:
         """decay_ij, [k, g, r, l, l]."""
-        dtype = self.from_start.dtype
-        late, early = self._cum.to(dtype), self._source.to(dtype)
-        exponents = late[..., :, None] - early[..., None, :]
-        if dtype != torch.float64:  # what rounding the two has lost
-            exponents += (self._cum - late).to(dtype)[..., :, None]
-            exponents -= (self._source - early).to(dtype)[..., None, :]
-        # The upper triangle may overflow, so it is overwritten, not multiplied by zero.
-        return exponents.exp_().tril_()
+        return pairwise(self._cum, self._source, self.from_start.dtype)
 
     def backward(self, dlog_step: Tensor, dlog_decay: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of dt, [b, t, h], and of A, [h], from those of the logarithms, [k, g, r, l]."""
@@ -302,23 +297,3 @@ def _carry_back(dstates: Tensor, through: Tensor, dlast: Tensor) -> Tensor:
         dstates[:, number] = dstate
         dstate = earlier
     return dstate
-
-
-def _crossing(pairs: Tensor) -> Tensor:
-    """Sum of `pairs[i, j]` over j < t <= i, for each t; [..., l, l], which is overwritten, to [..., l].
-
-    The difference of two sums over all tokens would do, but where the decay is strong the small result would drown in
-    their rounding.
-    """
-    up_to = pairs.cumsum_(-1).tril_(-1).sum(-2)
-    return F.pad(up_to[..., :-1], (1, 0))
-
-
-def _sum_from(values: Tensor) -> Tensor:
-    """Sum of each token's value and those after it, along the last dimension."""
-    return values.flip(-1).cumsum(-1).flip(-1)
-
-
-def _sum_before(values: Tensor) -> Tensor:
-    """Sum of the values before each token, along the last dimension."""
-    return F.pad(values[..., :-1], (1, 0)).cumsum(-1)

@@ -1,0 +1,66 @@
+"""Let the Gated DeltaNet blocks of a network, as transformers builds them, run our functions on a CPU."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
+from radistill.mixers.gdn.delta.chunked import gated_delta_rule
+from radistill.mixers.gdn.delta.gated_norm import norm_then_gate
+
+# Classes of transformers that norm, weigh and then gate by SiLU.
+_NORMS = {"Qwen3_5RMSNormGated", "Qwen3_5MoeRMSNormGated", "Qwen3NextRMSNormGated"}
+
+
+def use_fast_delta(network: nn.Module) -> None:
+    """Let Gated DeltaNet blocks run our convolution, rule and norm where transformers would run plain torch on a CPU.
+
+    How, and what stays as it is: see `radistill.mixers.fast.swap`.
+    """
+    _SWAP.use(network)
+
+
+def without_fast_delta(network: nn.Module) -> AbstractContextManager[None]:
+    """Undo `use_fast_delta` inside the block, to measure or test against transformers' own path."""
+    return _SWAP.without(network)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__name__ in _NORMS and type(module).__module__.startswith("transformers.")
+
+
+def _rule(
+    original: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    **settings: Any,
+) -> Any:
+    if not is_ours(query, settings):
+        return original(query, key, value, g, beta, **settings)
+    o, state = gated_delta_rule(
+        query,
+        key,
+        value,
+        g,
+        beta,
+        initial_state=settings.get("initial_state"),
+        normalise=settings.get("use_qk_l2norm_in_kernel", False),
+    )
+    return o.to(query.dtype), state if settings.get("output_final_state") else None
+
+
+def _norm(norm: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
+    # Half precision is rounded between the steps of transformers' norm, so that is left to it.
+    single = hidden_states.dtype == gate.dtype == norm.weight.dtype and hidden_states.dtype.itemsize >= 4
+    if not single or norm.activation != "silu" or not is_ours(hidden_states, {}):
+        return type(norm).forward(norm, hidden_states, gate)
+    return norm_then_gate(hidden_states, gate, norm.weight, norm.variance_epsilon)
+
+
+_RULE = frozenset({"query", "key", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"})
+_SWAP = Swap(slots={**CONVOLUTION, "torch_chunk_gated_delta_rule": Slot(_rule, _RULE)}, is_norm=_is_norm, norm=_norm)
