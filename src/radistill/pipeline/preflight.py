@@ -20,6 +20,7 @@ from radistill.models.anatomy import anatomy_of
 from radistill.models.gguf import read_gguf
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config, load_tokenizer, skeleton
+from radistill.pipeline.tasks import check_tasks
 from radistill.runs.recipe import Recipe
 
 
@@ -50,6 +51,7 @@ def check(recipe: Recipe) -> Checked:
     warnings: list[str] = []
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     anatomy = anatomy_of(base)
+    check_tasks(recipe, getattr(base, "max_position_embeddings", None))
     network = skeleton(base, recipe.model, recipe.trust_remote_code)
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
