@@ -66,7 +66,7 @@ class Figures(Content):
     ssm_state_bytes: Count | None = None
     n_documents: Count | None = None
     n_tokens: Count | None = None
-    tasks: dict[str, TaskFigures] = {}
+    tasks: dict[str, TaskFigures] | None = None
 
 
 class Evaluation(Content):
