@@ -80,6 +80,7 @@ def test_what_the_package_exports_is_there_and_documented() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_whole_way_in_the_library_runs(
     smollm2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

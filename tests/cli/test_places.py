@@ -172,6 +172,7 @@ def last_line_after_ctrl_c(process: "subprocess.Popen[str]") -> str:
         ("distill", ("distill.steps=100000", "align=null", "convert.init=zero")),
     ],
 )
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept(stage: str, settings: tuple[str, ...], folder: Path) -> None:
     process = radistill("run", "recipe.yaml", "--out", "out", *(f"-s{one}" for one in settings))
     assert process.stderr is not None
@@ -182,6 +183,7 @@ def test_ctrl_c_says_what_is_kept(stage: str, settings: tuple[str, ...], folder:
 
 
 @pytest.mark.parametrize("moment", ["evaluations/base/.lock", "evaluations/base/answers/recall.jsonl"])
+@pytest.mark.slow
 def test_ctrl_c_during_an_evaluation_says_what_is_kept(moment: str, folder: Path) -> None:
     process = radistill("evaluate", "base", "--tasks", "recall", "--contexts", "400", "--limit", "500")
     while not Path(moment).exists():

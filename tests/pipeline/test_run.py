@@ -266,6 +266,7 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
         run(load_recipe(write_recipe(tmp_path)), tmp_path / "out", ["train"])
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_the_same(finished: Path, tmp_path: Path) -> None:
     """kill -9 whenever something new has appeared; then the last start runs to the end."""
     out = tmp_path / "out"
