@@ -11,6 +11,7 @@ import radistill
 from radistill.cli import app
 from radistill.models.loading import Model
 from radistill.pipeline.stages import STAGES
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def test_overrides_that_the_pages_show_are_fields_of_a_recipe() -> None:
     }
     assert shown
     for override in shown:
-        load_recipe(ROOT / "recipes" / "quickstart.yaml", [override])
+        load_recipe(shipped_recipes()["quickstart"], [override])
 
 
 def test_every_stage_is_a_command_and_explains_itself() -> None:

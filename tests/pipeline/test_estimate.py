@@ -21,9 +21,10 @@ from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate
 from radistill.pipeline.estimate_page import page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import Recipe, load_recipe
 
-RECIPES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))}
+RECIPES = shipped_recipes()
 
 PUBLISHED = {
     "meta-llama/Llama-3.2-1B": 1_235_814_400,

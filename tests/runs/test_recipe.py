@@ -10,9 +10,10 @@ import yaml
 
 from radistill.diagnosis.selectors import SELECTORS
 from radistill.errors import RadistillError
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import Recipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = list(shipped_recipes().values())
 
 SMALLEST: dict[str, Any] = {
     "model": "some/model",

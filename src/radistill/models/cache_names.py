@@ -1,7 +1,7 @@
 """What transformers calls a model's cache: `past_key_values` in older versions, `cache` in newer ones.
 
-The argument of `forward` and the field of its output are renamed; the old names go with version 5.40. Which name is right
-depends on the version and, for code that comes with a model, on the model. No other module spells the old one.
+The argument of `forward` and the field of its output are renamed; the old names go with version 5.40. Which name is
+right depends on the version and, for code that comes with a model, on the model. No other module spells the old one.
 """
 
 import inspect
