@@ -15,7 +15,7 @@ from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -74,7 +74,7 @@ def test_every_stage_is_a_command_and_explains_itself() -> None:
 
 
 def test_what_the_package_exports_is_there_and_documented() -> None:
-    page = (ROOT / "docs" / "api.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "python.md").read_text()
     for name in radistill.__all__:
         assert getattr(radistill, name).__doc__, name
         assert name in page, name
@@ -85,11 +85,11 @@ def test_what_the_package_exports_is_there_and_documented() -> None:
 def test_the_whole_way_in_the_library_runs(
     smollm2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The example of docs/api.md, as it stands there, on the real model."""
+    """The example of docs/how-to/python.md, as it stands there, on the real model."""
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), flags=re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "how-to" / "python.md").read_text(), flags=re.DOTALL)
     statements = [line for line in block.splitlines() if line and not line.startswith(("from ", "#"))]
     assert len(statements) <= 15
-    exec(compile(block, "docs/api.md", "exec"), {})
+    exec(compile(block, "docs/how-to/python.md", "exec"), {})
     assert "Evaluation(kl=" in capsys.readouterr().out
     assert (tmp_path / "student" / "model.safetensors").exists()
