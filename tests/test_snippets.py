@@ -1,7 +1,7 @@
 """Every command and snippet of README, tutorial and how-to pages runs, on tiny models.
 
-A block of code runs if its fence says `bash` or `python`. One that cannot run here has a comment before it that says why:
-`<!-- not run: … -->`. The blocks of a page run in their order, in one folder.
+A block of code runs if its fence says `bash` or `python`. One that cannot run here has a comment before it that says
+why: `<!-- not run: … -->`. The blocks of a page run in their order, in one folder.
 """
 
 import json
@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ def blocks(page: Path) -> list[tuple[str, str, str | None]]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has before: a model, data, and the quick start's run."""
     folder = tmp_path_factory.mktemp("reader")
-    tiny.save("llama", folder / "model", layers=10, max_position_embeddings=16384)
+    tiny.save("llama", folder / "model", layers=12, max_position_embeddings=16384)
     prompts = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(12)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     problems = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(3)]
@@ -62,12 +61,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, where the test is."""
     folder = tmp_path / "reader"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
-    yield folder
+    return folder
 
 
 def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
