@@ -40,7 +40,7 @@ lint: $(INSTALLED)
 
 compat: $(COMPAT:%=compat-%)
 
-$(COMPAT:%=compat-%): compat-%: $(INSTALLED)
+$(COMPAT:%=compat-%): compat-%: pyproject.toml
 	$(PYTHON) -m venv --clear build/compat-$*
 	build/compat-$*/bin/python -m pip install --quiet $(TORCH)
 	build/compat-$*/bin/python -m pip install --quiet --editable '.[generator]' pytest pytest-timeout $($*)
