@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from export.small import ROWS, tokenizer
 from radistill.cli import main
 from radistill.pipeline.run import run
 from radistill.recipes import shipped_recipes
@@ -27,7 +28,7 @@ MODELS = re.compile(r"Qwen/Qwen2\.5-0\.5B-Instruct|smollm2-135m(?!\.)")
 # A run of the defaults takes too long, whatever its model.
 QUICK = [
     *("align.steps=1", "distill.steps=1", "distill.eval_steps=1", "data.responses.max_new_tokens=4"),
-    *("evaluate.max_new_tokens=4", "diagnose.selector.swaps=0", "threads=1"),
+    *("evaluate.max_new_tokens=4", "diagnose.selector=leave-one-out", "threads=1"),
 ]
 DEMO = [
     *("model=model", "arms={}", "data.train=6", "data.calibration=2", "data.heldout=2", "diagnose.budget=2"),
@@ -44,7 +45,9 @@ def blocks(page: Path) -> list[tuple[str, str, str | None]]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has before: a model, data, and the quick start's run."""
     folder = tmp_path_factory.mktemp("reader")
-    tiny.save("llama", folder / "model", layers=12, max_position_embeddings=16384)
+    # As many layers as the pages speak of, and a tokenizer that llama.cpp takes.
+    tiny.save("llama", folder / "model", layers=30, max_position_embeddings=16384, vocab_size=ROWS)
+    tokenizer().save_pretrained(folder / "model")
     prompts = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(12)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     problems = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(3)]
@@ -79,6 +82,10 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     if words[1] == "export":
         words.append("--force")
+    if "--tasks" in words:  # of an option that is given twice, the last one counts
+        words += ["--limit", "1"]
+    if words[1] == "savings":
+        words += ["--contexts", "256,512", "--repeats", "1", "--decode-tokens", "2"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as left:
         main()
@@ -97,6 +104,7 @@ def test_every_command_and_snippet_runs(page: Path, reader: Path, monkeypatch: p
                 if line.strip() and not line.startswith("#"):
                     run_command(line, monkeypatch)
         elif kind == "python":
+            code = code.replace("limit=10", "limit=1").replace("max_new_tokens=64", "max_new_tokens=8")
             code = code.replace('out="runs/mine")', f'out="runs/python", overrides={QUICK})')
             exec(compile(code, str(page), "exec"), {})
 
