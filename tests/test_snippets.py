@@ -76,7 +76,7 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line, comments=True)
     assert words[0] == "radistill", f"{line}: only radistill's commands can be run here; say why it is not run"
     if words[1] in ("run", "demo") and "--dry-run" not in words:
-        overrides = QUICK + (DEMO if words[1] == "demo" or "--model" not in words else [])
+        overrides = QUICK + (DEMO if words[1] == "demo" or words[2] in shipped_recipes() else [])
         words[2:] = [*words[2:], *(word for override in overrides for word in ("--set", override))]
     if words[1] == "run" and "--model" in words:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
