@@ -14,7 +14,7 @@ DEMO := runs/quickstart
 
 # Of transformers: the lowest version that pyproject.toml allows, and whatever is newest.
 COMPAT := lowest newest
-lowest := transformers==5.17.*
+lowest := transformers==5.23.*
 newest := --upgrade transformers
 # Where a change of transformers shows first: names of blocks and caches, conversion, saving, decoding, a whole run.
 COMPAT_TESTS := tests/models/test_cache_names.py tests/models/test_anatomy.py tests/mixers/test_ssd_install.py \
