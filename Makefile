@@ -1,7 +1,8 @@
 # make demo   the main job, from a fresh clone to a report
-# make test   the tests
-# make slow-test   those that take minutes each
+# make test   the fast tests
+# make test-all   all tests
 # make lint   ruff and mypy
+# make compat   chosen tests with the lowest and the newest transformers, each in an environment of its own
 # make bench  measurements that take longer than a test may
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,23 +12,39 @@ INSTALLED := $(VENV)/.installed
 TORCH := torch==2.13.0
 DEMO := runs/quickstart
 
-.PHONY: demo test slow-test lint bench clean
+# Of transformers: the lowest version that pyproject.toml allows, and whatever is newest.
+COMPAT := lowest newest
+lowest := transformers==5.23.*
+newest := --upgrade transformers
+# Where a change of transformers shows first: names of blocks and caches, conversion, saving, decoding, a whole run.
+COMPAT_TESTS := tests/models/test_cache_names.py tests/models/test_anatomy.py tests/mixers/test_ssd_install.py \
+	tests/conversion/test_convert.py tests/conversion/test_conversion_saving.py tests/speculation/test_row_cache.py \
+	tests/pipeline/test_tasks_of_a_run.py
+
+.PHONY: demo test test-all lint compat $(COMPAT:%=compat-%) bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/radistill run recipes/quickstart.yaml --out $(DEMO)
-	@echo "Report: $(DEMO)/report.html"
+	$(BIN)/radistill demo --out $(DEMO)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# Kills at every write, damage to every file, a fresh run for every kind of change: minutes each.
-slow-test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 1800
+# With the slow ones: kills at every write, damage to every file, a fresh run for every kind of change.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 1800
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+compat: $(COMPAT:%=compat-%)
+
+$(COMPAT:%=compat-%): compat-%: pyproject.toml
+	$(PYTHON) -m venv --clear build/compat-$*
+	build/compat-$*/bin/python -m pip install --quiet $(TORCH)
+	build/compat-$*/bin/python -m pip install --quiet --editable '.[generator]' pytest pytest-timeout $($*)
+	build/compat-$*/bin/python -m pytest -q -m "not slow and not real" $(COMPAT_TESTS)
 
 bench: $(INSTALLED)
 	for script in $(filter-out benchmarks/claims.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

@@ -1,6 +1,6 @@
 """The quick start, measured: quality of each hybrid and seconds of each stage, with versions, seed and machine.
 
-    python benchmarks/quickstart.py [--out runs/quickstart] [--recipe recipes/quickstart.yaml]
+    python benchmarks/quickstart.py [--out runs/quickstart] [--recipe src/radistill/recipes/quickstart.yaml]
 
 A run folder that is complete is only read; otherwise the recipe is run first. The result is written to
 benchmarks/results/quickstart.json.
@@ -12,6 +12,7 @@ from typing import Any
 from common.result import RESULTS, ROOT, options
 from radistill.files import read_json, write_json
 from radistill.pipeline.run import run
+from radistill.recipes import shipped_recipes
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import load_recipe
 
@@ -42,7 +43,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, and write the result."""
-    recipe = ROOT / "recipes" / "quickstart.yaml"
+    recipe = shipped_recipes()["quickstart"]
     arguments = options(__doc__, out=ROOT / "runs" / "quickstart", recipe=recipe)
     folder = run(load_recipe(arguments.recipe), arguments.out)
     result = figures(folder)

@@ -19,6 +19,7 @@ from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import read_json
 from radistill.pipeline.run import run
 from radistill.provenance import seed_everything
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import load_recipe
 
 SETTINGS = TaskSettings(contexts=(64, 128, 256, 512, 1024), limit=20, batch_size=20)
@@ -36,7 +37,7 @@ def recall_of(source: str | Path, name: str) -> dict[str, Any]:
 
 def hybrid(name: str, overrides: list[str]) -> dict[str, Any]:
     """Run the recipe, and ask the student."""
-    folder = run(load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides), ROOT / "runs" / name)
+    folder = run(load_recipe(shipped_recipes()["quickstart"], overrides), ROOT / "runs" / name)
     evaluation, plan = read_json(folder / "evaluation.json"), read_json(folder / "plan.json")
     kept = {key: evaluation["hybrid"][key] for key in ("kl", "agreement", "kv_bytes_per_token")}
     return {"replace": plan["replace"], "overrides": overrides, **kept, **recall_of(folder / "student", name)}

@@ -1,5 +1,5 @@
 """Radistill turns a Transformer into a hybrid: it finds the attention layers that the model can do without, replaces
-them with state-space layers, and distils the result. `docs/api.md` shows the whole way in fifteen lines."""
+them with state-space layers, and distils the result. `docs/how-to/python.md` shows the whole way in fifteen lines."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -9,6 +9,8 @@ from typing import TextIO
 
 from radistill.errors import RadistillError
 
+_KEPT = "what is done is kept"
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -32,7 +34,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            error.add_note(f"what is done is kept in {folder}, and the same command goes on from there")
+            if not any(note.startswith(_KEPT) for note in getattr(error, "__notes__", ())):  # of a folder within it
+                error.add_note(f"{_KEPT} in {folder}, and the same command goes on from there")
             raise
 
 

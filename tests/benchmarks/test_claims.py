@@ -86,6 +86,7 @@ def test_prompts_are_made_where_there_are_none(module: Any, tmp_path: Path) -> N
         assert sum(prompt.startswith("What is") for prompt in prompts) == problems
 
 
+@pytest.mark.slow
 def test_a_run_of_the_harness(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "model")
     training = {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "keep": "last", "save_seconds": 0}

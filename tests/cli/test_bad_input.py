@@ -238,6 +238,7 @@ def test_a_record_that_is_no_record(shell: Shell) -> None:
     assert "run.json: not a record of a run" in line
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(shell: Shell) -> None:
     """A limit on the size of files stands in for a disk without room: both make a write fail half-way."""
     recipe, out = shell.recipe(), shell.folder / "out"

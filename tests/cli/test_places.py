@@ -172,6 +172,7 @@ def last_line_after(process: "subprocess.Popen[str]", number: signal.Signals = s
         ("distill", ("distill.steps=100000", "align=null", "convert.init=zero")),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")], ids=["INT", "TERM"]
 )
@@ -187,6 +188,7 @@ def test_whoever_stops_a_run_is_told_what_is_kept(
 
 
 @pytest.mark.parametrize("moment", ["evaluations/base/.lock", "evaluations/base/answers/recall.jsonl"])
+@pytest.mark.slow
 def test_ctrl_c_during_an_evaluation_says_what_is_kept(moment: str, folder: Path) -> None:
     process = radistill("evaluate", "base", "--tasks", "recall", "--contexts", "400", "--limit", "500")
     while not Path(moment).exists():

@@ -14,6 +14,7 @@ from radistill.conversion.targets import TARGETS, qwen3_5, target_for
 from radistill.errors import RadistillError
 from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import anatomy_of
+from radistill.models.cache_names import cache_argument, cache_of
 from radistill.models.loading import Model, load
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
@@ -78,10 +79,9 @@ def test_saved_it_is_a_stock_model(source: Model, tmp_path: Path) -> None:
         torch.testing.assert_close(stock(ids).logits, reference, rtol=0, atol=2e-4)
         # A prompt in two parts and then token by token, through the cache.
         first = stock(ids[:, :70], use_cache=True)
-        cache = getattr(first, "cache", None) or first.past_key_values
-        name = "cache" if hasattr(first, "cache") else "past_key_values"
-        rest = [stock(ids[:, 70:140], use_cache=True, **{name: cache}).logits]
-        rest += [stock(ids[:, n : n + 1], use_cache=True, **{name: cache}).logits for n in range(140, 150)]
+        kept: dict[str, Any] = {cache_argument(stock): cache_of(first), "use_cache": True}
+        rest = [stock(ids[:, 70:140], **kept).logits]
+        rest += [stock(ids[:, n : n + 1], **kept).logits for n in range(140, 150)]
         torch.testing.assert_close(torch.cat([first.logits, *rest], dim=1), reference, rtol=0, atol=2e-4)
     assert load(tmp_path).fingerprint == student.fingerprint
 

@@ -1,4 +1,4 @@
-"""docs/data.md tells the truth: its examples load, and its tables list the settings that exist."""
+"""docs/how-to/data.md tells the truth: its examples load, and its tables list the settings that exist."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from radistill.data.settings import (
     ResponseSettings,
 )
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
 KINDS: dict[str, Any] = {"jsonl": JsonlData, "datasets": HubData, "reasoning-gym": ReasoningGymData}
 COMMON = set.intersection(*(set(model.model_fields) for model in KINDS.values())) - {"kind"}
 

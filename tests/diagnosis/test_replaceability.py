@@ -102,7 +102,9 @@ def test_kl_guided_keeps_the_layers_whose_return_helps_most() -> None:
     assert found.scores[0] == pytest.approx(restored[0] - trials.run(everything).kl)
 
 
-@pytest.mark.parametrize("selector", ["greedy", "kl-guided", "gates", "leave-one-out", "bayes"])
+@pytest.mark.parametrize(
+    "selector", ["greedy", "kl-guided", "gates", "leave-one-out", pytest.param("bayes", marks=pytest.mark.slow)]
+)
 def test_every_selector_can_search_over_swaps(selector: str, tmp_path: Path) -> None:
     model = tiny.model("llama")
     plan = diagnose(model, DOCUMENTS, 2, selector=selector, substitutes=blocks_of(model), folder=tmp_path, passes=30)

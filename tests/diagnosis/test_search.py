@@ -129,6 +129,7 @@ def test_staying_near_a_set_changes_no_figure(family: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(found.agreements, fresh.agreements, strict=True))
 
 
+@pytest.mark.slow
 def test_all_selectors_are_ranked_and_the_best_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.model("llama", layers=6)
     plan = diagnose(model, documents(), 2, selector="all", objective="kl", passes=15, folder=tmp_path, by="redundancy")

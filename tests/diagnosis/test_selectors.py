@@ -107,6 +107,7 @@ def test_bayes_without_warm_start_learns_from_its_trials() -> None:
     assert "less that of the others" in selection.score_kind
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
     def search(seed: int) -> list[Trial]:
         trials = KnownTrials(WORTH)
@@ -117,7 +118,7 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
     assert search(1) != search(2)
 
 
-@pytest.mark.parametrize("stop_after", [4, 12, 16, 19])
+@pytest.mark.parametrize("stop_after", [4, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (12, 16, 19))])
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
     selector = Bayes(trials=12, startup=4)
     whole = KnownTrials(WORTH)

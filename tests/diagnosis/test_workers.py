@@ -72,6 +72,7 @@ def first_wait_for_the_other(monkeypatch: pytest.MonkeyPatch, url: str, count: i
     monkeypatch.setattr(Trials, "run", late)
 
 
+@pytest.mark.slow
 def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
     first_wait_for_the_other(monkeypatch, url, 3, lambda: None)
@@ -109,6 +110,7 @@ def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch
         assert all(start >= until for start, _, other in judged[number + 1 :] if other == chosen)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
     started: list[workers_module.Workers] = []

@@ -3,11 +3,13 @@
 python distill_case.py FOLDER [--stored] WHERE
 """
 
+import math
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,28 @@ OWN = RESUMABLE.model_copy(
     update={"on_policy": OnPolicySettings(share=0.3, final_share=0.9, max_new_tokens=9), "cross_entropy": 0.2}
 )
 STORED = RESUMABLE.model_copy(update={"teacher_store": TeacherStoreSettings(top_k=6)})
+
+
+def before_batch(student: Model, number: int, act: Callable[[], None]) -> None:
+    """Let `act` happen when the student starts to read its `number`-th batch (from 1) to learn from it."""
+    calls: list[int] = []
+
+    def hook(*_: Any) -> None:
+        if torch.is_grad_enabled():  # neither a measure nor a response that the student writes
+            calls.append(1)
+            if len(calls) == number:
+                act()
+
+    student.network.get_input_embeddings().register_forward_pre_hook(hook)
+
+
+def with_lost_numbers(student: Model) -> None:
+    """Let everything that the student learns from be NaN."""
+
+    def hook(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output * math.nan if torch.is_grad_enabled() else output
+
+    student.network.get_input_embeddings().register_forward_hook(hook)
 
 
 def documents(count: int, name: str, seed: int = 0) -> list[Document]:

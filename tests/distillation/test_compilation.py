@@ -53,6 +53,7 @@ def test_layers_are_compiled_but_no_state_space_block() -> None:
     assert all(part._compiled_call_impl is None for part in student.network.modules())
 
 
+@pytest.mark.slow
 def test_what_the_student_writes_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state of a cache would be a case of its own."""
     original, writing, traced = OnPolicy.write, [], []

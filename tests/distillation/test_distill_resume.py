@@ -73,6 +73,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("where", KILLED)
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninterrupted: Outcome) -> None:
     folder, left = killed / where, KILLED[where]
     if left is not None:

@@ -12,12 +12,14 @@ from distill_case import (
     RESUMABLE,
     STORED,
     TRAIN,
+    before_batch,
     documents,
     lasting,
     models,
     steps_kept,
     store_of,
     weights,
+    with_lost_numbers,
 )
 from pydantic import ValidationError
 from test_losses import log_softmax
@@ -25,7 +27,6 @@ from torch import Tensor
 
 import tiny
 from radistill.conversion import new_parameters
-from radistill.distillation import loop
 from radistill.distillation.distill import DistillResult, finetune
 from radistill.distillation.settings import FinetuneSettings
 from radistill.errors import RadistillError
@@ -122,27 +123,21 @@ def test_out_of_patience_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
     assert "distill" not in printed
 
 
-def interrupted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any
-) -> tuple[DistillResult, dict[str, Tensor]]:
+def die() -> None:
+    raise MemoryError
+
+
+def interrupted(folder: Path, **fields: Any) -> tuple[DistillResult, dict[str, Tensor]]:
     """A run that dies in its fifth batch, by an error that nothing expects, and goes on."""
-    original, calls = loop.chunked_sum, []
-
-    def dying(*arguments: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) == 5:
-            raise MemoryError
-        return original(*arguments)
-
-    monkeypatch.setattr(loop, "chunked_sum", dying)
     teacher, student = models()
+    before_batch(student, 5, die)
     with pytest.raises(MemoryError):
         run(student, teacher, folder=folder, **fields)
     teacher, student = models()
     return run(student, teacher, folder=folder, **fields), weights(student)
 
 
-def test_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     fields = {
         **RESUMABLE.model_dump(
             exclude={"loss", "cross_entropy", "hidden", "on_policy", "teacher_store", "rate_search"}
@@ -151,13 +146,13 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     teacher, student = models()
     expected = run(student, teacher, **fields)
-    found, found_weights = interrupted(tmp_path, monkeypatch, **fields)
+    found, found_weights = interrupted(tmp_path, **fields)
     assert lasting(found) == lasting(expected)
     assert all(torch.equal(tensor, found_weights[name]) for name, tensor in weights(student).items())
     assert steps_kept(tmp_path)[-1] == 4
 
 
-def test_what_cannot_be_trained_is_refused_in_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_trained_is_refused_in_its_own_name(tmp_path: Path) -> None:
     teacher, student = models()
     with pytest.raises(RadistillError, match=r"finetune: nothing to train: .* are 0; set a rate above 0"):
         run(student, teacher, new_block_learning_rate=0, other_learning_rate=0)
@@ -168,8 +163,7 @@ def test_what_cannot_be_trained_is_refused_in_its_own_name(tmp_path: Path, monke
         run(student, store, steps=1)
     with pytest.raises(RadistillError, match=r"finetune\.gradient_accumulation is 3, which 2 processes"):
         FinetuneSettings(gradient_accumulation=3).check_processes(2)
-    original = loop.chunked_sum
-    monkeypatch.setattr(loop, "chunked_sum", lambda *arguments: original(*arguments) * math.nan)
+    with_lost_numbers(student)
     with pytest.raises(RadistillError, match="finetune: the loss is nan at step 1"):
         run(student, teacher, folder=tmp_path)
     assert (tmp_path / "failed_batch.json").exists()

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from distill_case import HELDOUT, REPLACED, RESUMABLE, TRAIN, lasting, models, run, weights
+from distill_case import HELDOUT, REPLACED, RESUMABLE, TRAIN, before_batch, lasting, models, run, weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from radistill.conversion import new_parameters
-from radistill.distillation import loop
 from radistill.distillation.distill import distill, finetune
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
 from radistill.models.loading import Model
@@ -106,23 +105,18 @@ def test_weights_in_half_precision_are_computed_in_their_own_format(dtype: torch
     assert losses[0] != pytest.approx(losses[1], rel=1e-5)
 
 
-def test_interrupted_in_bfloat16_it_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outcome(settings: DistillSettings, folder: Path | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def test_interrupted_in_bfloat16_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def outcome(
+        settings: DistillSettings, folder: Path | None, stop: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         teacher, student = loaded_in_bfloat16()
+        if stop:  # in the third step
+            before_batch(student, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         return lasting(run(student, teacher, settings, folder=folder)), weights(student)
 
     expected = outcome(IN_BFLOAT16, None)
-    original, calls = loop.chunked_sum, []
-
-    def interrupting(*arguments: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) == 5:  # in the third step
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr(loop, "chunked_sum", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        outcome(IN_BFLOAT16, tmp_path)
+        outcome(IN_BFLOAT16, tmp_path, stop=True)
     found = outcome(IN_BFLOAT16, tmp_path)
     assert found[0] == expected[0]
     assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())

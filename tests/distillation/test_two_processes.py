@@ -69,7 +69,7 @@ def one_process() -> tuple[dict[str, Any], dict[str, Tensor]]:
     return lasting(run(student, teacher, TWENTY)), weights(student)
 
 
-@pytest.fixture(scope="module", params=list(LAUNCHERS))
+@pytest.fixture(scope="module", params=[pytest.param(launcher, marks=pytest.mark.slow) for launcher in LAUNCHERS])
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes have left."""
     folder: Path = tmp_path_factory.mktemp(request.param)

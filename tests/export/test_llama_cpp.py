@@ -178,6 +178,7 @@ def test_a_text_becomes_the_same_tokens(tmp_path: Path, pre: str) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_with_ten_layers_replaced(
     student: Model, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from radistill.mixers.fast.swap import is_swapped
 from radistill.mixers.gdn.delta import install
 from radistill.mixers.gdn.delta.install import use_fast_delta, without_fast_delta
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.models.cache_names import cache_argument
 
 FAMILIES = ["qwen3_5_text", "qwen3_next", "granitemoehybrid"]
 FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
@@ -111,9 +112,9 @@ def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> Non
 def test_reading_a_prompt_fills_the_cache_as_transformers_does() -> None:
     network = hybrid()
     given, ours, theirs = batch(), DynamicCache(config=network.config), DynamicCache(config=network.config)
-    network(**given, past_key_values=ours, use_cache=True)
+    network(**given, **{cache_argument(network): ours}, use_cache=True)
     with without_fast_delta(network):
-        network(**given, past_key_values=theirs, use_cache=True)
+        network(**given, **{cache_argument(network): theirs}, use_cache=True)
     compared = 0
     for one, other in zip(ours.layers, theirs.layers, strict=True):
         for table in ("conv_states", "recurrent_states"):
@@ -136,7 +137,7 @@ def test_a_prompt_and_then_tokens_are_one_forward(first: int) -> None:
     for ends in pieces:
         cache, start = DynamicCache(config=network.config), 0
         for end in ends:
-            logits = network(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True).logits
+            logits = network(input_ids=ids[:, start:end], **{cache_argument(network): cache}, use_cache=True).logits
             torch.testing.assert_close(logits, expected[:, start:end], rtol=1e-4, atol=2e-5)
             start = end
 

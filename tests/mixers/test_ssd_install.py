@@ -17,6 +17,7 @@ from radistill.mixers.fast import swap
 from radistill.mixers.fast.swap import is_swapped
 from radistill.mixers.mamba2.ssd import install
 from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.models.cache_names import cache_argument
 from radistill.models.loading import load
 
 FAMILIES = ["granitemoehybrid", "bamba", "falcon_h1", "zamba2", "qwen3_next"]
@@ -84,9 +85,9 @@ def test_reading_a_prompt_fills_the_cache_as_transformers_does() -> None:
     network = hybrid()
     use_fast_ssd(network)
     given, ours, theirs = batch(), DynamicCache(config=network.config), DynamicCache(config=network.config)
-    network(**given, past_key_values=ours, use_cache=True)
+    network(**given, use_cache=True, **{cache_argument(network): ours})
     with without_fast_ssd(network):
-        network(**given, past_key_values=theirs, use_cache=True)
+        network(**given, use_cache=True, **{cache_argument(network): theirs})
     for one, other in zip(ours.layers, theirs.layers, strict=True):
         for table in ("conv_states", "recurrent_states"):
             for key, state in getattr(other, table, {}).items():
@@ -106,7 +107,8 @@ def test_a_prompt_and_then_tokens_are_one_forward(first: int) -> None:
     for ends in ([first, TIME], [first, *range(first + 1, first + 6)]):
         cache, start = DynamicCache(config=network.config), 0
         for end in ends:
-            logits = network(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True).logits
+            held = {cache_argument(network): cache}
+            logits = network(input_ids=ids[:, start:end], use_cache=True, **held).logits
             torch.testing.assert_close(logits, expected[:, start:end], rtol=1e-4, atol=1e-5)
             start = end
 

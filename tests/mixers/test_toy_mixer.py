@@ -22,7 +22,7 @@ from radistill.export import export
 from radistill.files import read_json
 from radistill.mixers import MIXERS, register_mixer
 from radistill.models.anatomy import ARCHITECTURES
-from radistill.models.generation import cache_argument
+from radistill.models.cache_names import cache_argument
 from radistill.models.loading import load
 from radistill.models.sequences import Document
 from radistill.pipeline.estimate import estimate

@@ -7,6 +7,7 @@ from transformers import BertConfig, GraniteMoeHybridConfig, LlamaConfig, Mistra
 import tiny
 from radistill.errors import RadistillError
 from radistill.models.anatomy import ARCHITECTURES, Component, anatomy_of
+from radistill.models.cache_names import cache_of
 
 ALL = [*tiny.FAMILIES, *tiny.REFUSED]
 HYBRIDS = {kind for kind, entry in ARCHITECTURES.items() if entry.ssm}
@@ -95,7 +96,7 @@ def test_bytes_are_those_of_the_cache(family: str) -> None:
     network = tiny.build(family, layers=5)
     anatomy = anatomy_of(network)
     with torch.no_grad():
-        cache = network(torch.arange(24).reshape(2, 12), use_cache=True).past_key_values
+        cache = cache_of(network(torch.arange(24).reshape(2, 12), use_cache=True))
     own = [layer for layer in anatomy.attention_layers if anatomy.cached[layer]]
     assert len(own) == len(anatomy.attention_layers) - (2 if family == "gemma4_text" else 0)
     keys_and_values = [cache.layers[layer].keys for layer in own] + [cache.layers[layer].values for layer in own]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate
 from radistill.pipeline.estimate_page import page
 from radistill.pipeline.memory import TERMS, Lengths, lengths
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import Recipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = shipped_recipes()
 
 PUBLISHED = {
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
@@ -103,38 +105,43 @@ def test_the_alias_is_read_from_its_gguf_header(recipe: dict[str, Any]) -> None:
 # ---- shipped recipes ----
 
 
-@pytest.fixture(scope="module")
-def shipped() -> dict[str, Estimate]:
-    """The estimate of every shipped recipe, without a hub."""
-    return {path.stem: estimate(load_recipe(path)) for path in RECIPES}
+@cache
+def shipped(name: str) -> Estimate:
+    """The estimate of a shipped recipe, without a hub."""
+    return estimate(load_recipe(RECIPES[name]))
 
 
-@pytest.mark.parametrize("name", [path.stem for path in RECIPES])
-def test_shipped_recipes_pass_a_dry_run_offline(name: str, shipped: dict[str, Estimate]) -> None:
+# An estimate of a model of billions of parameters takes up to twenty seconds.
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("llama")) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_shipped_recipes_pass_a_dry_run_offline(name: str) -> None:
     for width in (60, 80, 100):
-        lines = text(shipped[name], width).splitlines()
+        lines = text(shipped(name), width).splitlines()
         assert max(map(len, lines)) <= width
-    printed = text(shipped[name])
+    printed = text(shipped(name))
     for title in ("parameters", "memory in GiB", "work, at most"):
         assert f"\n{title}" in f"\n{printed}"
-    for term in {term for stage in shipped[name].memory.values() for term in stage}:
+    for term in {term for stage in shipped(name).memory.values() for term in stage}:
         assert term in printed
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_state_the_memory_that_the_dry_run_estimates(path: Path, shipped: dict[str, Estimate]) -> None:
-    comments = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+@pytest.mark.parametrize("name", EACH)
+def test_recipes_state_the_memory_that_the_dry_run_estimates(name: str) -> None:
+    comments = " ".join(line.lstrip("# ") for line in RECIPES[name].read_text().splitlines() if line.startswith("#"))
     stated = [int(number) for number in re.findall(r"(\d+) GiB of (?:GPU )?memory", comments)]
-    needed = max(sum(stage.values()) for stage in shipped[path.stem].memory.values()) / 2**30
-    if path.stem == "quickstart":
+    needed = max(sum(stage.values()) for stage in shipped(name).memory.values()) / 2**30
+    if name == "quickstart":
         assert needed < 8  # a laptop
         return
     assert len(stated) == 1
     assert needed <= stated[0] <= 1.2 * needed
 
 
-def test_llama_3b_in_figures(shipped: dict[str, Estimate]) -> None:
-    found = shipped["llama-3.2-3b-rad"]
+@pytest.mark.slow
+def test_llama_3b_in_figures() -> None:
+    found = shipped("llama-3.2-3b-rad")
     base, hybrid = found.models
     assert (base.role, base.total) == ("base", 3_212_749_824)
     assert (base.attention_layers, hybrid.attention_layers, hybrid.layers) == (28, 14, 28)
@@ -161,10 +168,11 @@ def test_llama_3b_in_figures(shipped: dict[str, Estimate]) -> None:
     assert "data/train.jsonl: no such file here" in printed
 
 
-def test_another_teacher_is_loaded_beside_the_base(shipped: dict[str, Estimate]) -> None:
-    found = shipped["llama-3.2-3b-rad-8b-teacher"]
+@pytest.mark.slow
+def test_another_teacher_is_loaded_beside_the_base() -> None:
+    found = shipped("llama-3.2-3b-rad-8b-teacher")
     assert [model.role for model in found.models] == ["base", "teacher", "hybrid"]
-    alone = shipped["llama-3.2-3b-rad"]
+    alone = shipped("llama-3.2-3b-rad")
     for stage, terms in found.memory.items():
         assert terms["teacher weights"] == 2 * 8_030_261_248
         if stage == "data":  # the teacher's cache, not the base's

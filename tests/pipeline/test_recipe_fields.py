@@ -153,6 +153,9 @@ VALUES: dict[str, Any] = {
     "EvaluateSettings.max_new_tokens": 3,
     "EvaluateSettings.batch_size": 3,
     "EvaluateSettings.tokens_per_batch": 99,
+    "EvaluateSettings.tasks": ["recall"],
+    "EvaluateSettings.limit": 3,
+    "EvaluateSettings.contexts": [128],
     "EvaluateSettings.samples": 1,
 }
 

@@ -178,6 +178,7 @@ def test_a_report_has_no_arm_that_was_taken_out(finished: Path, tmp_path: Path) 
     assert "uniform-transfer at start" not in page
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_figures(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe = write_recipe(finished)

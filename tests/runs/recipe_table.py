@@ -1,4 +1,4 @@
-"""Tables of every recipe field, made from the settings classes: the middle of docs/recipes.md.
+"""Tables of every recipe field, made from the settings classes: the middle of docs/reference/recipes.md.
 
 `python tests/runs/recipe_table.py` writes them there; a test fails if that was forgotten.
 """
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from radistill.runs.recipe import Recipe
 from radistill.runs.recipe_errors import sections
 
-PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "recipes.md"
 BEGIN = "<!-- fields: begin (made by tests/runs/recipe_table.py) -->"
 END = "<!-- fields: end -->"
 

@@ -10,9 +10,10 @@ import yaml
 
 from radistill.diagnosis.selectors import SELECTORS
 from radistill.errors import RadistillError
+from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import Recipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = list(shipped_recipes().values())
 
 SMALLEST: dict[str, Any] = {
     "model": "some/model",
@@ -142,7 +143,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"distill": {"loss": {"kind": "forward-kl", "temprature": 2}}},
         "distill.loss.temprature: unknown field; did you mean 'temperature'? allowed: kind, temperature",
     ),
-    "nothing is close": ({"evaluate": {"zzz": 1}}, "evaluate.zzz: unknown field; allowed: batch_size, exact_match"),
+    "nothing is close": ({"evaluate": {"zzz": 1}}, "evaluate.zzz: unknown field; allowed: batch_size, contexts"),
     "misspelt and so missing": ({"diagnose": {"budgte": 2}}, "diagnose.budgte: unknown field; did you mean 'budget'?"),
     "number as a name": ({"1": 2}, "1: unknown field; allowed: "),
     # Kinds and names.

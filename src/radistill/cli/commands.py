@@ -18,6 +18,7 @@ from radistill.cli.export import export
 from radistill.cli.generate import generate
 from radistill.cli.inspect import inspect
 from radistill.cli.plan import plan
+from radistill.cli.recipes import demo, recipes
 from radistill.cli.run import STAGE_COMMANDS, run
 from radistill.cli.savings import savings
 
@@ -55,9 +56,11 @@ def _options(
     pass
 
 
+app.command("demo")(demo)
 app.command("run")(run)
 for _name, _command in STAGE_COMMANDS.items():
     app.command(_name, rich_help_panel="Stages of a run")(_command)
+app.command("recipes")(recipes)
 app.command("inspect")(inspect)
 app.command("components")(components)
 app.command("compare")(compare)

@@ -29,7 +29,10 @@ LATEST = Path("runs/latest")
 RecipePath = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RECIPE]", help="A recipe (YAML). Left out, the run folder's own recipe.yaml.", show_default=False
+        metavar="[RECIPE]",
+        help="A recipe (YAML), or the name of one that `radistill recipes` lists. Left out, the run folder's own "
+        "recipe.yaml.",
+        show_default=False,
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
@@ -59,16 +62,30 @@ def by_override(by: str | None) -> list[str]:
 
 
 def recipe_of(recipe: Path | None, out: Path) -> Path:
-    """The recipe that was named, or else the run folder's own; RadistillError if there is none."""
+    """The recipe that was named, or else the run folder's own; RadistillError if there is none.
+
+    A file comes before a recipe of the package that has its name.
+    """
     from radistill.errors import RadistillError
     from radistill.runs.folder import RunFolder
 
     if recipe is not None:
-        return recipe
+        return recipe if recipe.exists() or recipe.suffix or len(recipe.parts) > 1 else shipped(str(recipe))
     own = RunFolder(out).recipe
     if not own.exists():
-        raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run recipes/quickstart.yaml")
+        raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run quickstart")
     return own
+
+
+def shipped(name: str) -> Path:
+    """A recipe of the package by its name; RadistillError if there is none."""
+    from radistill.errors import RadistillError
+    from radistill.recipes import shipped_recipes
+
+    found = shipped_recipes()
+    if name not in found:
+        raise RadistillError(f"{name}: no such file, and no recipe of Radistill; those are {', '.join(found)}")
+    return found[name]
 
 
 def run_stage(stage: str, recipe: Path | None, out: Path, overrides: list[str]) -> None:

@@ -25,7 +25,7 @@ _STYLES = {"A": "bold cyan", "W": "bold yellow", "M": "bold magenta", "B": "bold
 
 
 def inspect(model: Model) -> dict[str, Any]:
-    """Anatomy, parameters and memory of a loaded model, as JSON-able data; see `docs/models.md` for the keys."""
+    """Anatomy, parameters and memory of a loaded model, as JSON-able data; `docs/reference/models.md` has the keys."""
     return _describe(model.network, model.network.dtype, model.source)
 
 

@@ -1,4 +1,4 @@
-"""Source `jsonl`: one JSON object a line, see docs/data.md for the keys."""
+"""Source `jsonl`: one JSON object a line, see docs/how-to/data.md for the keys."""
 
 import random
 from pathlib import Path

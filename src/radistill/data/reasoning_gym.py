@@ -1,6 +1,6 @@
 """Source `reasoning-gym`: exercises from the package of that name, each with a verifier (arXiv 2505.24760).
 
-The generator of `codeio` executes code that is shipped with the package, in this process; see docs/data.md.
+The generator of `codeio` executes code that is shipped with the package, in this process; see docs/how-to/data.md.
 """
 
 import ast

@@ -15,7 +15,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.anatomy import Component
-from radistill.models.generation import cache_argument
+from radistill.models.cache_names import cache_argument, cache_of
 from radistill.models.loading import Model
 from radistill.provenance import machine
 from radistill.speculation.masks import ComponentMask
@@ -117,7 +117,7 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
     parts["head"] = [network.get_output_embeddings()]
     ids = torch.arange(context + 1, device=network.device).remainder(anatomy.vocab_size)[None]
     with torch.inference_mode():
-        cache = network(input_ids=ids[:, :context], use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(network(input_ids=ids[:, :context], use_cache=True, logits_to_keep=1))
 
         def step(tokens: int) -> float:
             new = ids[:, -1:].expand(1, tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import check_verifier, is_correct
+from radistill.evaluation.figures import Figures
 from radistill.evaluation.statistics import wilson
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
@@ -34,6 +35,7 @@ class Evaluation:
         n_documents: held-out documents.
         n_tokens: their response tokens.
         answers: the generated answers, in the order of the documents.
+        tasks: figures of each task that the model was asked, by its name (`evaluation.figures`).
     """
 
     kl: float
@@ -48,6 +50,7 @@ class Evaluation:
     n_documents: int
     n_tokens: int
     answers: list[str] = field(default_factory=list)
+    tasks: dict[str, Figures] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `evaluation.json`, without the answers."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from radistill.console import note
 from radistill.data.documents import prompt_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
@@ -35,12 +36,18 @@ def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
             raise RadistillError(f"--data {name}=…: none of the tasks ({', '.join(names)}) reads it")
         if not path.exists():
             raise RadistillError(f"--data {name}={path}: no such file")
-    if settings.contexts is not None and "recall" not in names:
+    if settings.contexts is not None and not any(_has_contexts(task) for task in tasks):
         raise RadistillError("--contexts is for the task recall, which is not among --tasks")
     return tasks
 
 
-def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folder: Path) -> dict[str, Figures]:
+def _has_contexts(task: Task) -> bool:
+    return isinstance(task, Generated) and task.has_contexts
+
+
+def run_tasks(
+    model: Model, tasks: Sequence[Task], settings: TaskSettings, folder: Path, *, replace: bool = False
+) -> dict[str, Figures]:
     """Evaluate a model on tasks, one after the other.
 
     For each there is `TASK.jsonl` (one example a line, with all that the model said), and in `tasks.json` its figures.
@@ -53,6 +60,7 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
         tasks: from `tasks_of`.
         settings: how they are run.
         folder: where the results go; those of other tasks on the same model stay. The caller holds it (`locks.locked`).
+        replace: remove what the folder holds of another model, instead of refusing it.
 
     Returns:
         The figures of each task, by its name.
@@ -61,7 +69,7 @@ def run_tasks(model: Model, tasks: Sequence[Task], settings: TaskSettings, folde
         RadistillError: if the folder holds results of another model, or a task cannot be run. The examples of all tasks
             are read before the first one is answered.
     """
-    summary = _opened(folder / SUMMARY, model)
+    summary = _opened(folder, model, replace)
     examples = {task.name: _examples(task, model, settings, folder) for task in tasks if isinstance(task, Generated)}
     asked = {task.name: _settings(task, settings) for task in tasks}
     for task in tasks:
@@ -150,8 +158,9 @@ def _check_room(
         )
 
 
-def _opened(path: Path, model: Model) -> dict[str, Any]:
+def _opened(folder: Path, model: Model, replace: bool) -> dict[str, Any]:
     """The summary that is there already, if it is of this model; else a new one."""
+    path = folder / SUMMARY
     fresh = {
         "model": model.source,
         "fingerprint": model.fingerprint,
@@ -166,6 +175,12 @@ def _opened(path: Path, model: Model) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):
         raise RadistillError(f"{path}: not a summary of tasks; remove it, or choose another folder with --out")
     if found.get("fingerprint") != fresh["fingerprint"]:
+        if replace:
+            note(f"{folder}: removes the results of another model ({', '.join(found['tasks']) or 'none'})")
+            path.unlink()
+            for name in found["tasks"]:
+                (folder / f"{file_name(name)}.jsonl").unlink(missing_ok=True)
+            return fresh
         raise RadistillError(
             f"{path}: has results of another model ({found.get('model')}); choose another folder with --out"
         )
@@ -177,7 +192,7 @@ def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:
     most = task.longest_answer(settings) if isinstance(task, Generated) else settings.max_new_tokens
     found: dict[str, Any] = {"max_new_tokens": most, "batch_size": settings.batch_size, "seed": settings.seed}
     found["limit"] = settings.limit
-    if task.name == "recall":
+    if _has_contexts(task):
         found["contexts"] = settings.contexts
     if (path := next((settings.data[name] for name in task.data_names if name in settings.data), None)) is not None:
         # By name only: where it lies on this machine says nothing to anybody else.

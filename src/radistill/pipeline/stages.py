@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from radistill.distillation.distill import distill, finetune
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
+from radistill.evaluation.figures import Figures
+from radistill.evaluation.run_tasks import run_tasks
 from radistill.files import hash_file, hash_json, move_folder, write_json
+from radistill.locks import locked
 from radistill.models.endings import end_tokens, turn_end_tokens
 from radistill.models.loading import Model
 from radistill.pipeline.context import Context
@@ -42,6 +46,7 @@ from radistill.pipeline.inputs import (
     splits_in,
 )
 from radistill.pipeline.rates import with_best_rate
+from radistill.pipeline.tasks import check_tasks, tasks_of_recipe
 from radistill.pipeline.teacher import teacher_of
 from radistill.report.page import write_report
 from radistill.runs.arms import Arm
@@ -302,17 +307,18 @@ def run_evaluate(context: Context) -> None:
         return
     with _step(context, "evaluate", inputs, outputs) as replacing:
         main = context.hybrids[0]
-        results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context))}
+        results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context), tasks=True)}
         # Blocks that put out zero, whatever their geometry, are the attentions left out.
-        replace = plan_of(context, main).replace
-        draft = convert(context.base, replace, target=main.target, init=mixer_of(main.target).silent)
+        left_out = plan_of(context, main).replace
+        draft = convert(context.base, left_out, target=main.target, init=mixer_of(main.target).silent)
         results["draft"] = _evaluate(context, draft, "draft")
         for arm in context.hybrids:
             starts_as_draft = arm.is_main and arm.align is None and find_initialisation(arm.init, arm.target).silent
             if arm.is_trained and not starts_as_draft:
                 name = f"{arm.name}_start"
                 results[name] = _evaluate(context, _start(context, arm)[0], name, generate=False)
-            results[arm.name] = _evaluate(context, context.load(context.files(arm).student), arm.name)
+            student = context.load(context.files(arm).student)
+            results[arm.name] = _evaluate(context, student, arm.name, tasks=arm.is_main)
         replacing()
         write_json(
             context.folder.evaluation,
@@ -393,6 +399,7 @@ def _save(student: Model, folder: Path) -> None:
 def _check(context: Context) -> None:
     """Refuse what cannot be done before anything is computed for it."""
     recipe, base = context.recipe, context.base
+    check_tasks(recipe, base.context_length)
     # The one that writes the responses comes last, and so stays loaded.
     teachers = {arm.teacher for arm in context.hybrids if arm.teacher}
     for source in sorted(teachers, key=lambda one: one == recipe.teacher):
@@ -415,10 +422,16 @@ def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
 
 
 def _evaluate(
-    context: Context, model: Model, name: str, *, generate: bool = True, written: list[tuple[int, ...]] | None = None
+    context: Context,
+    model: Model,
+    name: str,
+    *,
+    generate: bool = True,
+    written: list[tuple[int, ...]] | None = None,
+    tasks: bool = False,
 ) -> Evaluation:
     records = context.splits.heldout
-    return evaluate(
+    result = evaluate(
         model,
         context.base,
         [record.document for record in records],
@@ -428,6 +441,15 @@ def _evaluate(
         cache=context.folder.answers(name),
         name=name,
     )
+    return replace(result, tasks=_ask(context, model, name)) if tasks and context.recipe.evaluate.tasks else result
+
+
+def _ask(context: Context, model: Model, name: str) -> dict[str, Figures]:
+    """Evaluate a model on the recipe's tasks, whose rows lie where `radistill evaluate --tasks` leaves them."""
+    asked, settings = tasks_of_recipe(context.recipe)
+    folder = context.folder.tasks / name
+    with locked(folder):
+        return run_tasks(model, asked, settings, folder, replace=True)
 
 
 def _samples(context: Context, results: dict[str, Evaluation]) -> list[dict[str, str]]:

@@ -32,6 +32,12 @@ class ModelResult:
         return None if low is None or high is None else (low, high)
 
     @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Figures of the tasks that the recipe asks, by their names: only those with right and wrong answers."""
+        found = {name: mapping(figures) for name, figures in mapping(self.metrics.get("tasks")).items()}
+        return {name: figures for name, figures in found.items() if number(figures.get("accuracy")) is not None}
+
+    @property
     def exact_match_n(self) -> int | None:
         """Number of answers that were generated and checked."""
         return integer(self.metrics.get("exact_match_n"))

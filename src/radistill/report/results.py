@@ -6,6 +6,7 @@ from typing import Any
 from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import (
     CONTEXT_TOKENS,
+    EN_DASH,
     absent,
     bytes_,
     cache_mib,
@@ -85,6 +86,12 @@ def tiles_of(run: Run) -> list[Tile]:
         tiles.append(Tile("Greedy agreement", f"{100 * agreement:.1f}", "%", beside))
     if (solved := hybrid.value("exact_match")) is not None:
         tiles.append(Tile("Exact match", f"{100 * solved:.1f}", "%", _beside(arms, "exact_match", "base", "base")))
+    for task, figures in hybrid.tasks.items():
+        base = arms["base"].tasks.get(task) if "base" in arms else None
+        beside = f"base {percent(base['accuracy'])}, " if base else ""
+        low, high = figures["interval"]
+        beside += f"n = {figures['n']:,}, {100 * low:.0f}{EN_DASH}{100 * high:.0f}"
+        tiles.append(Tile(task, f"{100 * figures['accuracy']:.1f}", "%", beside))
     return tiles
 
 

@@ -40,13 +40,18 @@ def task_rows(results: Sequence[Results], problems: list[str] | None = None) -> 
 def task_sentence(rows: Sequence[TaskRow]) -> str:
     """What the table comes to, for the top of the page; '' where no task was done by both."""
     parts = [
-        f"{row.name} {hybrid[0]} (base {base[0]}, {row.verdict})"
+        f"{row.name} {_with_interval(hybrid)}, base {_with_interval(base)}: {row.verdict}"
         for row in rows
         if not row.is_group and row.verdict and len(row.cells) >= 2
         for base, hybrid in [row.cells[:2]]
         if base is not None and hybrid is not None
     ]
     return f"On tasks: {'; '.join(parts)}." if parts else ""
+
+
+def _with_interval(cell: tuple[str, list[str]]) -> str:
+    """`85.0 % (75.6–91.2)`: the figure and the first of what limits it."""
+    return f"{cell[0]} ({cell[1][0]})"
 
 
 def task_settings(results: Sequence[Results]) -> list[tuple[str, str]]:

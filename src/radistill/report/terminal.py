@@ -25,6 +25,11 @@ _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """Print the content of `evaluation.json` on standard output."""
     show(evaluation_table(evaluation))
+    arms = model_results(evaluation)
+    if MAIN in arms and "base" in arms:
+        for task in arms[MAIN].tasks:
+            show(tasks_table(task, [arms["base"], arms[MAIN]]))
+        show(trade_of(arms["base"], arms[MAIN]))
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
@@ -37,6 +42,42 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
     for arm in arms:
         made.add_row(Text(arm.name), *_figures(arm), style="bold" if arm.key == MAIN else None)
     return made
+
+
+def tasks_table(task: str, arms: list[ModelResult]) -> Table:
+    """The figures of a task with their 95 % intervals, a row for each group of its examples."""
+    made = table("right answers, with the 95 % Wilson interval", task, "n")
+    for arm in arms:
+        made.add_column(Text(arm.name), justify="right")
+    of = [arm.tasks.get(task, {}) for arm in arms]
+    groups = [group for group in of[-1].get("groups", {}) if all(group in figures.get("groups", {}) for figures in of)]
+    for name, figures in [
+        *((group, [one["groups"][group] for one in of]) for group in groups),
+        ("all", of),
+    ]:
+        made.add_row(Text(name), whole(figures[-1].get("n")), *map(_with_interval, figures))
+    return made
+
+
+def trade_of(base: ModelResult, hybrid: ModelResult) -> str:
+    """In one sentence what was given up for what: KV cache, KL, and the figure of each task."""
+    parts = []
+    ours, theirs = hybrid.value("kv_bytes_per_token"), base.value("kv_bytes_per_token")
+    if ours is not None and theirs:
+        word = "less" if ours <= theirs else "more"
+        parts.append(f"{percent(abs(1 - ours / theirs), 0)} {word} KV cache")
+    parts.append(f"KL to the base {significant(hybrid.metrics.get('kl'))} nats a token")
+    for task, figures in hybrid.tasks.items():
+        of_base = f", base {_with_interval(base.tasks[task])}" if task in base.tasks else ""
+        parts.append(f"{task} {_with_interval(figures)}{of_base}")
+    return f"The trade: {'; '.join(parts)}."
+
+
+def _with_interval(figures: dict[str, Any]) -> str:
+    interval = figures.get("interval")
+    if interval is None:
+        return percent(figures.get("accuracy"))
+    return f"{percent(figures.get('accuracy'))} ({100 * interval[0]:.0f}{EN_DASH}{100 * interval[1]:.0f})"
 
 
 def _figures(arm: ModelResult) -> list[str]:

@@ -88,6 +88,8 @@ def _tasks(arms: dict[str, ModelResult]) -> str:
     solved = hybrid.value("exact_match")
     reference = base.value("exact_match") if base is not None else None
     if base is None or solved is None or reference is None:
+        if hybrid.tasks:
+            return ""
         return "Exact match on tasks was not measured, and KL alone does not show what a model can still do."
     n = f" of {whole(hybrid.exact_match_n)} problems" if hybrid.exact_match_n is not None else " of the problems"
     text = f"It solves {percent(solved, 0)}{n}, the base {percent(reference, 0)}"

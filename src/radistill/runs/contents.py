@@ -40,6 +40,18 @@ class Record(Content):
     stages: dict[str, Step] = {}
 
 
+class TaskFigures(Content):
+    """Of a task, or of a group of its examples, in evaluation.json."""
+
+    n: Count | None = None
+    accuracy: Share | None = None
+    interval: tuple[Share, Share] | None = None
+    unfinished: Count | None = None
+    nats_per_byte: Positive | None = None
+    perplexity: Positive | None = None
+    groups: dict[str, "TaskFigures"] = {}
+
+
 class Figures(Content):
     """Of a model in evaluation.json."""
 
@@ -54,6 +66,7 @@ class Figures(Content):
     ssm_state_bytes: Count | None = None
     n_documents: Count | None = None
     n_tokens: Count | None = None
+    tasks: dict[str, TaskFigures] | None = None
 
 
 class Evaluation(Content):

@@ -26,7 +26,7 @@ from transformers.cache_utils import (
 )
 
 from radistill.models.anatomy import Component
-from radistill.models.generation import cache_argument
+from radistill.models.cache_names import cache_argument
 from radistill.models.loading import Model
 from radistill.speculation.masks import shadowed
 

@@ -6,7 +6,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid
-from radistill.conversion.targets.interface import Target, TargetSettings
+from radistill.conversion.targets.interface import Target as Target
+from radistill.conversion.targets.interface import TargetSettings as TargetSettings
 from radistill.conversion.targets.qwen3_5 import Qwen35
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Initialisation, Mixer

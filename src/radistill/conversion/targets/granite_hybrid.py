@@ -1,8 +1,8 @@
 """The target `granite-hybrid`: transformers' stock GraniteMoeHybridForCausalLM, dense, with rotary positions.
 
 A Llama-like decoder is the special case of this architecture that has attention in every layer, no experts and all
-multipliers 1, so its weights move over unchanged and the student needs no model code of ours. `docs/conversion.md` has
-the table of config fields.
+multipliers 1, so its weights move over unchanged and the student needs no model code of ours. The table of config
+fields is in `docs/reference/conversion.md`.
 """
 
 import copy

@@ -4,11 +4,11 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from radistill.diagnosis.selectors.all import All
+from radistill.diagnosis.selectors.all import All as All
 from radistill.diagnosis.selectors.bayes import Bayes
 from radistill.diagnosis.selectors.block_influence import BlockInfluence
 from radistill.diagnosis.selectors.gates import Gates
-from radistill.diagnosis.selectors.greedy import Greedy
+from radistill.diagnosis.selectors.greedy import Greedy as Greedy
 from radistill.diagnosis.selectors.kl_guided import KLGuided
 from radistill.diagnosis.selectors.leave_one_out import LeaveOneOut
 from radistill.diagnosis.selectors.uniform import Uniform

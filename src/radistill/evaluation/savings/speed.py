@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radistill.models.generation import cache_argument
+from radistill.models.cache_names import cache_argument, cache_of
 from radistill.models.loading import Model
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask
@@ -52,10 +52,10 @@ def timed_pass(model: Model, context: Tensor, decode_tokens: int) -> Pass:
         return network(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
 
     prefill_seconds, output = _timed(partial(read, context), network.device)
-    held = sum(tensor.nbytes for tensor in _tensors(output.past_key_values))
+    held = sum(tensor.nbytes for tensor in _tensors(cache_of(output)))
     step_seconds = []
     for _ in range(decode_tokens):
-        following, held_in = output.logits[:, -1:].argmax(-1), {name: output.past_key_values}
+        following, held_in = output.logits[:, -1:].argmax(-1), {name: cache_of(output)}
         seconds, output = _timed(partial(read, following, **held_in), network.device)
         step_seconds.append(seconds)
     return Pass(prefill_seconds, step_seconds, held)

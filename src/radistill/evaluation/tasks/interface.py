@@ -56,6 +56,7 @@ class Generated:
         is_short: whether an answer is a word or a number, so that no setting makes it longer.
         stops: texts that end the answer of a model without turns, which goes on with the next question or line.
         data_names: names under which `TaskSettings.data` may have its file; the first that has one counts.
+        has_contexts: whether its examples are made in the lengths of `TaskSettings.contexts`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Generated:
     is_short: bool = False
     stops: tuple[str, ...] = ()
     data_names: tuple[str, ...] = ()
+    has_contexts: bool = False
 
     def longest_answer(self, settings: TaskSettings) -> int:
         """Tokens of the longest answer."""

@@ -2,12 +2,14 @@
 
 Two kinds of text, of the same lengths. `key-value`: a list of names with numbers, ending in one of the names again;
 every line is a candidate, so the whole list must be remembered. `needle`: one such number in a text about other things.
+`recall` asks both, `recall-key-value` and `recall-needle` one of them.
 Both are plain texts to go on with, so that a model needs no chat template and no instructions to know what is asked,
 and numbers that never repeat, so that a guess is worth nothing (one in 9,000).
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
@@ -54,7 +56,7 @@ _KINDS: dict[str, Callable[[list[str], list[int], int, float], tuple[str, int]]]
 }
 
 
-def _read(model: Model, settings: TaskSettings) -> list[Example]:
+def _read(kinds: Sequence[str], model: Model, settings: TaskSettings) -> list[Example]:
     longest = model.context_length
     contexts = settings.contexts or tuple(c for c in CONTEXTS if longest is None or c + _ANSWER_TOKENS <= longest)
     beyond = [c for c in contexts if longest is not None and c + _ANSWER_TOKENS > longest]
@@ -66,7 +68,7 @@ def _read(model: Model, settings: TaskSettings) -> list[Example]:
     return [
         _example(model, kind, context, number, settings.seed)
         for context in contexts
-        for kind in _KINDS
+        for kind in kinds
         for number in range(settings.limit or _EXAMPLES)
     ]
 
@@ -102,5 +104,11 @@ def _judge(example: Example, response: str) -> Verdict:
     return Verdict(answer == example.verifier["answer"], answer)
 
 
-# After the number a model without turns goes on: with the list, or with another sentence.
-TASKS = (Generated("recall", _read, _judge, max_new_tokens=_ANSWER_TOKENS, is_short=True, stops=("\n", ".")),)
+def _task(name: str, kinds: Sequence[str]) -> Generated:
+    # After the number a model without turns goes on: with the list, or with another sentence.
+    stops = ("\n", ".")
+    read = partial(_read, kinds)
+    return Generated(name, read, _judge, _ANSWER_TOKENS, is_short=True, stops=stops, has_contexts=True)
+
+
+TASKS = (_task("recall", list(_KINDS)), *(_task(f"recall-{kind}", [kind]) for kind in _KINDS))

@@ -19,14 +19,16 @@ def recall_figures(results: Sequence[Results]) -> list[tuple[str, Figure]]:
     """Title and figure of each kind that some model has done."""
     found: dict[str, dict[str, list[Point]]] = {}
     for model in results:
-        for group, figures in figures_of(model.rows.get("recall", [])).get("groups", {}).items():
-            if match := _GROUP.fullmatch(group):
-                point = Point(
-                    int(match["context"].replace(",", "")),
-                    100 * figures["accuracy"],
-                    (100 * figures["interval"][0], 100 * figures["interval"][1]),
-                )
-                found.setdefault(match["kind"], {}).setdefault(model.name, []).append(point)
+        for task in ("recall-key-value", "recall-needle", "recall"):
+            for group, figures in figures_of(model.rows.get(task, [])).get("groups", {}).items():
+                if match := _GROUP.fullmatch(group):
+                    context, (low, high) = int(match["context"].replace(",", "")), figures["interval"]
+                    point = Point(context, 100 * figures["accuracy"], (100 * low, 100 * high))
+                    points = found.setdefault(match["kind"], {}).setdefault(model.name, [])
+                    # The task of both kinds, which comes last, stands for the same length asked by itself.
+                    points[:] = sorted(
+                        (*(one for one in points if one.context != context), point), key=lambda one: one.context
+                    )
     drawn = [
         (
             _TITLES.get(kind, kind),
