@@ -14,6 +14,8 @@ from radistill.mixers.gdn.geometry import GDNBlock, GDNGeometry
 from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
 from radistill.mixers.start import convolution, decays, linear_weight, pass_through, per_query_head
 
+_CONVOLUTION_NOISE = 0.3
+
 
 def _recurrence(block: GDNBlock, context: Context) -> None:
     """Decays and step sizes by Mamba-2's rule: with the stock start, most heads forget everything at once."""
@@ -59,13 +61,42 @@ def fill_transfer(block: GDNBlock, attention: Attention, context: Context) -> No
         linear_weight(projection.weight, context.generator)
     heads, kv_heads, size = context.shape.heads, context.shape.kv_heads, context.shape.head_dim
     q, k, v = block.in_proj_qkv.weight.chunk(3)
-    # Where attention has an output gate, its rows follow the query's, head by head.
-    queries = attention.q_proj.weight.unflatten(0, (heads, -1, size))[:, 0]
     keys = attention.k_proj.weight.unflatten(0, (kv_heads, size))
-    q.copy_(_scaled(queries, attention, "q_norm").flatten(0, 1))
+    q.copy_(_scaled(_queries(attention, context.shape), attention, "q_norm").flatten(0, 1))
     k.copy_(per_query_head(_scaled(keys, attention, "k_norm").flatten(0, 1), heads, kv_heads))
     v.copy_(per_query_head(attention.v_proj.weight, heads, kv_heads))
     block.out_proj.weight.copy_(attention.o_proj.weight)
+
+
+def fill_fitted(block: GDNBlock, attention: Attention, context: Context) -> None:
+    """As `random`, but q, k and v start from attention's, where heads are as many and as large, and the convolution
+    nearly hands on its input.
+
+    After as many steps of `align`, such a block leaves a fifth less of the attention's output unexplained than one
+    that is drawn. Query heads that share a key share one query here: their mean.
+    """
+    _draw(block, context)
+    block.out_proj.weight.zero_()
+    noise = block.conv1d.weight * _CONVOLUTION_NOISE
+    pass_through(block.conv1d)
+    block.conv1d.weight.add_(noise)
+    shape = context.shape
+    kv, size = shape.kv_heads * shape.head_dim, shape.head_dim
+    if block.in_proj_qkv.weight.shape[0] != 2 * kv + shape.heads * size or block.out_proj.weight.shape[1] != (
+        shape.heads * size
+    ):
+        return
+    q, k, v = block.in_proj_qkv.weight.split([kv, kv, shape.heads * size])
+    queries = _scaled(_queries(attention, shape), attention, "q_norm").unflatten(0, (shape.kv_heads, -1))
+    q.copy_(queries.mean(dim=1).flatten(0, 1))
+    k.copy_(_scaled(attention.k_proj.weight.unflatten(0, (-1, size)), attention, "k_norm").flatten(0, 1))
+    v.copy_(per_query_head(attention.v_proj.weight, shape.heads, shape.kv_heads))
+
+
+def _queries(attention: Attention, shape: AttentionShape) -> Tensor:
+    """Rows of the queries, [heads, head_dim, hidden]. Where attention has an output gate, its rows follow the query's,
+    head by head."""
+    return attention.q_proj.weight.unflatten(0, (shape.heads, -1, shape.head_dim))[:, 0]
 
 
 def _scaled(rows: Tensor, attention: Attention, name: str) -> Tensor:
@@ -130,9 +161,10 @@ TRANSFER = Initialisation(
     rate=1e-2,
 )
 FITTED = Initialisation(
-    fill=fill_random,
+    fill=fill_fitted,
     obstacles=_any,
     silent=True,
     needs_fit=True,
-    summary="random, then fitted to the attention by `align`: output projection in closed form, the rest by regression",
+    summary="from Q, K and V, then fitted to the attention by `align`: output projection in closed form, the rest by "
+    "regression",
 )
