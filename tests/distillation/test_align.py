@@ -177,7 +177,7 @@ def test_small_updates_reach_blocks_in_bfloat16() -> None:
     # The control: the same steps on the weights as they are.
     student = convert(teacher, [1], init="transfer", target=GraniteHybridSettings(groups="heads"))
     block, before = student.anatomy.mixer(student.network, 1), weights(student)
-    cached = module._record(teacher, [1], [documents()[:10]], settings.tokens_per_batch)[0][1]
+    cached = module.record_attentions(teacher, [1], [documents()[:10]], settings.tokens_per_batch)[0][1]
     lost, _ = module._train(block, 1, cached, module._variance(cached), settings, 0)
     assert lost[0] - lost[-1] < 0.1 * gained
     projection = "model.layers.1.mamba.in_proj.weight"

@@ -27,6 +27,9 @@ from radistill.runs.recipe import Recipe, load_recipe
 RECIPES = shipped_recipes()
 
 PUBLISHED = {
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
@@ -112,7 +115,7 @@ def shipped(name: str) -> Estimate:
 
 
 # An estimate of a model of billions of parameters takes up to twenty seconds.
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("llama")) for name in RECIPES]
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("llama", "qwen3"))) for name in RECIPES]
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -8,6 +8,7 @@ import pytest
 import recipe_table
 import yaml
 
+from radistill.cli.options import recipe_of
 from radistill.diagnosis.selectors import SELECTORS
 from radistill.errors import RadistillError
 from radistill.recipes import shipped_recipes
@@ -485,3 +486,8 @@ def test_values_that_no_recipe_can_keep_are_one_line(tmp_path: Path, value: str)
     path.write_text(f"{text}distill:\n  save_seconds: {value}\n")
     with pytest.raises(RadistillError, match=r"recipe\.yaml"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_is_found_by_its_name(name: str, tmp_path: Path) -> None:
+    assert recipe_of(Path(name), tmp_path) == shipped_recipes()[name]

@@ -70,7 +70,9 @@ def recipe_of(recipe: Path | None, out: Path) -> Path:
     from radistill.runs.folder import RunFolder
 
     if recipe is not None:
-        return recipe if recipe.exists() or recipe.suffix or len(recipe.parts) > 1 else shipped(str(recipe))
+        # A name such as qwen3-0.6b has what looks like a suffix.
+        is_path = recipe.exists() or recipe.suffix in (".yaml", ".yml") or len(recipe.parts) > 1
+        return recipe if is_path else shipped(str(recipe))
     own = RunFolder(out).recipe
     if not own.exists():
         raise RadistillError(f"{own}: no such recipe; name one, for example: radistill run quickstart")

@@ -102,7 +102,7 @@ class Alignment:
         return asdict(self)
 
 
-class _Activations(NamedTuple):
+class Activations(NamedTuple):
     """Input and output of one attention for one batch: both [batch, time, hidden]; mask is [batch, time]."""
 
     inputs: Tensor
@@ -137,7 +137,7 @@ def align(
     """
     settings = settings or AlignSettings()
     started = time.perf_counter()
-    train, kept_apart = _split(documents, settings)
+    train, kept_apart = split_documents(documents, settings)
     student.__dict__.pop("fingerprint", None)  # the weights change below
     mixer = student.anatomy.architecture.mixer
     if mixer is None:
@@ -158,10 +158,12 @@ def align(
             f"documents ({tokens:,} tokens); fit measured on {len(kept_apart)} others"
         )
     for layers in _passes(missing, teacher, [*train, *kept_apart], settings.memory_gib):
-        cached, apart = _record(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
+        cached, apart = record_attentions(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
         with progress("align", len(replace), "blocks", done=len(fits)) as advance:
             for layer in layers:
-                fits[layer] = _fit(blocks[layer], layer, mixer, cached.pop(layer), apart.pop(layer), settings, seed)
+                fits[layer] = fit_block(
+                    blocks[layer], layer, mixer, cached.pop(layer), apart.pop(layer), settings, seed
+                )
                 _keep(blocks[layer], fits[layer], folder, keys[layer])
                 advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
     for layer in missing:
@@ -173,7 +175,12 @@ def align(
     return Alignment([fits[layer] for layer in replace], tokens, round(time.perf_counter() - started, 3))
 
 
-def _split(documents: Sequence[Document], settings: AlignSettings) -> tuple[list[Document], list[Document]]:
+def split_documents(documents: Sequence[Document], settings: AlignSettings) -> tuple[list[Document], list[Document]]:
+    """Those that blocks are fitted on, as far as the steps can use them, and those on which the fit is measured.
+
+    Raises:
+        RadistillError: if there are too few.
+    """
     share, steps, tokens_per_batch = settings.held_out, settings.steps, settings.tokens_per_batch
     count = math.ceil(len(documents) * share)
     if len(documents) - count < 1:
@@ -203,15 +210,19 @@ def _passes(layers: Sequence[int], teacher: Model, documents: Sequence[Document]
         yield list(layers[start : start + at_once])
 
 
-def _record(
+def record_attentions(
     teacher: Model, layers: Sequence[int], splits: Sequence[Sequence[Document]], tokens_per_batch: int
-) -> list[dict[int, list[_Activations]]]:
-    """What goes into and comes out of the attention of each of `layers`, for each split of the documents."""
+) -> list[dict[int, list[Activations]]]:
+    """What goes into and comes out of the attention of each of `layers`, for each split of the documents.
+
+    Raises:
+        RadistillError: if an attention puts out something that is not finite.
+    """
     groups = [batches(documents, tokens_per_batch) for documents in splits]
     results = []
     with progress("teacher activations", sum(map(len, groups)), "batches") as advance:
         for split in groups:
-            recorded: dict[int, list[_Activations]] = {layer: [] for layer in layers}
+            recorded: dict[int, list[Activations]] = {layer: [] for layer in layers}
             for group in split:
                 batch = collate(group, teacher.pad_token_id, teacher.network.device)
                 with torch.inference_mode(), _listening(teacher, recorded, batch.attention_mask):
@@ -234,12 +245,12 @@ def _record(
 
 
 @contextmanager
-def _listening(teacher: Model, recorded: dict[int, list[_Activations]], mask: Tensor) -> Iterator[None]:
+def _listening(teacher: Model, recorded: dict[int, list[Activations]], mask: Tensor) -> Iterator[None]:
     def listener(layer: int) -> Any:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
             outputs = output[0] if isinstance(output, tuple) else output
-            recorded[layer].append(_Activations(inputs.clone(), outputs.clone(), mask))
+            recorded[layer].append(Activations(inputs.clone(), outputs.clone(), mask))
 
         return listen
 
@@ -250,15 +261,28 @@ def _listening(teacher: Model, recorded: dict[int, list[_Activations]], mask: Te
         yield
 
 
-def _fit(
+def fit_block(
     block: nn.Module,
     layer: int,
     mixer: Mixer,
-    cached: list[_Activations],
-    apart: list[_Activations],
+    cached: list[Activations],
+    apart: list[Activations],
     settings: AlignSettings,
     seed: int,
 ) -> LayerFit:
+    """Fit one block to what an attention made of the `cached` inputs, and measure the fit on those `apart`.
+
+    Args:
+        block: of the kind `mixer`; changes in place.
+        layer: its index, for messages, and for the order of batches beside `seed`.
+        mixer: says which layer of the block is its output.
+        cached, apart: of `record_attentions`.
+        settings: steps and rates.
+        seed: of the order of batches.
+
+    Raises:
+        RadistillError: if the fit diverges.
+    """
     started = time.perf_counter()
     parameters = list(block.parameters())
     trainable = [parameter.requires_grad for parameter in parameters]
@@ -282,7 +306,7 @@ def _fit(
 
 
 def _train(
-    block: nn.Module, layer: int, cached: list[_Activations], variance: float, settings: AlignSettings, seed: int
+    block: nn.Module, layer: int, cached: list[Activations], variance: float, settings: AlignSettings, seed: int
 ) -> tuple[list[float], list[float]]:
     """The steps: the loss of each, and the norms of the first gradients."""
     parameters = list(block.parameters())
@@ -351,14 +375,14 @@ def _order(count: int, steps: int, seed: int) -> Iterator[int]:
         steps -= len(epoch)
 
 
-def _variance(activations: list[_Activations]) -> float:
+def _variance(activations: list[Activations]) -> float:
     """Variance of the outputs at tokens, summed over the hidden dimension."""
     outputs = torch.cat([outputs[mask.bool()] for _, outputs, mask in activations]).double()
     variance = (outputs - outputs.mean(dim=0)).square().sum(dim=1).mean().item()
     return max(variance, 1e-12)  # an attention that always gives the same output
 
 
-def _unexplained(block: nn.Module, activations: list[_Activations]) -> float:
+def _unexplained(block: nn.Module, activations: list[Activations]) -> float:
     """Squared error of `block` over the variance of the outputs, at tokens."""
     error, tokens = 0.0, 0
     with torch.no_grad():

@@ -1,0 +1,251 @@
+"""Students in the engines themselves: vLLM and llama.cpp write what transformers writes.
+
+    make serve-check        # builds an environment for vLLM, and runs this
+    python benchmarks/serving.py --vllm build/serve/bin/python [--granite FOLDER] [--qwen FOLDER]
+
+Two trained students are served: the quick start's (granite-hybrid) and that of benchmarks/qwen3.py (qwen3.5); either is
+made first if its folder is not there. A batch of prompts of different length goes through vLLM, greedily:
+
+- in float32, where its kernels have it, each token must be transformers' choice;
+- in bfloat16 (its kernel for Gated DeltaNet has nothing else on a CPU), vLLM reads what transformers wrote in bfloat16,
+  and must find the same token likeliest at 97 % of the places at least.
+
+llama.cpp reads a float32 GGUF and must choose the same tokens. A place where transformers' two likeliest tokens are
+less than `NEAR_TIE` apart counts as a near tie, and a text is not followed beyond one that went the other way. At last,
+`vllm serve` and llama.cpp's server answer one request each by the OpenAI interface.
+
+The result is written to benchmarks/results/serving.json; the exit status is 1 if anything disagrees.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.result import ROOT, options, write_result
+from radistill import load
+from radistill.data.documents import prompt_tokens
+from radistill.data.examples import Example
+from radistill.export import write_gguf
+from radistill.models.loading import Model
+
+COUNT = 48
+NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.05}
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
+LEAST = 0.97
+PORT = 8123
+QUESTIONS = {
+    "granite-hybrid": [
+        "What is the capital of France?",
+        "Name three rivers.",
+        "Why does water boil at 100 degrees at sea level, and not at 90 or at 110?",
+        "Anna has 3 apples and buys 5 more. Then she gives half of what she has to Ben. How many are left?",
+        "Hi",
+    ],
+    "qwen3.5": [
+        "reverse: radistill",
+        "sort: 6 2 9 4 1",
+        "b7 = 42; k1 = 90; c3 = 17; z9 = 55 ? k1 z9 b7",
+        "a1 = 11; a2 = 22; a3 = 33; a4 = 44; a5 = 55; a6 = 66; a7 = 77; a8 = 88; b1 = 12; b2 = 23 ? b1 a4 a8 a1",
+        "sort: 3 1",
+    ],
+}
+
+
+def written(model: Model, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+    """Transformers' greedy tokens after each prompt, up to its end, their log-probabilities, and how far ahead of the
+    next token each was."""
+    tokens, chances, margins = [], [], []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        whole = model.network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False)[
+            0
+        ]
+        with torch.no_grad():
+            logits = model.network(whole[None]).logits[0, len(prompt) - 1 : -1].float()
+        top = logits.topk(2).values
+        new = whole[len(prompt) :]
+        tokens.append(new.tolist())
+        chances.append(logits.log_softmax(-1).gather(1, new[:, None])[:, 0].tolist())
+        margins.append((top[:, 0] - top[:, 1]).tolist())
+    return tokens, chances, margins
+
+
+def compared(
+    ours: list[list[int]], theirs: list[list[int]], margins: list[list[float]], tie: float, forced: bool
+) -> dict[str, int]:
+    """Counts of tokens; a text that is not forced is left at its first difference."""
+    total = equal = ties = 0
+    for tokens, found, margin in zip(ours, theirs, margins, strict=True):
+        for place, token in enumerate(tokens):
+            total += 1
+            if place < len(found) and found[place] == token:
+                equal += 1
+                continue
+            near = margin[place] < tie
+            ties += near
+            if not forced and near:
+                total -= 1  # it is told apart as a near tie
+            if not forced:
+                break
+    return {"tokens_compared": total, "tokens_equal": equal, "near_ties": ties}
+
+
+def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> dict[str, Any]:
+    """The figures of one student in one number format."""
+    model = load(folder, dtype=dtype)
+    tokens, chances, margins = written(model, prompts)
+    with tempfile.TemporaryDirectory() as place:
+        request, answer = Path(place) / "request.json", Path(place) / "answer.json"
+        texts = [prompt + new for prompt, new in zip(prompts, tokens, strict=True)]
+        asked = {"folder": str(folder), "dtype": dtype, "prompts": prompts, "count": COUNT, "texts": texts}
+        request.write_text(json.dumps(asked), encoding="utf-8")
+        script = Path(__file__).parent / "common" / "vllm_tokens.py"
+        subprocess.run([python, str(script), str(request), str(answer)], check=True)
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    forced = dtype != "float32"
+    likeliest = [line[len(prompt) - 1 :] for line, prompt in zip(found["likeliest"], prompts, strict=True)]
+    theirs = likeliest if forced else found["written"]
+    same = [
+        abs(a - b)
+        for mine, other, one, two in zip(tokens, found["written"], chances, found["log_probabilities"], strict=True)
+        for (x, y), a, b in zip(zip(mine, other, strict=False), one, two, strict=False)
+        if x == y
+    ]
+    return {
+        "engine": "vllm",
+        "version": found["version"],
+        "dtype": dtype,
+        "teacher_forced": forced,
+        **compared(tokens, theirs, margins, NEAR_TIE[dtype], forced),
+        "log_probability_difference": round(max(same), 6),
+    }
+
+
+@contextmanager
+def llama_cpp(folder: Path) -> Iterator[tuple[str, str]]:
+    """The address of llama.cpp's server with a student in float32, and its version."""
+    import importlib.metadata
+
+    import xllamacpp
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "student.gguf"
+        write_gguf(folder, path, "float32")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = 512
+        params.n_parallel = 1
+        params.warmup = False
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        server = xllamacpp.Server(params)
+        yield server.listening_address, f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+
+
+def asked(address: str, content: dict[str, Any]) -> Any:
+    """The answer of a server to a JSON request."""
+    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
+    """The figures of one student in llama.cpp, and whether its OpenAI interface says the same."""
+    model = load(folder)
+    tokens, _, margins = written(model, prompts)
+    theirs = []
+    with llama_cpp(folder) as (address, version):
+        for prompt, new in zip(prompts, tokens, strict=True):
+            greedy = {"prompt": prompt, "n_predict": len(new), "temperature": 0, "cache_prompt": False}
+            theirs.append(
+                asked(f"{address}/completion", {**greedy, "return_tokens": True, "ignore_eos": True})["tokens"]
+            )
+        openai = asked(
+            f"{address}/v1/completions",
+            {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0},
+        )["choices"][0]["text"]
+    expected = model.tokenizer.decode(tokens[0], skip_special_tokens=True)
+    return {
+        "engine": "llama.cpp",
+        "version": version,
+        "dtype": "float32",
+        "teacher_forced": False,
+        **compared(tokens, theirs, margins, NEAR_TIE["float32"], forced=False),
+        "openai_interface": openai.strip() == expected.strip(),
+    }
+
+
+def vllm_serve(python: str, folder: Path, prompt: list[int], dtype: str, expected: str) -> bool:
+    """Whether `vllm serve` answers one request by the OpenAI interface as transformers does."""
+    command = [str(Path(python).parent / "vllm"), "serve", str(folder), "--dtype", dtype, "--port", str(PORT)]
+    server = subprocess.Popen([*command, "--max-model-len", "512", "--enforce-eager"], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and server.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5)
+                break
+            except OSError:
+                time.sleep(2)
+        content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
+        answer = asked(f"http://127.0.0.1:{PORT}/v1/completions", content)
+        return bool(answer["choices"][0]["text"].strip() == expected.strip())
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def made(folder: Path, *command: str) -> Path:
+    """A student's folder, after the command that makes it if it is not there."""
+    if not (folder / "config.json").is_file():
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    return folder
+
+
+def main() -> None:
+    """Compare every student with every engine."""
+    given = options(__doc__, vllm="build/serve/bin/python", granite="", qwen="", seed=0, threads=2)
+    students = {
+        "granite-hybrid": Path(given.granite)
+        if given.granite
+        else made(ROOT / "runs" / "quickstart" / "student", "-m", "radistill", "demo", "--out", "runs/quickstart"),
+        "qwen3.5": Path(given.qwen)
+        if given.qwen
+        else made(ROOT / "runs" / "qwen3" / "run" / "student", "benchmarks/qwen3.py"),
+    }
+    results = []
+    for target, folder in students.items():
+        model = load(folder)
+        prompts = [prompt_tokens(Example.of_user("", text), model.tokenizer) for text in QUESTIONS[target]]
+        dtype = "float32" if target == "granite-hybrid" else "bfloat16"
+        figures = by_vllm(given.vllm, folder, prompts, dtype)
+        first, _, _ = written(load(folder, dtype=dtype), prompts[:1])
+        expected = model.tokenizer.decode(first[0], skip_special_tokens=True)
+        figures["openai_interface"] = vllm_serve(given.vllm, folder, prompts[0], dtype, expected)
+        results += [{"target": target, **figures}, {"target": target, **by_llama_cpp(folder, prompts)}]
+        print(json.dumps(results[-2:], indent=1))
+    write_result("serving", results=results, near_tie=NEAR_TIE)
+    wrong = [each for each in results if not agrees(each)]
+    for each in wrong:
+        print(f"{each['engine']} does not serve {each['target']} as transformers does", file=sys.stderr)
+    sys.exit(bool(wrong))
+
+
+def agrees(figures: dict[str, Any]) -> bool:
+    """Whether an engine's tokens, log-probabilities and server are within what is asked of them."""
+    least = LEAST if figures["teacher_forced"] else 1.0
+    close = figures.get("log_probability_difference", 0.0) <= ROUNDING[figures["dtype"]]
+    return bool(figures["tokens_equal"] >= least * figures["tokens_compared"] and close and figures["openai_interface"])
+
+
+if __name__ == "__main__":
+    main()
