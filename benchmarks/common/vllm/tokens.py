@@ -1,6 +1,6 @@
 """What vLLM makes of token ids. Runs in vLLM's own environment, which has no radistill: a file in, a file out.
 
-    python benchmarks/common/vllm_tokens.py REQUEST.json ANSWER.json
+    python benchmarks/common/vllm/tokens.py REQUEST.json ANSWER.json
 
 The request has `folder`, `dtype`, `prompts` (token ids, one batch), `count` (tokens to write after each) and `texts`
 (token ids to read). The answer has vLLM's `version`; `written`, the greedy tokens after each prompt, with the
