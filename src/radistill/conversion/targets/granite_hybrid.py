@@ -16,7 +16,7 @@ from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 
 from radistill.conversion.assembly import assemble
 from radistill.conversion.targets.granite_hybrid_gguf import FORMAT
-from radistill.conversion.targets.interface import Target, TargetSettings
+from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
@@ -28,26 +28,7 @@ from radistill.models.loading import Model
 # The names that every transformers since 5.17 uses inside; on loading it also takes IBM's "mamba" and "attention".
 SSM_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
 
-# Fields that mean the same in the source's config and in the student's.
-_CARRIED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-    "attention_dropout",
-    "rope_parameters",
-)
+_CARRIED = (*CARRIED, "intermediate_size", "rope_parameters")
 _LONGROPE = (
     "A text is rotated by its length (longrope): one way up to {0[original_max_position_embeddings]} tokens, another "
     "beyond. For Phi-3, transformers reads a text again when its generation passes that length; for this architecture "

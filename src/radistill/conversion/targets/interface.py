@@ -17,6 +17,25 @@ from radistill.models.anatomy import Architecture
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
 
+CARRIED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+    "attention_dropout",
+)
+"""Fields that mean the same in the config of a Llama-like source and in a student's."""
+
 
 class TargetSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of a target, which a recipe tells apart by `kind`: a literal with a default in each class of its own."""

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from radistill.conversion.assembly import assemble
-from radistill.conversion.targets.interface import Target, TargetSettings
+from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings
 from radistill.conversion.targets.qwen3_5_gguf import FORMAT
 from radistill.errors import RadistillError
 from radistill.mixers.gdn import GDN
@@ -46,26 +46,7 @@ from radistill.models.loading import Model
 
 LINEAR_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
 
-# Fields that mean the same in the source's config and in the student's.
-_CARRIED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-    "attention_bias",
-    "attention_dropout",
-)
+_CARRIED = (*CARRIED, "head_dim", "attention_bias")
 # Qwen3.5 with experts has one more, which every token passes. Of zeros it is silent, and as no gradient reaches it, it
 # stays so.
 _SILENT = ("shared_expert.gate_proj.weight", "shared_expert.up_proj.weight", "shared_expert.down_proj.weight")
