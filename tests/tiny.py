@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import quiet
@@ -294,5 +301,19 @@ def save(family: str, folder: Path, layers: int = 4, seed: int = 0, **settings: 
     """`build`, saved by transformers alone as a model folder."""
     with quiet():
         build(family, layers, seed, **settings).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_with_vision(folder: Path) -> Path:
+    """`save` of a Qwen3.5 that reads images too, as the published ones do; transformers' stock class."""
+    text = copy.deepcopy({**_COMMON, **_DELTA, "num_hidden_layers": 4})
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    network = Qwen3_5ForConditionalGeneration(
+        Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    )
+    _randomise(network, torch.Generator().manual_seed(0))
+    with quiet():
+        network.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     return folder

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3_5ForConditionalGeneration
 
 import tiny
 from radistill.conversion import convert
-from radistill.conversion.targets import TARGETS, qwen3_5, target_for
+from radistill.conversion.targets import DEFAULT, TARGETS, qwen3_5, target_for, target_settings
 from radistill.errors import RadistillError
 from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import anatomy_of
 from radistill.models.cache_names import cache_argument, cache_of
-from radistill.models.loading import Model, load
+from radistill.models.loading import Model, load, load_config
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {
@@ -155,6 +155,20 @@ def test_small_norm_weights_lose_bits_in_bfloat16_and_no_more_than_stated(tmp_pa
     assert convert(load(tmp_path), []).conversion.max_logit_difference < 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_refusal_for_lost_bits_names_the_way_out(dtype: str, tmp_path: Path) -> None:
+    network = tiny.build("qwen3", 4)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.mul_(0.01)
+    network.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(RadistillError, match=r"proof failed: .* lose bits in this dtype, so take float32$"):
+        convert(load(tmp_path, dtype=dtype), [1])
+    assert convert(load(tmp_path), [1]).conversion.max_logit_difference < 1e-6
+
+
 @pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text"])
 def test_a_model_of_its_own_kind_is_converted_further(family: str) -> None:
     source = tiny.model(family, 4)
@@ -169,6 +183,18 @@ def test_a_model_of_its_own_kind_is_converted_further(family: str) -> None:
     }
     with pytest.raises(RadistillError, match=r"target.key_heads is 4, but this model's linear layers have 2"):
         convert(source, [1], target={"kind": "qwen3.5", "key_heads": 4})
+
+
+def test_of_a_model_that_reads_images_too_the_text_part_is_converted(tmp_path: Path) -> None:
+    folder = tiny.save_with_vision(tmp_path / "both")
+    whole = Qwen3_5ForConditionalGeneration.from_pretrained(folder).eval()
+    assert load_config(folder).model_type == "qwen3_5_text"
+    convert(load(folder), []).save(tmp_path / "student")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
+    ids = torch.randint(4, 250, (1, 40), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids).logits, whole(input_ids=ids).logits)
+    assert convert(load(folder), [1], init="random").anatomy.ssm_layers == (0, 1, 2)
 
 
 def test_the_shared_expert_stays_silent_in_training() -> None:
@@ -242,6 +268,21 @@ def test_transfer_copies_head_to_head() -> None:
 def test_what_does_not_fit_is_named(family: str, settings: dict[str, Any], init: str, message: str) -> None:
     with pytest.raises(RadistillError, match=message):
         convert(tiny.model(family, 2), [0], target={"kind": "qwen3.5", **settings}, init=init)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [({"key_heads": "heads"}, "qwen3.5"), ({"groups": "heads"}, "granite-hybrid"), ({"conv_kernel": 3}, DEFAULT)],
+)
+def test_fields_tell_a_target_that_is_not_named(fields: dict[str, Any], kind: str) -> None:
+    assert target_settings(fields).kind == kind
+
+
+def test_a_target_that_cannot_hold_the_source_names_the_one_that_can() -> None:
+    with pytest.raises(RadistillError, match=r"QK-norm .qwen3.; take the target qwen3.5$"):
+        convert(tiny.model("qwen3", 2), [0], target="granite-hybrid")
+    with pytest.raises(RadistillError, match=r"another architecture .*; take the target granite-hybrid$"):
+        convert(tiny.model("llama", 2), [0], target="qwen3.5")
 
 
 def test_windows_are_refused() -> None:

@@ -529,6 +529,22 @@ def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: P
     assert message.startswith(f"{tmp_path / 'other'}: granite-hybrid cannot hold this model: {feature}")
 
 
+def test_an_arm_whose_target_cannot_hold_the_model(recipe: dict[str, Any], tmp_path: Path) -> None:
+    tiny.save("qwen3", tmp_path / "other")
+    message = refusal({**recipe, "model": str(tmp_path / "other"), "arms": {"one": {"target": "granite-hybrid"}}})
+    assert message.startswith(f"arms.one: {tmp_path / 'other'}: granite-hybrid cannot hold this model: QK-norm")
+    assert message.endswith("; take the target qwen3.5")
+
+
+def test_a_model_that_reads_images_too(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["diagnose"]["budget"] = 1
+    text, both = tmp_path / "text", tmp_path / "both"
+    tiny.save("qwen3_5_text", text)
+    tiny.save_with_vision(both)
+    found = [estimate(Recipe.model_validate(recipe | {"model": str(folder)})) for folder in (text, both)]
+    assert found[0].memory == found[1].memory
+
+
 def test_an_initialisation_that_does_not_fit(recipe: dict[str, Any]) -> None:
     assert "set groups: heads" in refusal({**recipe, "convert": {"init": "transfer"}})
     assert "set groups: heads" in refusal({**recipe, "arms": {"one": {"init": "transfer"}}})

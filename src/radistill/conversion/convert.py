@@ -150,7 +150,9 @@ def check_conversion(source: str, network: PreTrainedModel, settings: TargetSett
     """
     target, config = TARGETS[settings.kind], network.config
     if obstacles := target.check(config):
-        raise RadistillError(f"{source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}")
+        others = [kind for kind, other in TARGETS.items() if not other.check(config)]
+        way_out = f"; take the target {' or '.join(others)}" if others else ""
+        raise RadistillError(f"{source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}{way_out}")
     geometry = target.geometry(config, settings)
     if init is None:
         return
@@ -180,12 +182,13 @@ def _prove_target(teacher: Model, settings: TargetSettings, probe: Probe) -> flo
     use_fast_paths(twin)
     with evaluating(teacher.network):
         reference = probe_logits(teacher.network, probe)
-    return prove_equal(
-        reference,
-        probe_logits(twin, probe),
-        f"{settings.kind} with nothing replaced should compute what {teacher.source} does",
-        _tolerance(teacher, settings),
-    )
+    claim = f"{settings.kind} with nothing replaced should compute what {teacher.source} does"
+    try:
+        return prove_equal(reference, probe_logits(twin, probe), claim, _tolerance(teacher, settings))
+    except RadistillError as error:
+        if teacher.network.dtype not in TARGETS[settings.kind].rounding:
+            raise
+        raise RadistillError(f"{error}; norm weights near zero lose bits in this dtype, so take float32") from None
 
 
 def _prove_start(

@@ -154,7 +154,7 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
 
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model, without loading its weights: those of a hub model are not downloaded, those of a GGUF file
-    not de-quantised.
+    not de-quantised. Of a model that also reads images it is the text part's, as `load` takes only that part.
 
     Raises:
         RadistillError: as `load` does, as far as it can be told without reading the weights.
@@ -165,7 +165,8 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     config = read_config(folder, trust_remote_code)
     if Path(str(source)).expanduser().exists():
         check_weights(folder)
-    return config
+    text: PreTrainedConfig = config.get_text_config()
+    return text
 
 
 def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

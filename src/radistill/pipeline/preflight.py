@@ -86,7 +86,12 @@ def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
     for arm in recipe.hybrids:
         if arm.budget is not None:
             check_budget(arm.budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
-        check_conversion(recipe.model, network, arm.target, arm.init)
+        try:
+            check_conversion(recipe.model, network, arm.target, arm.init)
+        except RadistillError as error:
+            if arm.is_main:
+                raise
+            raise RadistillError(f"arms.{arm.name}: {error}") from None
 
 
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:

@@ -29,7 +29,9 @@ register_target(Qwen35())
 
 
 def validate_target(value: Any) -> TargetSettings:
-    """Settings of a target from its name, from a mapping whose `kind` may be left out, or as they are.
+    """Settings of a target from its name, from a mapping, or as they are.
+
+    A mapping without `kind` is of the target that knows most of its fields; of two, of the one registered first.
 
     Raises:
         ValidationError: for an unknown name or field, or a value that is not allowed.
@@ -37,12 +39,16 @@ def validate_target(value: Any) -> TargetSettings:
     if isinstance(value, str):
         value = {"kind": value}
     elif isinstance(value, dict):
-        value = {"kind": DEFAULT, **value}
+        value = {"kind": _kind_of(value), **value}
     kinds: Any = Union[tuple(target.settings for target in TARGETS.values())]  # noqa: UP007
     if len(TARGETS) > 1:
         kinds = Annotated[kinds, Field(discriminator="kind")]
     settings: TargetSettings = TypeAdapter(kinds).validate_python(value)
     return settings
+
+
+def _kind_of(fields: dict[str, Any]) -> str:
+    return max(TARGETS, key=lambda kind: len(fields.keys() & TARGETS[kind].settings.model_fields.keys()))
 
 
 def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSettings:
@@ -51,7 +57,7 @@ def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSett
     Raises:
         RadistillError: for an unknown name or field, or a value that is not allowed.
     """
-    kind = target.get("kind", DEFAULT) if isinstance(target, dict) else getattr(target, "kind", target)
+    kind = target.get("kind", _kind_of(target)) if isinstance(target, dict) else getattr(target, "kind", target)
     if kind not in list(TARGETS):
         raise RadistillError(f"target: {kind!r} is unknown; choose from {', '.join(TARGETS)}")
     try:
