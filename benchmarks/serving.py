@@ -26,16 +26,19 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.result import ROOT, options, write_result
+from qwen3 import exercises
 from radistill import load
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.export import write_gguf
+from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
 
 COUNT = 48
@@ -52,13 +55,7 @@ QUESTIONS = {
         "Anna has 3 apples and buys 5 more. Then she gives half of what she has to Ben. How many are left?",
         "Hi",
     ],
-    "qwen3.5": [
-        "reverse: radistill",
-        "sort: 6 2 9 4 1",
-        "b7 = 42; k1 = 90; c3 = 17; z9 = 55 ? k1 z9 b7",
-        "a1 = 11; a2 = 22; a3 = 33; a4 = 44; a5 = 55; a6 = 66; a7 = 77; a8 = 88; b1 = 12; b2 = 23 ? b1 a4 a8 a1",
-        "sort: 3 1",
-    ],
+    "qwen3.5": [question for question, _ in islice(exercises("serving", ("reverse", "sort")), 16, 48)],
 }
 
 
@@ -168,18 +165,18 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     """The figures of one student in llama.cpp, and whether its OpenAI interface says the same."""
     model = load(folder)
     tokens, _, margins = written(model, prompts)
+    expected = model.tokenizer.decode(tokens[0], skip_special_tokens=True)
+    # llama.cpp does not hand out the token that ends a text.
+    tokens = [new[:-1] if new[-1] in end_tokens(model) else new for new in tokens]
     theirs = []
     with llama_cpp(folder) as (address, version):
         for prompt, new in zip(prompts, tokens, strict=True):
             greedy = {"prompt": prompt, "n_predict": len(new), "temperature": 0, "cache_prompt": False}
-            theirs.append(
-                asked(f"{address}/completion", {**greedy, "return_tokens": True, "ignore_eos": True})["tokens"]
-            )
+            theirs.append(asked(f"{address}/completion", {**greedy, "return_tokens": True})["tokens"])
         openai = asked(
             f"{address}/v1/completions",
             {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0},
         )["choices"][0]["text"]
-    expected = model.tokenizer.decode(tokens[0], skip_special_tokens=True)
     return {
         "engine": "llama.cpp",
         "version": version,

@@ -17,8 +17,6 @@ _NAMES = gguf.get_tensor_name_map(MODEL_ARCH.QWEN35, 1)
 # llama.cpp's names of the ways to scale rotary frequencies that it computes as transformers does.
 _SCALINGS = {"default": RopeScalingType.NONE, "linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN}
 
-_SECTIONS = (11, 11, 10)  # transformers' default; text has one position in all of them
-
 
 def _obstacles(config: PreTrainedConfig) -> list[str]:
     """Features of a model that llama.cpp's `qwen35` cannot compute, by name."""
@@ -59,8 +57,11 @@ def _write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _write_positions(writer: GGUFWriter, rope: dict[str, Any], head_dim: int) -> None:
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
-    writer.add_rope_dimension_sections([*rope.get("mrope_section", _SECTIONS), 0])
+    rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    writer.add_rope_dimension_count(rotated)
+    # Text has one position in all sections, so that any split is the same; llama.cpp wants one that fits the head.
+    third = rotated // 6
+    writer.add_rope_dimension_sections([rotated // 2 - 2 * third, third, third, 0])
     if rope["rope_type"] == "default":
         return
     writer.add_rope_scaling_type(_SCALINGS[rope["rope_type"]])
