@@ -169,9 +169,10 @@ def _shape_of_logits(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
     divisor = getattr(config, "logits_scaling", None)  # Granite
     if divisor is not None:
         return lambda logits: logits / divisor
-    factor = getattr(config, "lm_head_multiplier", None)  # Falcon-H1
-    if factor is not None:
-        return lambda logits: logits * factor
+    for name in ("lm_head_multiplier", "logit_scale"):  # Falcon-H1; Cohere 2
+        factor = getattr(config, name, None)
+        if factor is not None:
+            return lambda logits: logits * factor
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     if cap is not None:
         return lambda logits: torch.tanh(logits / cap) * cap
