@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ CASES: dict[str, tuple[Callable[[Shell], tuple[int, str]], str]] = {
     "folder that is no model": (lambda s: s.run(model=str(s.folder)), "config.json"),
     "truncated weights": (lambda s: s.run(model=broken_model(s, truncate)), "model.safetensors"),
     "NaN weights": (lambda s: s.run(model=broken_model(s, with_nan)), "model.norm.weight holds NaN"),
-    "QK-norm": (lambda s: s.run(model=broken_model(s, lambda _: None, "qwen3")), "QK-norm"),
+    "QK-norm": (lambda s: s.run(model=broken_model(s, lambda _: None, "olmo2")), "QK-norm"),
     "mixture of experts": (lambda s: s.run(model=broken_model(s, lambda _: None, "mixtral")), "mixture of experts"),
     "sliding window": (lambda s: s.run(model=broken_model(s, lambda _: None, "mistral-window")), "sliding"),
     "inspecting nothing": (lambda s: s("inspect", str(s.folder / "nowhere")), "nowhere"),
@@ -207,15 +208,16 @@ def test_a_plan_edited_by_hand_is_checked(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (lambda row: {**row, "tokens": [999, *row["tokens"][1:]]}, "has a token that the model does not have"),
-        (lambda row: {**row, "tokens": 7}, "calibration.jsonl, line 1: tokens: Input should be a valid array"),
-        (lambda row: {**row, "response_start": 99}, "line 1: response_start is 99, but there are"),
+        lambda row: {**row, "tokens": [9, *row["tokens"][1:]]},
+        lambda row: {**row, "tokens": 7},
+        lambda row: {**row, "response_start": 99},
     ],
+    ids=["another token", "no tokens", "no response"],
 )
 def test_damaged_data_is_named_with_the_command_that_makes_it(
-    shell: Shell, damage: Callable[[dict[str, object]], dict[str, object]], message: str
+    shell: Shell, damage: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     recipe, out = shell.recipe(), shell.folder / "out"
     assert shell("data", recipe, "--out", str(out))[0] == 0
@@ -223,11 +225,10 @@ def test_damaged_data_is_named_with_the_command_that_makes_it(
     first, *others = path.read_text().splitlines()
     damaged = json.dumps(damage(json.loads(first))).ljust(len(first))
     path.write_text("".join(f"{row}\n" for row in [damaged, *others]))
-    assert len(damaged) == len(first)  # another size is noticed before anything is read
     code, line = shell("diagnose", recipe, "--out", str(out))
     assert code == 2
-    assert message in line
-    assert "without this file, `radistill" in line
+    assert f"{out / 'data'}: what `data` has left there is" in line
+    assert "damaged or unfinished; run `radistill data`" in line
 
 
 def test_a_record_that_is_no_record(shell: Shell) -> None:
