@@ -55,7 +55,7 @@ QUESTIONS = {
         "Anna has 3 apples and buys 5 more. Then she gives half of what she has to Ben. How many are left?",
         "Hi",
     ],
-    "qwen3.5": [question for question, _ in islice(exercises("serving", ("reverse", "sort")), 16, 48)],
+    "qwen3.5": [question for question, _ in islice(exercises("serving", ("reverse", "sort")), 24, 40)],
 }
 
 

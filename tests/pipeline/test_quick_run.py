@@ -45,7 +45,7 @@ def test_one_line_runs_and_leaves_its_recipe(folder: Path, monkeypatch: pytest.M
     assert left.value.code == 0
     assert (folder / "runs/mine/report.html").is_file()
     recipe = load_recipe(folder / "runs/mine/recipe.yaml")
-    assert recipe == recipe_for("model", "prompts.jsonl", 1, QUICK)
+    assert recipe == recipe_for("model", "prompts.jsonl", 1, QUICK).for_model(load_config("model"))
     assert (recipe.data.train, recipe.data.calibration, recipe.data.heldout) == (35, 32, 5)
     # In Python it is the same run, which has nothing left to do.
     before = (folder / "runs/mine/run.json").read_text()

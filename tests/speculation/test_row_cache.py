@@ -31,7 +31,7 @@ def test_reading_rolling_back_and_reading_on_is_reading_at_once(family: str) -> 
     with stepping(model, cache) as history:
         logits = read_tokens(model, cache, torch.tensor(new))
     for row, (prompt, drafted) in enumerate(zip(prompts, new, strict=True)):
-        torch.testing.assert_close(logits[row], fresh(model, prompt + drafted)[-4:], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(logits[row], fresh(model, prompt + drafted)[-4:], rtol=1e-3, atol=5e-4)
 
     dropped = [3, 0, 1, 2]
     cache.roll_back(dropped, history)
@@ -46,7 +46,7 @@ def test_reading_rolling_back_and_reading_on_is_reading_at_once(family: str) -> 
     for reader in (twin, cache):  # what the fork read must not be seen by the original
         logits = read_tokens(model, reader, torch.tensor([[7]] * 3))
         for row, text in enumerate(texts):
-            torch.testing.assert_close(logits[row, -1], fresh(model, [*text, 7])[-1], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(logits[row, -1], fresh(model, [*text, 7])[-1], rtol=1e-3, atol=5e-4)
 
 
 @torch.inference_mode()
