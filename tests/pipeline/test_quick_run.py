@@ -12,6 +12,7 @@ from radistill.cli import main
 from radistill.data.settings import JsonlData
 from radistill.data.sources import settings_of, shares
 from radistill.errors import RadistillError
+from radistill.models.loading import load_config
 from radistill.runs.recipe import load_recipe, recipe_for
 
 QUICK = [
