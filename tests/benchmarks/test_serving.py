@@ -1,13 +1,16 @@
 """What counts as agreement between an engine and transformers."""
 
-import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from serving import agrees, compared
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return import_module("serving")
 
 
 @pytest.mark.parametrize(
@@ -21,9 +24,9 @@ from serving import agrees, compared
     ],
 )
 def test_tokens_are_counted_to_the_first_difference(
-    theirs: list[list[int]], forced: bool, expected: tuple[int, int, int]
+    module: Any, theirs: list[list[int]], forced: bool, expected: tuple[int, int, int]
 ) -> None:
-    found = compared([[1, 2, 3], [4, 5]], theirs, [[1.0, 1.0, 0.001], [1.0, 1.0]], 0.01, forced)
+    found = module.compared([[1, 2, 3], [4, 5]], theirs, [[1.0, 1.0, 0.001], [1.0, 1.0]], 0.01, forced)
     assert (found["tokens_compared"], found["tokens_equal"], found["near_ties"]) == expected
 
 
@@ -39,7 +42,7 @@ def test_tokens_are_counted_to_the_first_difference(
         ({"openai_interface": False}, False),
     ],
 )
-def test_what_is_asked_of_an_engine(changed: dict[str, object], right: bool) -> None:
+def test_what_is_asked_of_an_engine(module: Any, changed: dict[str, object], right: bool) -> None:
     figures = {
         "teacher_forced": False,
         "dtype": "float32",
@@ -48,4 +51,4 @@ def test_what_is_asked_of_an_engine(changed: dict[str, object], right: bool) -> 
         "log_probability_difference": 1e-5,
         "openai_interface": True,
     }
-    assert agrees({**figures, **changed}) is right
+    assert module.agrees({**figures, **changed}) is right

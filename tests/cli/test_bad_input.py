@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from radistill.cli import main
+from radistill.files import hash_file
 
 
 class Shell:
@@ -207,28 +207,35 @@ def test_a_plan_edited_by_hand_is_checked(shell: Shell) -> None:
     assert "plan.json: replace[1] is 30, but this model has layers 0 to 3" in line
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["of other bytes", "of the bytes on record"])
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "message"),
     [
-        lambda row: {**row, "tokens": [9, *row["tokens"][1:]]},
-        lambda row: {**row, "tokens": 7},
-        lambda row: {**row, "response_start": 99},
+        (lambda row: {**row, "tokens": [999, *row["tokens"][1:]]}, "has a token that the model does not have"),
+        (lambda row: {**row, "tokens": 7}, "calibration.jsonl, line 1: tokens: Input should be a valid array"),
+        (lambda row: {**row, "response_start": 99}, "line 1: response_start is 99, but there are"),
     ],
-    ids=["another token", "no tokens", "no response"],
 )
 def test_damaged_data_is_named_with_the_command_that_makes_it(
-    shell: Shell, damage: Callable[[dict[str, Any]], dict[str, Any]]
+    shell: Shell, damage: Callable[[dict[str, object]], dict[str, object]], message: str, known: bool
 ) -> None:
     recipe, out = shell.recipe(), shell.folder / "out"
     assert shell("data", recipe, "--out", str(out))[0] == 0
-    path = out / "data" / "calibration.jsonl"
+    path, record = out / "data" / "calibration.jsonl", out / "run.json"
+    before = hash_file(path)
     first, *others = path.read_text().splitlines()
-    damaged = json.dumps(damage(json.loads(first))).ljust(len(first))
-    path.write_text("".join(f"{row}\n" for row in [damaged, *others]))
+    path.write_text("".join(f"{row}\n" for row in [json.dumps(damage(json.loads(first))), *others]))
+    if known:
+        assert before in record.read_text()
+        record.write_text(record.read_text().replace(before, hash_file(path)))
     code, line = shell("diagnose", recipe, "--out", str(out))
     assert code == 2
-    assert f"{out / 'data'}: what `data` has left there is" in line
-    assert "damaged or unfinished; run `radistill data`" in line
+    if known:
+        assert message in line
+        assert "without this file, `radistill" in line
+    else:
+        assert f"{out / 'data'}: what `data` has left there is" in line
+        assert "damaged or unfinished; run `radistill data`" in line
 
 
 def test_a_record_that_is_no_record(shell: Shell) -> None:

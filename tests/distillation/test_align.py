@@ -11,7 +11,7 @@ import tiny
 from radistill.conversion import GraniteHybridSettings, convert
 from radistill.distillation.align import AlignSettings, align
 from radistill.errors import RadistillError
-from radistill.models.loading import Model
+from radistill.models.loading import Model, load
 from radistill.models.sequences import Document, collate
 
 SETTINGS = AlignSettings(steps=60, learning_rate=1e-2, tokens_per_batch=200)
@@ -157,16 +157,16 @@ def test_damaged_files_count_as_not_done(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(student).items()), what
 
 
-def test_small_updates_reach_blocks_in_bfloat16() -> None:
+def test_small_updates_reach_blocks_in_bfloat16(tmp_path: Path) -> None:
     """One batch, again and again, at rates whose steps are below what bfloat16 can add to a weight."""
     import radistill.distillation.align as module
 
     settings = AlignSettings(
         steps=20, learning_rate=1e-5, other_learning_rate=1e-6, tokens_per_batch=10_000, solve_output=False
     )
-    teacher, losses = tiny.model("llama"), {}
+    source, losses = tiny.save("llama", tmp_path), {}
     for dtype in (torch.float32, torch.bfloat16):
-        teacher.network.to(dtype)
+        teacher = load(source, dtype=str(dtype).removeprefix("torch."))
         student = convert(teacher, [1], init="transfer", target=GraniteHybridSettings(groups="heads"))
         losses[dtype] = align(student, teacher, documents(), settings, replace=[1]).layers[0].losses
         assert {parameter.dtype for parameter in student.network.parameters()} == {dtype}

@@ -8,10 +8,10 @@ import pytest
 import tiny_gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, RopeScalingType
-from radistill.models.inspection import inspect_source
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from radistill.conversion.inspection import inspect_source
 from radistill.errors import RadistillError
 from radistill.models import gguf
 from radistill.models.loading import Model, load
