@@ -11,13 +11,12 @@ float32; llama.cpp in the type of the file, with a float32 cache. Result: benchm
 import json
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import torch
-import xllamacpp
 
+from common.llama_cpp import VERSION, asked, llama_cpp
 from common.result import parser_of, write_result
 from radistill import convert, load
 from radistill.export import write_gguf
@@ -67,24 +66,12 @@ def by_transformers(model: Model, prompts: list[list[int]], tokens: int) -> tupl
 
 def by_llama_cpp(path: Path, prompts: list[list[int]], tokens: int, never: list[int]) -> tuple[list[list[int]], float]:
     """Greedy tokens and tokens a second, the reading of the prompts included."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.warmup = 512, 1, True
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = xllamacpp.Server(params)
-    asked = {"n_predict": tokens, "temperature": 0, "cache_prompt": False, "return_tokens": True, "ignore_eos": True}
-    asked["logit_bias"] = [[token, False] for token in never]
-    answers, started = [], time.perf_counter()
-    for prompt in prompts:
-        body = json.dumps(asked | {"prompt": prompt}).encode()
-        request = urllib.request.Request(
-            f"{server.listening_address}/completion", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as answer:
-            answers.append(json.load(answer)["tokens"])
-    return answers, len(prompts) * tokens / (time.perf_counter() - started)
+    settings = {"n_predict": tokens, "temperature": 0, "cache_prompt": False, "return_tokens": True}
+    settings |= {"ignore_eos": True, "logit_bias": [[token, False] for token in never]}
+    with llama_cpp(path) as address:
+        started = time.perf_counter()
+        answers = [asked(f"{address}/completion", settings | {"prompt": prompt})["tokens"] for prompt in prompts]
+        return answers, len(prompts) * tokens / (time.perf_counter() - started)
 
 
 def compare(expected: list[int], found: list[int], margins: list[float]) -> dict[str, Any]:
@@ -120,7 +107,7 @@ def main() -> None:
             compared = list(map(compare, expected, answers, margins))
             found = {"bytes": path.stat().st_size, "tokens_per_second": speed, "prompts": compared}
             result["llama_cpp"][dtype] = found
-    result["llama_cpp_package"] = f"xllamacpp {xllamacpp.__version__}"
+    result["llama_cpp_package"] = VERSION
     print(json.dumps(write_result("export", **result), indent=2))
 
 

@@ -24,14 +24,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.llama_cpp import VERSION, asked, llama_cpp
 from common.result import ROOT, options, write_result
 from qwen3 import exercises
 from radistill import load
@@ -133,34 +132,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-@contextmanager
-def llama_cpp(folder: Path) -> Iterator[tuple[str, str]]:
-    """The address of llama.cpp's server with a student in float32, and its version."""
-    import importlib.metadata
-
-    import xllamacpp
-
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "student.gguf"
-        write_gguf(folder, path, "float32")
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = 512
-        params.n_parallel = 1
-        params.warmup = False
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        server = xllamacpp.Server(params)
-        yield server.listening_address, f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-
-
-def asked(address: str, content: dict[str, Any]) -> Any:
-    """The answer of a server to a JSON request."""
-    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
-
-
 def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     """The figures of one student in llama.cpp, and whether its OpenAI interface says the same."""
     model = load(folder)
@@ -169,17 +140,20 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     # llama.cpp does not hand out the token that ends a text.
     tokens = [new[:-1] if new[-1] in end_tokens(model) else new for new in tokens]
     theirs = []
-    with llama_cpp(folder) as (address, version):
-        for prompt, new in zip(prompts, tokens, strict=True):
-            greedy = {"prompt": prompt, "n_predict": len(new), "temperature": 0, "cache_prompt": False}
-            theirs.append(asked(f"{address}/completion", {**greedy, "return_tokens": True})["tokens"])
-        openai = asked(
-            f"{address}/v1/completions",
-            {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0},
-        )["choices"][0]["text"]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "student.gguf"
+        write_gguf(folder, path, "float32")
+        with llama_cpp(path) as address:
+            for prompt, new in zip(prompts, tokens, strict=True):
+                greedy = {"prompt": prompt, "n_predict": len(new), "temperature": 0, "cache_prompt": False}
+                theirs.append(asked(f"{address}/completion", {**greedy, "return_tokens": True})["tokens"])
+            openai = asked(
+                f"{address}/v1/completions",
+                {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0},
+            )["choices"][0]["text"]
     return {
         "engine": "llama.cpp",
-        "version": version,
+        "version": VERSION,
         "dtype": "float32",
         "teacher_forced": False,
         **compared(tokens, theirs, margins, NEAR_TIE["float32"], forced=False),

@@ -1,5 +1,9 @@
 """What a network computes with a swap of functions in place and without: a batch with padding, a loss, differences."""
 
+from types import ModuleType
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,3 +41,14 @@ def block_and_gradients(block: nn.Module, width: int, padded: bool) -> dict[str,
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     assert found.keys() == expected.keys()
     return max(float((found[name] - each).norm() / each.norm().clamp(min=1e-6)) for name, each in expected.items())
+
+
+def off_by_a_hundredth(monkeypatch: pytest.MonkeyPatch, place: ModuleType, name: str) -> None:
+    """Let the output of a function of ours be wrong by so much."""
+    real = getattr(place, name)
+
+    def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
+        found = real(x, *others, **settings)
+        return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
+
+    monkeypatch.setattr(place, name, wrong)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparing import TIME, batch, block_and_gradients, largest_difference, loss_and_gradients
+from comparing import TIME, batch, block_and_gradients, largest_difference, loss_and_gradients, off_by_a_hundredth
 from naive import naive_delta_rule
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -97,14 +97,7 @@ def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> Non
     """The negative control: a function of ours that is off by a hundredth shows."""
     network = hybrid()
     expected = loss_and_gradients(network)
-    place = PARTS[part]
-    real = getattr(place, part)
-
-    def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
-        found = real(x, *others, **settings)
-        return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
-
-    monkeypatch.setattr(place, part, wrong)
+    off_by_a_hundredth(monkeypatch, PARTS[part], part)
     assert largest_difference(loss_and_gradients(network), expected) > 1e-3
 
 

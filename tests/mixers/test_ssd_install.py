@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparing import TIME, batch, block_and_gradients, largest_difference, loss_and_gradients
-from torch import Tensor
+from comparing import TIME, batch, block_and_gradients, largest_difference, loss_and_gradients, off_by_a_hundredth
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
 
@@ -69,14 +68,7 @@ def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> Non
     network = hybrid()
     use_fast_ssd(network)
     expected = loss_and_gradients(network)
-    place = PARTS[part]
-    real = getattr(place, part)
-
-    def wrong(x: Tensor, *others: Any, **settings: Any) -> Any:
-        found = real(x, *others, **settings)
-        return (found[0] + 0.01, found[1]) if isinstance(found, tuple) else found + 0.01
-
-    monkeypatch.setattr(place, part, wrong)
+    off_by_a_hundredth(monkeypatch, PARTS[part], part)
     assert largest_difference(loss_and_gradients(network), expected) > 1e-3
 
 

@@ -18,7 +18,6 @@ from radistill.conversion.targets import (
     TargetSettings,
     find_initialisation,
     target_for,
-    target_settings,
 )
 from radistill.errors import RadistillError
 from radistill.mixers import use_fast_paths
@@ -98,7 +97,7 @@ def convert(
         RadistillError: if the target cannot hold the source, a setting does not fit, a layer cannot be replaced, or a
             proof fails.
     """
-    settings = target_for(teacher.network.config, teacher.source) if target is None else target_settings(target)
+    settings = target_for(teacher.network.config, teacher.source, target)
     chosen = TARGETS[settings.kind]
     before = teacher.anatomy
     initialisation = find_initialisation(init, settings)

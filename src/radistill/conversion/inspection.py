@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from radistill.conversion.targets import TARGETS
+from radistill.conversion.targets import obstacles_of
 from radistill.models.anatomy import ARCHITECTURES, anatomy_of
 from radistill.models.loading import Model, skeleton
 from radistill.models.unknown import config_of_any_type, describe_unknown
@@ -72,11 +72,8 @@ def _describe(network: PreTrainedModel, dtype: torch.dtype | str | None, source:
 
 
 def _target(config: PreTrainedConfig) -> dict[str, Any]:
-    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
-    return {
-        "target": next((kind for kind, found in obstacles.items() if not found), None),
-        "in_the_way": {kind: found for kind, found in obstacles.items() if found},
-    }
+    first, obstacles = obstacles_of(config)
+    return {"target": first, "in_the_way": obstacles}
 
 
 def render(report: dict[str, Any]) -> RenderableType:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from radistill.conversion import convert
-from radistill.conversion.targets import TARGETS, TargetSettings, target_for, target_settings
+from radistill.conversion.targets import TARGETS, TargetSettings, target_for
 from radistill.distillation.align import AlignSettings, align
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -39,7 +39,7 @@ def fit_blocks(
         RadistillError: as `convert` and `align`.
     """
     blocks: dict[int, nn.Module] = {}
-    chosen = target_for(base.network.config, base.source) if target is None else target_settings(target)
+    chosen = target_for(base.network.config, base.source, target)
     for layers in TARGETS[chosen.kind].students(base.anatomy.attention_layers):
         student = convert(base, layers, target=chosen, init=init, seed=seed)
         align(student, base, documents, settings, replace=layers, seed=seed, folder=folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from radistill.data.records import SPLITS, DataSplits
 from radistill.errors import RadistillError
@@ -23,9 +24,11 @@ class Context:
     """A run in progress."""
 
     def __init__(self, recipe: Recipe, path: Path) -> None:
-        """Nothing is loaded yet."""
+        """Nothing is loaded yet, but the model's config where the recipe leaves the target open."""
         self.recipe = recipe
-        self.hybrids = recipe.hybrids
+        if recipe.convert.target is None:
+            self.recipe = recipe.for_model(self.config)
+        self.hybrids = self.recipe.hybrids
         self.folder = RunFolder(path)
         self._teachers: dict[str, Model] = {}
         self._signatures: dict[str, list[str]] = {}
@@ -49,14 +52,18 @@ class Context:
         return join(self.device.partition(":")[0])
 
     @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The config of the model to convert."""
+        return load_config(self.recipe.model, self.recipe.trust_remote_code)
+
+    @cached_property
     def base(self) -> Model:
         """The model to convert.
 
         Raises:
             RadistillError: if a hybrid cannot be made of it, by its config, before any weight is read.
         """
-        recipe = self.recipe
-        check_hybrids(recipe, load_config(recipe.model, recipe.trust_remote_code))
+        check_hybrids(self.recipe, self.config)
         return self.load(self.recipe.model)
 
     def teacher(self, source: str | None) -> Model:
@@ -118,7 +125,7 @@ class Context:
 
     @cached_property
     def _vocabulary(self) -> int:
-        return anatomy_of(load_config(self.recipe.model, self.recipe.trust_remote_code)).vocab_size
+        return anatomy_of(self.config).vocab_size
 
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from radistill.errors import RadistillError
 from radistill.files import remove_leftovers
 from radistill.locks import locked
-from radistill.models.loading import load_config
 from radistill.pipeline.context import Context
 from radistill.pipeline.stages import SHARED, STAGES
 from radistill.provenance import seed_everything
@@ -49,8 +48,6 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
         if stage not in STAGES:
             raise RadistillError(f"stage {stage!r} is unknown; stages are {', '.join(STAGES)}")
     seed_everything(recipe.seed, recipe.threads)
-    if recipe.convert.target is None:
-        recipe = recipe.for_model(load_config(recipe.model, recipe.trust_remote_code))
     context = Context(recipe, Path(out))
     processes = context.processes
     for arm in context.hybrids:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from radistill.report.numbers import EN_DASH, integer, number
+from radistill.report.numbers import integer, interval, number
 from radistill.runs.folder import MAIN
 from radistill.runs.read import mapping
 
@@ -49,7 +49,7 @@ class ModelResult:
             return []
         sample = [f"n = {self.exact_match_n:,}"] if self.exact_match_n is not None else []
         if self.interval is not None:
-            sample.append(f"{100 * self.interval[0]:.0f}{EN_DASH}{100 * self.interval[1]:.0f}")
+            sample.append(interval(self.interval))
         unfinished = integer(self.metrics.get("unfinished"))
         return [text for text in (", ".join(sample), f"{unfinished:,} unfinished" if unfinished else "") if text]
 

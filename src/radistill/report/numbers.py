@@ -71,6 +71,12 @@ def percent(share: Any, digits: int = 1) -> str:
     return absent(share) if found is None else f"{100 * found:.{digits}f}{_SPACE}%".replace("-", MINUS)
 
 
+def interval(bounds: Sequence[float], digits: int = 0) -> str:
+    """Two shares in per cent, without the sign: `77–92`."""
+    low, high = bounds
+    return f"{100 * low:.{digits}f}{EN_DASH}{100 * high:.{digits}f}"
+
+
 def bytes_(count: Any) -> str:
     """A number of bytes in binary units: 15,360 is '15.0 KiB'."""
     found = number(count)

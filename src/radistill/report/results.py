@@ -6,10 +6,10 @@ from typing import Any
 from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import (
     CONTEXT_TOKENS,
-    EN_DASH,
     absent,
     bytes_,
     cache_mib,
+    interval,
     number,
     percent,
     significant,
@@ -89,8 +89,7 @@ def tiles_of(run: Run) -> list[Tile]:
     for task, figures in hybrid.tasks.items():
         base = arms["base"].tasks.get(task) if "base" in arms else None
         beside = f"base {percent(base['accuracy'])}, " if base else ""
-        low, high = figures["interval"]
-        beside += f"n = {figures['n']:,}, {100 * low:.0f}{EN_DASH}{100 * high:.0f}"
+        beside += f"n = {figures['n']:,}, {interval(figures['interval'])}"
         tiles.append(Tile(task, f"{100 * figures['accuracy']:.1f}", "%", beside))
     return tiles
 

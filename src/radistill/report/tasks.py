@@ -7,7 +7,7 @@ from typing import Any
 
 from radistill.evaluation.comparison import Line, Results, compare_results
 from radistill.evaluation.results import Row
-from radistill.report.numbers import EN_DASH, MINUS, percent, significant
+from radistill.report.numbers import MINUS, interval, percent, significant
 from radistill.report.samples import Sample, sample_of
 
 _SAMPLES = 2
@@ -115,8 +115,7 @@ def _row(line: Line) -> TaskRow:
 
 def _cell(figures: Mapping[str, Any]) -> tuple[str, list[str]]:
     if "accuracy" in figures:
-        low, high = figures["interval"]
-        details = [f"{100 * low:.1f}{EN_DASH}{100 * high:.1f}"]
+        details = [interval(figures["interval"], 1)]
         details += [f"{figures['unfinished']:,} unfinished"] if figures["unfinished"] else []
         return percent(figures["accuracy"]), details
     return f"{significant(figures['nats_per_byte'])} nats/byte", [f"perplexity {significant(figures['perplexity'])}"]

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from radistill.console import show, table
 from radistill.report.model_results import ModelResult, model_results
-from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, percent, significant, whole
+from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, interval, percent, significant, whole
 from radistill.runs.folder import MAIN
 
 # Heading and widest content of each column; with the model's and the space between them, 80 columns.
@@ -74,10 +74,8 @@ def trade_of(base: ModelResult, hybrid: ModelResult) -> str:
 
 
 def _with_interval(figures: dict[str, Any]) -> str:
-    interval = figures.get("interval")
-    if interval is None:
-        return percent(figures.get("accuracy"))
-    return f"{percent(figures.get('accuracy'))} ({100 * interval[0]:.0f}{EN_DASH}{100 * interval[1]:.0f})"
+    limits = f" ({interval(figures['interval'])})" if figures.get("interval") is not None else ""
+    return f"{percent(figures.get('accuracy'))}{limits}"
 
 
 def _figures(arm: ModelResult) -> list[str]:

@@ -72,22 +72,33 @@ def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSett
         raise RadistillError(f"target.{field}: {wanted} (got {value!r})") from None
 
 
-def target_for(config: PreTrainedConfig, source: str) -> TargetSettings:
-    """The first target that can hold a model, with its defaults.
+def obstacles_of(config: PreTrainedConfig) -> tuple[str | None, dict[str, list[str]]]:
+    """The first target that can hold a model, if any, and for every other what stands in its way."""
+    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
+    first = next((kind for kind, found in obstacles.items() if not found), None)
+    return first, {kind: found for kind, found in obstacles.items() if found}
+
+
+def target_for(
+    config: PreTrainedConfig, source: str, named: TargetSettings | dict[str, Any] | str | None = None
+) -> TargetSettings:
+    """The target that was named or, if none was, the first that can hold a model, with its defaults.
 
     Args:
         config: the model's.
         source: what the user calls it.
+        named: as in `target_settings`; None where the choice is left open.
 
     Raises:
-        RadistillError: if none can, with what stands in the way of each.
+        RadistillError: if none can, with what stands in the way of each; as `target_settings`.
     """
-    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
-    for kind, found in obstacles.items():
-        if not found:
-            return target_settings(kind)
-    reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
-    raise RadistillError(f"{source}: no target can hold this model ({reasons})")
+    if named is not None:
+        return target_settings(named)
+    first, obstacles = obstacles_of(config)
+    if first is None:
+        reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
+        raise RadistillError(f"{source}: no target can hold this model ({reasons})")
+    return target_settings(first)
 
 
 def mixer_of(target: TargetSettings | dict[str, Any] | str = DEFAULT) -> Mixer:

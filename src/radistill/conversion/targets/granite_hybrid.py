@@ -16,7 +16,7 @@ from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 
 from radistill.conversion.assembly import assemble
 from radistill.conversion.targets.granite_hybrid_gguf import FORMAT
-from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings
+from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings, dictated
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
@@ -86,16 +86,10 @@ class GraniteHybrid(Target):
         assert isinstance(settings, GraniteHybridSettings)
         heads = config.num_attention_heads
         if _has_ssm(config):
-            own = Mamba2Geometry.of(config)
-            for field in ("groups", "state", "expand", "conv_kernel"):
-                asked = getattr(settings, field)
-                asked = heads if asked == "heads" else asked
-                if asked is not None and asked != getattr(own, field):
-                    raise RadistillError(
-                        f"target.{field} is {asked}, but this model's SSM layers have {getattr(own, field)}, and new "
-                        "ones must be like them; leave the field out"
-                    )
-            geometry = own
+            geometry = Mamba2Geometry.of(config)
+            asked = {name: getattr(settings, name) for name in ("groups", "state", "expand", "conv_kernel")}
+            asked["groups"] = heads if settings.groups == "heads" else settings.groups
+            dictated(geometry, asked, "SSM layers")
         else:
             head_dim = config.hidden_size // heads
             expand = settings.expand or 1

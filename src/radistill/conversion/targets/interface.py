@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from radistill.errors import RadistillError
 from radistill.mixers.interface import Geometry, Mixer
 from radistill.models.anatomy import Architecture
 from radistill.models.checkpoint import quiet
@@ -63,6 +64,25 @@ class GGUFFormat:
     write_settings: Callable[[GGUFWriter, PreTrainedConfig], None]
     extra: Callable[[PreTrainedConfig], dict[str, Tensor]]
     translate: Callable[[str, Tensor, PreTrainedConfig], dict[str, Tensor]]
+
+
+def dictated(own: Geometry, asked: Mapping[str, Any], layers: str) -> None:
+    """Check settings against blocks that the source has already: an architecture knows only one geometry.
+
+    Args:
+        own: of the source's blocks.
+        asked: what the settings say, by the names of the geometry's fields; None is left open.
+        layers: what layers with such blocks are called.
+
+    Raises:
+        RadistillError: naming the first setting that says otherwise.
+    """
+    for name, value in asked.items():
+        if value is not None and value != getattr(own, name):
+            raise RadistillError(
+                f"target.{name} is {value}, but this model's {layers} have {getattr(own, name)}, and new ones must be "
+                "like them; leave the field out"
+            )
 
 
 class Target(ABC):

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from radistill.conversion.assembly import assemble
-from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings
+from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings, dictated
 from radistill.conversion.targets.qwen3_5_gguf import FORMAT
 from radistill.errors import RadistillError
 from radistill.mixers.gdn import GDN
@@ -49,8 +49,12 @@ LINEAR_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
 _CARRIED = (*CARRIED, "head_dim", "attention_bias")
 # Qwen3.5 with experts has one more, which every token passes. Of zeros it is silent, and as no gradient reaches it, it
 # stays so.
-_SILENT = ("shared_expert.gate_proj.weight", "shared_expert.up_proj.weight", "shared_expert.down_proj.weight")
-_SILENT_GATE = "shared_expert_gate.weight"
+_SILENT = (
+    "shared_expert.gate_proj.weight",
+    "shared_expert.up_proj.weight",
+    "shared_expert.down_proj.weight",
+    "shared_expert_gate.weight",
+)
 _SILENT_WIDTH = 32
 
 
@@ -122,14 +126,9 @@ class Qwen35(Target):
         chosen = {name: getattr(settings, name) for name in GDNGeometry.__dataclass_fields__}
         if chosen["key_heads"] == "heads":
             chosen["key_heads"] = anatomy.num_heads
-        own = GDNGeometry.of(config) if anatomy.ssm_layers else None
-        if own is not None:
-            for name, asked in chosen.items():
-                if asked not in (None, getattr(own, name)):
-                    raise RadistillError(
-                        f"target.{name} is {asked}, but this model's linear layers have {getattr(own, name)}, and new "
-                        "ones must be like them; leave the field out"
-                    )
+        if anatomy.ssm_layers:
+            own = GDNGeometry.of(config)
+            dictated(own, chosen, "linear layers")
             return own
         defaults = GDNGeometry(anatomy.num_kv_heads, anatomy.num_heads, anatomy.head_dim, anatomy.head_dim, 4)
         geometry = GDNGeometry(**{name: chosen[name] or getattr(defaults, name) for name in chosen})
@@ -157,8 +156,8 @@ class Qwen35(Target):
             new=tuple(f"model.layers.{layer}.linear_attn." for layer in replace),
             dropped=tuple(f"model.layers.{layer}.self_attn." for layer in replace),
             share=share,
-            written=_as_it_is if own else partial(_written, head_dim=model.anatomy.head_dim),
-            silent=(*_SILENT, _SILENT_GATE),
+            written=(lambda name, tensor: tensor) if own else partial(_written, head_dim=model.anatomy.head_dim),
+            silent=_SILENT,
         )
 
     def student_config(
@@ -190,7 +189,7 @@ class Qwen35(Target):
 
     def remarks(self, config: PreTrainedConfig) -> list[str]:
         """Which versions of transformers load it, and what vLLM has."""
-        return ["transformers 5.17 and newer load it.", "vLLM has a class for this architecture: `vllm serve FOLDER`."]
+        return ["transformers 5.23 and newer load it.", "vLLM has a class for this architecture: `vllm serve FOLDER`."]
 
 
 def _form(model_type: str) -> _Form:
@@ -204,10 +203,6 @@ def _routing(config: PreTrainedConfig) -> list[str]:
     if config.mlp_only_layers or config.decoder_sparse_step != 1:
         found.append("layers without experts (mlp_only_layers, decoder_sparse_step)")
     return found
-
-
-def _as_it_is(name: str, tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _written(name: str, tensor: Tensor, head_dim: int) -> Tensor:

@@ -76,10 +76,9 @@ def _translate(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str,
     Raises:
         RadistillError: for a weight that has no place in llama.cpp's `qwen35`.
     """
-    layer, part = 0, name
+    layer, part = "0", name
     if name.startswith("model.layers."):
-        _, _, number, part = name.split(".", 3)
-        layer, part = int(number), part
+        _, _, layer, part = name.split(".", 3)
         if part.startswith(_BLOCK):
             translated = gdn.translate(part.removeprefix(_BLOCK), tensor, GDNGeometry.of(config))
             if translated is None:

@@ -75,18 +75,16 @@ def fill_fitted(block: GDNBlock, attention: Attention, context: Context) -> None
     After as many steps of `align`, such a block leaves a fifth less of the attention's output unexplained than one
     that is drawn. Query heads that share a key share one query here: their mean.
     """
-    _draw(block, context)
-    block.out_proj.weight.zero_()
+    fill_random(block, attention, context)
     noise = block.conv1d.weight * _CONVOLUTION_NOISE
     pass_through(block.conv1d)
     block.conv1d.weight.add_(noise)
     shape = context.shape
-    kv, size = shape.kv_heads * shape.head_dim, shape.head_dim
-    if block.in_proj_qkv.weight.shape[0] != 2 * kv + shape.heads * size or block.out_proj.weight.shape[1] != (
-        shape.heads * size
-    ):
+    size = shape.head_dim
+    keys, values = shape.kv_heads * size, shape.heads * size
+    if (block.in_proj_qkv.out_features, block.out_proj.in_features) != (2 * keys + values, values):
         return
-    q, k, v = block.in_proj_qkv.weight.split([kv, kv, shape.heads * size])
+    q, k, v = block.in_proj_qkv.weight.split([keys, keys, values])
     queries = _scaled(_queries(attention, shape), attention, "q_norm").unflatten(0, (shape.kv_heads, -1))
     q.copy_(queries.mean(dim=1).flatten(0, 1))
     k.copy_(_scaled(attention.k_proj.weight.unflatten(0, (-1, size)), attention, "k_norm").flatten(0, 1))
