@@ -131,6 +131,16 @@ def test_files_that_are_no_gguf(tmp_path: Path, cache: Path) -> None:
     assert list(cache.glob("gguf/*/")) == []
 
 
+@pytest.mark.parametrize("again", ["llama.rope.freq_base", "blk.0.attn_norm.weight"])
+def test_what_is_there_twice(tmp_path: Path, again: str) -> None:
+    path = tmp_path / "model.gguf"
+    first, second = b"llama.rope.freq_basf", b"blk.1.attn_norm.weight"
+    tiny_gguf.write(path, extra=lambda writer: writer.add_float32(first.decode(), 5.0))
+    path.write_bytes(path.read_bytes().replace(first if len(again) == len(first) else second, again.encode()))
+    with pytest.raises(RadistillError, match=rf"model\.gguf: this GGUF file is damaged .*\({again} is there twice"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     "family", ["llama-tied", "llama-biased", "llama-mlp-bias", "llama-head-size", "qwen2", "qwen3"]
 )
@@ -181,6 +191,9 @@ def test_parts_that_are_not_a_whole(tmp_path: Path) -> None:
     third.unlink()
     with pytest.raises(RadistillError, match=r"model-00003-of-00003\.gguf is missing"):
         load(second)
+    third.write_bytes(kept.replace(b"split.tensors.count", b"llama.rope.freq_bas"))
+    with pytest.raises(RadistillError, match=r"model-00003-of-00003\.gguf: llama\.rope\.freq_bas is not what"):
+        load(first)
     third.write_bytes(kept)
     before = load(first).fingerprint
     third.write_bytes((tmp_path / "other-00003-of-00003.gguf").read_bytes())

@@ -98,6 +98,61 @@ def test_an_end_token_that_the_file_calls_ordinary(tmp_path: Path) -> None:
     assert list(differing(tmp_path / "m.gguf", tokenizer, TEXTS[:50])) == []
 
 
+def place(vocabulary: tiny_gguf.Extra, texts: list[str], kind: TokenType) -> tiny_gguf.Extra:
+    """The vocabulary with these tokens in place of unused ones."""
+
+    def add(writer: GGUFWriter) -> None:
+        vocabulary(writer)
+        values = writer.kv_data[0]
+        tokens, types = values["tokenizer.ggml.tokens"].value, values["tokenizer.ggml.token_type"].value
+        for row, text in enumerate(texts, start=len(tokens) - len(texts)):
+            tokens[row], types[row] = text, kind
+
+    return add
+
+
+# One for each of llama.cpp's rules about the text of a token. It takes one only of those with a role in filling in.
+BY_TEXT = ["<turn|>", "<|return|>", "▁<PRE>", "<|suffix|>", "<fim_middle>", "<PAD>", "<reponame>", "<|file_sep|>"]
+
+
+@pytest.mark.parametrize("vocabulary", [tiny_gguf.byte_level("smollm"), tiny_gguf.sentencepiece()])
+def test_tokens_that_llama_cpp_knows_by_their_text(tmp_path: Path, vocabulary: tiny_gguf.Extra) -> None:
+    names = [*BY_TEXT, "<|channel|>"]
+    tiny_gguf.write(tmp_path / "m.gguf", vocabulary=place(vocabulary, names, TokenType.NORMAL))
+    tokenizer = load(tmp_path / "m.gguf").tokenizer
+    assert list(differing(tmp_path / "m.gguf", tokenizer, [f"a {name} b{name}c" for name in names])) == []
+    assert {name for name in names if tokenizer.convert_tokens_to_ids(name) in tokenizer(name)["input_ids"]} == {*names}
+    assert tokenizer.decode(tokenizer("<PAD><|channel|>")["input_ids"], skip_special_tokens=True) == "<|channel|>"
+
+
+def test_a_role_that_the_file_gives_goes_before_the_text_of_a_token(tmp_path: Path) -> None:
+    tiny_gguf.write(
+        tmp_path / "m.gguf",
+        vocabulary=place(tiny_gguf.byte_level("smollm"), ["<PRE>", "<PAD>"], TokenType.NORMAL),
+        extra=lambda writer: writer.add_uint32("tokenizer.ggml.prefix_token_id", 5),
+    )
+    tokenizer = load(tmp_path / "m.gguf").tokenizer
+    assert list(differing(tmp_path / "m.gguf", tokenizer, ["a<PRE>b", "a<PAD>b"])) == []
+    assert tokenizer.convert_tokens_to_ids("<PRE>") not in tokenizer("<PRE>")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "lacking"), [(tiny_gguf.byte_level("smollm"), "<unk>"), (tiny_gguf.sentencepiece(), tiny.PAD)]
+)
+def test_a_model_called_phi_3_goes_without_spaces_after_special_tokens(
+    tmp_path: Path, vocabulary: tiny_gguf.Extra, lacking: str
+) -> None:
+    tiny_gguf.write(
+        tmp_path / "m.gguf",
+        vocabulary=place(vocabulary, ["</s>", "<s>", lacking], TokenType.CONTROL),
+        extra=lambda writer: writer.add_name("Phi-3 mini as a Llama"),
+    )
+    tokenizer = load(tmp_path / "m.gguf").tokenizer
+    texts = [f"a {name}{space}b" for name in ("<s>", "</s>", *tiny.SPECIAL) for space in (" ", "  ", "\n\n", "\t \r\n")]
+    assert list(differing(tmp_path / "m.gguf", tokenizer, texts)) == []
+    assert tokenizer(f"{tiny.END}  b")["input_ids"] == tokenizer(f"{tiny.END}b")["input_ids"]
+
+
 @pytest.mark.real
 def test_tokens_of_the_alias(smollm2: Model) -> None:
     path = ALIASES["smollm2-135m"].packaged_file()

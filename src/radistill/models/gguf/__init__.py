@@ -23,7 +23,7 @@ from radistill.models.gguf.tokenizer import read_tokenizer, token_id
 
 # To be raised when `read_gguf` or `_write` makes something else of a file than before, so that no older folder is
 # taken for their work.
-REVISION = 3
+REVISION = 4
 
 
 @dataclass(frozen=True)

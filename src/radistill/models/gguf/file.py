@@ -90,7 +90,10 @@ def read_contents(path: Path) -> Contents:
         said, held = _read(part)
         if (said.get("split.no"), said.get("split.count")) != (number, count) or tensors.keys() & held.keys():
             raise RadistillError(f"{part}: not part {number + 1} of {count} of this model (split.no, split.count)")
-        metadata = said | metadata
+        first = metadata or said
+        if further := [key for key in said if not key.startswith("split.") and said[key] != first.get(key)]:
+            raise RadistillError(f"{part}: {further[0]} is not what the first part says, which is the one that counts")
+        metadata = first
         tensors |= held
     if metadata.get("split.tensors.count", len(tensors)) != len(tensors):
         raise RadistillError(f"{path}: its parts hold {len(tensors)} tensors, which split.tensors.count denies")
@@ -125,6 +128,8 @@ class _Cursor:
         metadata = {}
         for _ in range(value_count):
             key = self._string()
+            if key in metadata:
+                raise ValueError(f"{key} is there twice")
             metadata[key] = self._value(*self._take("I"))
         table = [self._entry() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
@@ -134,6 +139,8 @@ class _Cursor:
             block, size = gguf.GGML_QUANT_SIZES[kind]
             if start + offset + prod(shape) // block * size > len(self._mapped):
                 raise ValueError(f"{name} reaches beyond the end of the file")
+            if name in tensors:
+                raise ValueError(f"{name} is there twice")
             tensors[name] = Stored(self._path, start + offset, shape, kind)
         return metadata, tensors
 

@@ -69,9 +69,26 @@ RULES = (
     ),
 )
 
-# llama.cpp takes these for control tokens, whatever their type in the file.
+# llama.cpp takes these for control tokens, whatever their type in the file: they end a text,
 _CONTROL = {"</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<EOT>"}
 _CONTROL |= {"<end_of_turn>", "<eos>", "[EOT]", "[EOS]", "_<EOT>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"}
+_CONTROL |= {"<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "[e~["}
+# or ask for what is missing in the middle of one, where no key says which token does.
+_FILL = {
+    ("fim_pre", "prefix"): {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<PRE>", "▁<PRE>", "<|code_prefix|>"}
+    | {"<|prefix|>", "<｜fim▁begin｜>"},
+    ("fim_suf", "suffix"): {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<SUF>", "▁<SUF>", "<|code_suffix|>"}
+    | {"<|suffix|>", "<｜fim▁hole｜>"},
+    ("fim_mid", "middle"): {"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<MID>", "▁<MID>", "<|code_middle|>"}
+    | {"<|middle|>", "<｜fim▁end｜>"},
+    ("fim_pad",): {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
+    ("fim_rep",): {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
+    ("fim_sep",): {"<|file_sep|>"},
+}
+_SHOWN = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}  # these it shows, and matches them as they are
+# A model of this name goes without the white space that follows a token which is matched as a whole.
+_PHI3 = ("phi-3", "phi3")
+_BEFORE_SPACE = {"<unk>", "<s>", "<|endoftext|>"}  # but for these
 
 _SPACE = "▁"  # SentencePiece's
 
@@ -104,14 +121,7 @@ def read_tokenizer(account: Account) -> PreTrainedTokenizerFast:
             f"{account.path}: tokenizer.ggml.model is {kind!r}; gpt2 (byte-level BPE) and llama (SentencePiece) are "
             "read; take the model's safetensors folder"
         )
-    whole = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
-    backend.add_tokens(
-        [
-            AddedToken(text, normalized=False, special=text in _CONTROL or whole[type_])
-            for text, type_ in zip(tokens, types, strict=True)
-            if text in _CONTROL or type_ in whole
-        ]
-    )
+    backend.add_tokens(_whole_tokens(account, tokens, types))
     roles = {
         role: tokens[row]
         for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
@@ -137,6 +147,23 @@ def read_tokenizer(account: Account) -> PreTrainedTokenizerFast:
         chat_template=_chat_templates(account),
         **{f"{role}_token": text for role, text in roles.items()},
     )
+
+
+def _whole_tokens(account: Account, tokens: list[str], types: list[int]) -> list[AddedToken]:
+    """The tokens that are found in a text before it is cut into words, as llama.cpp finds them."""
+    control = set(_CONTROL)
+    for roles, texts in _FILL.items():
+        if not any(f"tokenizer.ggml.{role}_token_id" in account for role in roles):
+            control |= texts
+    is_phi3 = any(name in account.take("general.name", "").lower() for name in _PHI3)
+    special: dict[int, bool] = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+    found = []
+    for text, type_ in zip(tokens, types, strict=True):
+        if text in control or text in _SHOWN or type_ in special:
+            is_special = text not in _SHOWN and (text in control or special[type_])
+            strips = is_phi3 and text not in _BEFORE_SPACE
+            found.append(AddedToken(text, normalized=False, special=is_special, rstrip=strips))
+    return found
 
 
 def _chat_templates(account: Account) -> str | dict[str, str] | None:
