@@ -129,6 +129,9 @@ def test_other_calls_make_another_example(tmp_path: Path) -> None:
         ({"prompt": "a", "answer": [1]}, "answer must be a text or a number, not a list"),
         ({"prompt": "a", "answer": " "}, "answer is empty"),
         ({"prompt": "\ud800"}, "half a surrogate pair"),
+        ({"prompt": "a", "system": "Be brief."}, "line 1: system is not read, so the conversation would go without it"),
+        ({"prompt": "a", "completion": "b"}, "line 1: completion is not read, .* give it as response"),
+        ({"messages": [{"role": "user", "content": "a"}], "documents": [{}]}, "line 1: documents is not read"),
     ],
 )
 def test_rows_that_are_not_understood(tmp_path: Path, row: Any, message: str) -> None:

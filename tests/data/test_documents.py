@@ -157,6 +157,24 @@ def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
         response_tokens(example, templated(either))
 
 
+def test_a_turn_is_left_out_even_where_its_words_stand_elsewhere() -> None:
+    spoken = "{% for m in messages if m['role'] in ('user', 'assistant') %}" + MESSAGES.partition("%}")[2]
+    tokenizer = templated(
+        spoken + "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    for content in ("user", "Two", USER["content"]):
+        with pytest.raises(RadistillError, match=r"leaves out messages\[0\]\.content"):
+            prompt_tokens(chat({"role": "system", "content": content}, USER), tokenizer)
+        with pytest.raises(RadistillError, match=r"leaves out messages\[1\]\.content"):
+            prompt_tokens(chat(USER, {"role": "tool", "content": content}), tokenizer)
+    assert decoded(prompt_tokens(chat(USER, USER), tokenizer)).count("Two and two?") == 2
+
+
+def test_a_template_that_looks_at_what_is_said_is_asked_turn_by_turn() -> None:
+    looks = "{% if messages[0]['content'] == 'Be brief.' %}" + tiny.CHAT_TEMPLATE + "{% else %}{{ 1 // 0 }}{% endif %}"
+    assert "Two and two?" in decoded(prompt_tokens(chat(SYSTEM, USER), templated(looks)))
+
+
 OPENING = (
     "{% for m in messages %}{% set said = m['content'].split('</think>')[-1].replace('  ', ' ') if"
     " m['role'] == 'assistant' else m['content'] %}<|im_start|>{{ m['role'] }}\n{{ said }}<|im_end|>{% endfor %}"
@@ -170,6 +188,26 @@ def test_a_tag_that_the_prompt_opens_is_there_once(response: str) -> None:
     example = chat(USER, response=response)
     assert decoded(prompt_tokens(example, tokenizer)).endswith("<|im_start|>assistant\n<think>\n")
     assert decoded(response_tokens(example, tokenizer).tokens) == "I add.\n</think>\n\n4<|im_end|>"
+
+
+@pytest.mark.parametrize("tag", ["<think>", "[THINK]"])
+def test_a_tag_of_any_kind_is_there_once(tag: str) -> None:
+    tokenizer, close = templated(OPENING.replace("<think>", tag)), f"{tag[0]}/{tag[1:]}"
+    found = response_tokens(chat(USER, response=f"{tag}\nI add.{close}4"), tokenizer)
+    assert (decoded(found.tokens), found.shortened) == (f"I add.{close}4<|im_end|>", False)
+
+
+def test_a_tag_that_the_template_writes_as_well_is_not_missed() -> None:
+    whole = OPENING.replace(".split('</think>')[-1]", "")
+    found = response_tokens(chat(USER, response="<think>\nI add.\n</think>4"), templated(whole))
+    assert (decoded(found.tokens), found.shortened) == ("I add.\n</think>4<|im_end|>", False)
+
+
+def test_a_response_that_opens_what_the_prompt_has_closed_is_refused() -> None:
+    tokenizer = templated(OPENING.replace("<think>\n{% endif", "<think>\n\n</think>\n\n{% endif"))
+    assert decoded(response_tokens(chat(USER, response="4"), tokenizer).tokens) == "4<|im_end|>"
+    with pytest.raises(RadistillError, match="prompt closes <think>, and the response opens it again"):
+        response_tokens(chat(USER, response="<think>\nI add.\n</think>4"), tokenizer)
 
 
 def test_a_response_that_does_not_close_what_the_prompt_opens_is_refused() -> None:
@@ -206,15 +244,18 @@ class Clock(datetime):
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_template_that_prints_the_date_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
-    template = "Today is {{ strftime_now('%d %b %Y') }}, {{ strftime_now( \"%Y\" ) }}.\n" + tiny.CHAT_TEMPLATE
+    template = (
+        "\n{% set asked = '%-d. %B' %}Today is {{ strftime_now('%d %b %Y') }}, {{ strftime_now( format=\"%Y\" ) }},"
+        " {{ strftime_now(asked) }}, 100 {{ strftime_now('%%') }}.\n" + tiny.CHAT_TEMPLATE
+    )
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = {"default": template, "tool_use": template} if named else template
     monkeypatch.setattr(documents, "datetime", Clock)
     first = prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path))
     monkeypatch.setattr(Clock, "today_is", 2)
     assert prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path)) == first
-    assert decoded(first).startswith("Today is 01 Mar 2026, 2026.\n")
-    assert decoded(prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path / "other"))).startswith("Today is 02")
+    assert decoded(first).startswith("\nToday is 01 Mar 2026, 2026, 1. March, 100 %.\n")
+    assert decoded(prompt_tokens(chat(USER), with_kept_date(tokenizer, tmp_path / "other"))).startswith("\nToday is 02")
     assert "strftime_now" in str(tokenizer.chat_template)
     (tmp_path / "date.json").write_text('{"date": "yesterday"}')
     with pytest.raises(RadistillError, match=r"date\.json: holds no date"):

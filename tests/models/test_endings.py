@@ -21,6 +21,11 @@ def test_end_of_turn_is_read_off_the_template() -> None:
     assert end_of_turn(tokenizer) == 259
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     assert end_of_turn(tokenizer) == 256
+    changed = "{% for m in messages %}<|im_start|>{{ m['content'] | upper }}<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = changed
+    assert end_of_turn(tokenizer) == 259
+    tokenizer.chat_template = changed.replace("m['content'] | upper", "m['role']")
+    assert end_of_turn(tokenizer) == 256
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert end_of_turn(tokenizer) == 256
     tokenizer.chat_template = None

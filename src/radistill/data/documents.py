@@ -24,8 +24,11 @@ Turns = Sequence[Mapping[str, Any]]
 _REASONING = {"reasoning_content", "reasoning", "thinking"}
 # What tells turns apart, and says nothing that a model reads.
 _LABELS = {"id", "index", "name", "tool_call_id", "timestamp", "created", "model"}
-_CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_OPENED = re.compile(r"(<(\w+)>)\s*\Z")
+# What a date may be made of.
+_CLOCK = (*"aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ", *(f"-{part}" for part in "dHIjklmMSyU"), "%")
+# A tag at the end of a prompt, such as <think> or [THINK], and one that the prompt closes again.
+_OPENED = re.compile(r"(?:<\w+>|\[[A-Z]+\])\s*\Z")
+_CLOSED = re.compile(r"(?P<tag>[<\[]\w+[>\]])\s*[<\[]/\w+[>\]]\s*\Z")
 
 
 class Learnt(NamedTuple):
@@ -57,7 +60,10 @@ def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: 
     if example.tools and render(turns, tools=None) == prompt:
         raise _left_out(example, "tools")
     added = len(turns) - len(example.messages or ())
+    written = _written(turns, prompt, partial(render, tools=example.tools))
     for number in range(len(turns)):
+        if number in written:
+            continue
         if field := _unread(turns, number, prompt, partial(render, tools=example.tools), _REASONING):
             raise _left_out(example, "data.system" if number < added else f"messages[{number - added}].{field}")
     return _tokens(tokenizer, prompt)
@@ -82,8 +88,10 @@ def response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system
         text = whole[len(prompt) :]
         if field := _unread(answered, len(turns), text, lambda other: render(other, prompt=False)[len(prompt) :]):
             raise _left_out(example, f"the response's {field}")
-        # White space is the template's to set.
-        shortened = "".join((example.response or "").split()) not in "".join(text.split())
+        # White space is the template's to set, and a tag may stand in the prompt already.
+        opened = _OPENED.search(prompt)
+        written = "".join(f"{opened[0] if opened else ''}{text}".split())
+        shortened = "".join((example.response or "").split()) not in written
         before, tokens = _tokens(tokenizer, prompt), _tokens(tokenizer, whole)
         response = tokens[len(before) :] if tokens[: len(before)] == before else _tokens(tokenizer, text)
     else:
@@ -107,8 +115,7 @@ def with_kept_date(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrain
     Raises:
         RadistillError: if the kept date is damaged.
     """
-    templates = tokenizer.chat_template
-    if "strftime_now" not in str(templates):
+    if "strftime_now" not in str(tokenizer.chat_template):
         return tokenizer
     path = folder / "date.json"
     if path.exists():
@@ -120,15 +127,12 @@ def with_kept_date(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrain
         now = datetime.now().replace(microsecond=0)
         write_json(path, {"date": now.isoformat()})
         note(f"{path}: the chat template prints the date, and prompts here keep that of {now:%d %B %Y}")
-    if "strftime_now(" in _CLOCK.sub("", str(templates)):
-        note("the chat template prints the date in a form that cannot be kept: on another day prompts are other ones")
-
-    def dated(template: str) -> str:
-        return _CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), template)
-
+    parts = [f"replace({f'%{part}'!r}, {json.dumps(now.strftime(f'%{part}'), ensure_ascii=False)})" for part in _CLOCK]
+    clock = f"{{% macro strftime_now(format) %}}{{{{ format | {' | '.join(parts)} }}}}{{% endmacro %}}\n"
     tokenizer = copy.deepcopy(tokenizer)
+    templates = tokenizer.chat_template
     tokenizer.chat_template = (
-        {name: dated(one) for name, one in templates.items()} if isinstance(templates, dict) else dated(templates)
+        {name: clock + one for name, one in templates.items()} if isinstance(templates, dict) else f"{clock}{templates}"
     )
     return tokenizer
 
@@ -140,6 +144,31 @@ def _conversation(example: Example, system: str | None) -> list[Mapping[str, Any
     return messages
 
 
+def _fields(turn: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """What of a turn has to be read; fields in `free` may be left out."""
+    return [field for field in turn if field not in {"role", *_LABELS, *free} and turn[field]]
+
+
+def _written(turns: Turns, rendered: str, render: Callable[[Turns], str]) -> set[int]:
+    """Turns with nothing but a content that is surely in `rendered`, asked for all turns at once.
+
+    That the text stands there is not enough, as another turn may say the same: other words in its place have to be
+    written as well.
+    """
+    others = [{**turn, "content": f"radistill-{number}-"} for number, turn in enumerate(turns)]
+    try:
+        other = render(others)
+    except RadistillError:  # the template looks at what is said
+        return set()
+    return {
+        number
+        for number, turn in enumerate(turns)
+        if _fields(turn, _REASONING) == ["content"]
+        and turn["content"].strip() in rendered
+        and others[number]["content"] in other
+    }
+
+
 def _unread(
     turns: Turns,
     number: int,
@@ -149,10 +178,7 @@ def _unread(
 ) -> str | None:
     """The first field of a turn without which `rendered` would be the same; those in `free` may be left out."""
     turn = turns[number]
-    fields = [field for field in turn if field not in {"role", *_LABELS, *free} and turn[field]]
-    if fields == ["content"] and turn["content"].strip() in rendered:
-        return None
-    for field in fields:
+    for field in _fields(turn, free):
         other = {**turn, "content": "radistill"} if field == "content" else {**turn}
         if field != "content":
             del other[field]
@@ -180,15 +206,21 @@ def _after_opening(example: Example, prompt: str) -> str:
     if example.response_fields:
         raise _left_out(example, f"the response's {next(iter(example.response_fields))}")
     content = example.response or ""
+    if (closed := _CLOSED.search(prompt)) and closed["tag"] in content:
+        raise RadistillError(
+            f"{example.id}: the chat template's prompt closes {closed['tag']}, and the response opens it again; give "
+            "responses without it, or a template that leaves it to the response"
+        )
     opened = _OPENED.search(prompt)
     if opened is None:
         return content
-    if f"</{opened[2]}>" not in content:
+    tag = opened[0].rstrip()
+    if f"{tag[0]}/{tag[1:]}" not in content:
         raise RadistillError(
-            f"{example.id}: the chat template's prompt opens {opened[1]}, and the response does not close it; give "
+            f"{example.id}: the chat template's prompt opens {tag}, and the response does not close it; give "
             "responses with their reasoning, or let the teacher write them (data.responses.source: teacher)"
         )
-    return content.lstrip().removeprefix(opened[1]).removeprefix(prompt[opened.end(1) :])
+    return content.lstrip().removeprefix(tag).removeprefix(prompt[opened.start() + len(tag) :])
 
 
 def _render(

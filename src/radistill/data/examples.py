@@ -9,6 +9,14 @@ from radistill.errors import RadistillError
 from radistill.files import parse_json
 
 KEYS = ("messages", "prompt", "text")
+# What others write beside them, with the way in which it is read here; further keys may be anything.
+_ELSEWHERE = {
+    "system": "a turn of role system in messages",
+    "completion": "response",
+    "functions": "tools",
+    "documents": "a turn in messages",
+    "chat_template_kwargs": "a chat template that has these settings",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def example_from_row(row: object, id: str, where: str) -> Example:
     """Read a row of data: `messages`, else `prompt` with or without `response`, else `text`; further keys are ignored.
 
     A last assistant turn in `messages` is the response. `tools` go with messages or a prompt. `answer`, a text or a
-    number, becomes the verifier.
+    number, becomes the verifier. Keys with which others add to a conversation are refused.
 
     Raises:
         RadistillError: if the row has none of the keys or one has a wrong type. The message begins with `where`.
@@ -81,6 +89,11 @@ def example_from_row(row: object, id: str, where: str) -> Example:
     verifier = _verifier(present, where)
     if known == "text":
         return Example(id, text=_text(present, "text", where), verifier=verifier)
+    for key, way in _ELSEWHERE.items():
+        if present.get(key) and not (key == "completion" and present.keys() & {"messages", "response"}):
+            raise RadistillError(
+                f"{where}: {key} is not read, so the conversation would go without it; give it as {way}"
+            )
     tools = _tools(present, where)
     if known == "prompt":
         response = _text(present, "response", where, empty=True) if "response" in present else None

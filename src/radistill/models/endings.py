@@ -28,20 +28,26 @@ def turn_end_tokens(model: Model) -> frozenset[int]:
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token with which the chat template ends an assistant's turn (`<|im_end|>` in ChatML).
 
-    It is read off the template: the first special token that follows the content of an assistant's message. Without a
+    It is read off the template: the first special token that follows the content of an assistant's message, which is
+    where two conversations that end with different ones are the same again. Without a
     template, or if the template ends a turn with ordinary text, it is the tokenizer's end token.
     """
     if not tokenizer.chat_template:
         return tokenizer.eos_token_id
-    content = "radistill"
-    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
     try:
-        tail = str(tokenizer.apply_chat_template(conversation, tokenize=False)).rpartition(content)[2]
+        one, other = (_with_response(tokenizer, content) for content in ("0", "1"))
     except Exception:  # a template may refuse anything, with any error
         return tokenizer.eos_token_id
+    same = next((count for count, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), 0)
+    tail = one[len(one) - same :]
     special = _special_tokens(tokenizer)
     tokens = tokenizer(tail, add_special_tokens=False)["input_ids"]
     return next((token for token in tokens if token in special), tokenizer.eos_token_id)
+
+
+def _with_response(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def learn_endings(student: Model, documents: Sequence[Document]) -> None:
