@@ -24,6 +24,7 @@ RESPONSES = [
     ("<answer></answer> `7`", "7"),
     ("Between `<answer>` and </answer> goes `3`.", "3"),
     ("`<answer>4</answer>`", "4"),
+    ("<think>Is it <answer>1</answer>?</think> It is `2`.", "2"),
     ("", None),
     ("   \n\n", None),
     ("<answer>" + "[" * 20_000 + "</answer>", None),

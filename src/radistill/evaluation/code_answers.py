@@ -3,6 +3,8 @@
 import ast
 import re
 
+from radistill.evaluation.final_answer import spoken
+
 LONGEST_ANSWER = 10_000
 """Characters; what is longer is no answer to any question of this kind."""
 
@@ -26,6 +28,7 @@ def extract_code(response: str) -> str | None:
     Returns:
         The expression as it was written; None if there is none, or if it is longer than any answer can be.
     """
+    response = spoken(response)
     for pattern in (_TAG, _FENCE, _SPAN):
         if found := _contents(pattern, response):
             return _bare(found[-1])
@@ -43,6 +46,7 @@ def extract_call(response: str) -> str | None:
     Returns:
         As `extract_code`; several arguments that were named are joined by commas.
     """
+    response = spoken(response)
     if not _contents(_TAG, response):
         written = [found for pattern in (_FENCE, _SPAN) for found in pattern.finditer(response)]
         codes = [_bare(found[1]) for found in sorted(written, key=re.Match.start)]

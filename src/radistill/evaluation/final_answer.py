@@ -2,9 +2,11 @@ r"""The answer that a response commits itself to: a number, or words.
 
 The rules, in their order:
 
-1. A further question ends the text, once a number has been said: a model without turns goes on asking itself.
-2. A mark goes before everything else: `<answer>` tags, `####` before a number, `\boxed{}`, "the answer is". The
-   strongest one counts, at its last place. `####` before words is a heading, and so is `#### 2. Total` above a text.
+1. What a response has thought (`<think>`) is not said. A further question ends the text, once a number has been said: a
+   model without turns goes on asking itself.
+2. A mark goes before everything else: `<answer>` or `[ANSWER]` tags, `####` before a number, `\boxed{}`, "the answer
+   is". The strongest one counts, at its last place. `####` before words is a heading, and so is `#### 2. Total` above a
+   text.
 3. Behind a mark the first sentence with a number counts, without its reasons ("because …") and asides in brackets.
    Without a mark it is the last sentence with a number, unless that says that there is no answer.
 4. The value is what follows the last `=` or "is" with a number behind it; a sum that is not worked out is none.
@@ -17,7 +19,8 @@ import unicodedata
 from collections.abc import Callable
 from itertools import islice, pairwise
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_ENDS = ("</think>", "</thinking>", "[/THINK]")  # the prompt may have begun it
+_TAG = re.compile(r"<answer>(.*?)</answer>|\[answer\](.*?)\[/answer\]", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(?=[{0-9])")
 _ANSWER_IS = re.compile(
@@ -28,7 +31,8 @@ _ANSWER_IS = re.compile(
 )
 _QUESTION = re.compile(
     r"\n[ \t]*[#*\[<|> ]*(?:(?:next|another|new|second)\s+)?"
-    r"(?:question|problem|exercise|inst(?:ruction)?|user|human|q)\b(?:[ \t]*\d*[\]*]*[:.]|\|>|\])",
+    r"(?:question|problem|exercise|inst(?:ruction)?|user|human|q)\b"
+    r"(?:[ \t]*\d*[\]*]*[:.]|[ \t]*\d+\**[ \t]*(?=\n)|\|>|\])",
     re.IGNORECASE,
 )
 _FURTHER, _NEAR = 10, 40  # questions and characters to look at: no text shall take time without end
@@ -110,6 +114,14 @@ def extract_words(text: str) -> str:
     return _marked(problem) or _headed(problem) or text.strip()
 
 
+def spoken(text: str) -> str:
+    """A response without what it has thought before; all of it, if nothing is said after that."""
+    for end in _THOUGHT_ENDS:
+        said = text.rpartition(end)[2]
+        text = said if said.strip() else text
+    return text
+
+
 def plain_number(text: str) -> str | None:
     """The digits of a text that is one number and nothing else; None if it is not."""
     match = _NUMBER.fullmatch(text.strip().rstrip("%").rstrip("."))
@@ -117,6 +129,7 @@ def plain_number(text: str) -> str | None:
 
 
 def _first_problem(text: str) -> str:
+    text = spoken(text)
     for further in islice(_QUESTION.finditer(text), _FURTHER):
         before = text[: further.start()]
         if _marked(before) or (_NUMBER.search(_STEP.sub("", _plain(before))) and not _TAG.search(text)):
@@ -129,7 +142,7 @@ def _marked(text: str) -> str | None:
 
     Only what stands in tags is exactly what the response wrote; elsewhere emphasis and a full stop are taken off.
     """
-    if tagged := [content.strip() for content in _TAG.findall(text) if content.strip()]:
+    if tagged := [content for found in _TAG.findall(text) if (content := "".join(found).strip())]:
         return str(tagged[-1])
     hashes = [found[1] for found in _HASHES.finditer(text) if _is_number(found)]
     for contents in (hashes, _boxed(text), _ANSWER_IS.findall(text)):
@@ -200,7 +213,13 @@ def _committed(sentence: str, first: bool) -> str | None:
     number = _NUMBER.search(sentence)
     assert number
     if first and (reason := _REASON.search(sentence, number.end())):
-        sentence = sentence[: reason.start()]
+        committed = _come_to(sentence[: reason.start()], first)
+        if committed is not None:  # "4 * 5, which is 20" has its number behind
+            return committed
+    return _come_to(sentence, first)
+
+
+def _come_to(sentence: str, first: bool) -> str | None:
     sides, start = [], 0
     for sign in [*_EQUALS.finditer(sentence), None]:
         end = sign.start() if sign else len(sentence)
