@@ -88,6 +88,15 @@ def test_begin_and_end(tmp_path: Path, begins: bool, ends: bool) -> None:
     assert (tokens[0] == 1, tokens[-1] == 3) == (begins, ends)
 
 
+def test_merges_that_are_there_twice(tmp_path: Path) -> None:
+    def extra(writer: GGUFWriter) -> None:
+        merges = writer.kv_data[0]["tokenizer.ggml.merges"].value
+        merges += merges[:40]
+
+    tiny_gguf.write(tmp_path / "m.gguf", extra=extra)
+    assert list(differing(tmp_path / "m.gguf", load(tmp_path / "m.gguf").tokenizer)) == []
+
+
 def test_an_end_token_that_the_file_calls_ordinary(tmp_path: Path) -> None:
     def extra(writer: GGUFWriter) -> None:
         writer.kv_data[0]["tokenizer.ggml.token_type"].value[3] = TokenType.NORMAL

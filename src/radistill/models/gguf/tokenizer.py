@@ -201,7 +201,7 @@ def _byte_level(account: Account, rows: dict[str, int]) -> tuple[Tokenizer, bool
     account.take("tokenizer.ggml.add_space_prefix", False)  # llama.cpp asks for it in SentencePiece only
     account.take("tokenizer.ggml.scores", [])  # and for these
     merges = []
-    for merge in account.need("tokenizer.ggml.merges", list):
+    for merge in dict.fromkeys(account.need("tokenizer.ggml.merges", list)):  # the first of equal ones counts
         space = merge.find(" ", 1)
         merges.append((merge[:space], merge[space + 1 :]))
     try:
