@@ -128,8 +128,8 @@ def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> 
 
 
 def environment() -> dict[str, str]:
-    """Of a process of vLLM: a gibibyte of cache is plenty here."""
-    return {**os.environ, "PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    """Of a process of vLLM: a gibibyte of cache is plenty here, and what goes well need not be told."""
+    return {**os.environ, "PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:

@@ -38,6 +38,15 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_headings_that_a_page_links_to_exist(page: Path) -> None:
+    for file, heading in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / file if file else page).read_text(encoding="utf-8")
+        titles = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+        # As GitHub names them.
+        assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_that_a_page_shows_exist(page: Path) -> None:
     for line in code_of(page):
         match = re.match(r"\s*(?:\$ )?radistill ([a-z][\w-]*)(.*)", line)

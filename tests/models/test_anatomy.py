@@ -1,5 +1,8 @@
 """Anatomy of every architecture that we know, on tiny random models."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import BertConfig, GraniteMoeHybridConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3_5Config
@@ -18,6 +21,14 @@ _PARTS |= {"experts", "embed_tokens", "embeddings", "lm_head"}
 
 def test_a_tiny_model_of_every_architecture_is_tested() -> None:
     assert {kind for kind, _ in (tiny.FAMILIES | tiny.REFUSED).values()} == set(ARCHITECTURES)
+
+
+def test_the_documentation_lists_every_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("| model type |")[2].partition("\n\n")[0]
+    assert {kind for row in table.splitlines() for kind in re.findall(r"`(\w+)`", row.split(" | ")[0])} == set(
+        ARCHITECTURES
+    )
 
 
 @pytest.mark.parametrize("family", ALL)

@@ -9,8 +9,10 @@ import pytest
 from pydantic import BaseModel
 
 import tiny
+from radistill.data.records import RETRIEVAL, SPLITS
 from radistill.diagnosis.plan import Plan
-from radistill.files import hash_file
+from radistill.diagnosis.selectors import Curve
+from radistill.files import hash_file, write_json
 from radistill.pipeline import inputs
 from radistill.pipeline.context import Context
 from radistill.runs.recipe import load_recipe
@@ -43,6 +45,11 @@ VALUES: dict[str, Any] = {
     "_Data.loss_on": "all",
     "_Data.max_length": 100,
     "_Data.system": "Be brief.",
+    "_Data.retrieval": {},
+    "RetrievalSettings.contexts": [128],
+    "RetrievalSettings.train": 1,
+    "RetrievalSettings.calibration": 1,
+    "RetrievalSettings.heldout": 1,
     "JsonlData.path": "other.jsonl",
     "JsonlData.heldout_path": "other.jsonl",
     "HubData.id": "org/other",
@@ -62,6 +69,11 @@ VALUES: dict[str, Any] = {
     "DiagnoseSettings.selector": "uniform",
     "DiagnoseSettings.objective": "acceptance",
     "DiagnoseSettings.passes": 9,
+    "DiagnoseSettings.minutes": 9,
+    "DiagnoseSettings.tradeoff": True,
+    "DiagnoseSettings.keep": {"kl": 0.5},
+    "Keep.kl": 0.5,
+    "Keep.recall": 0.5,
     "DiagnoseSettings.context_length": 9,
     "DiagnoseSettings.draft_length": 3,
     "DiagnoseSettings.tokens_per_batch": 99,
@@ -70,6 +82,8 @@ VALUES: dict[str, Any] = {
     "Bayes.warm_start": False,
     "Bayes.workers": 2,
     "Bayes.storage": "sqlite:////tmp/study.db",
+    "Curve.width": 2,
+    "Curve.swap_width": 1,
     "Gates.steps": 5,
     "Gates.learning_rate": 0.25,
     "Gates.ramp": 0.5,
@@ -177,7 +191,11 @@ STEPS: dict[str, set[str]] = {
     "device": set(),
     "trust_remote_code": set(),
     "data": {"data"},
+    "data.retrieval": {"data", "diagnose"},
+    "data.retrieval.": {"data"},
     "diagnose": {"diagnose"},
+    "diagnose.tradeoff": {"tradeoff"},
+    "diagnose.keep": {"tradeoff"},
     "diagnose.penalty": {"diagnose:hybrid"},
     "diagnose.context_length": set(),
     "diagnose.draft_length": set(),
@@ -268,8 +286,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save("llama", folder / "other", seed=1)
     for stage in ("", "align", "distill", "finetune"):
         (folder / "out" / "data" / stage).mkdir(parents=True)
-        for split in ("train", "calibration", "heldout"):
+        for split in (*SPLITS, *RETRIEVAL):
             (folder / "out" / "data" / stage / f"{split}.jsonl").write_text(f"{stage} {split}")
+    point = {"budget": 2, "layers": [0, 2], "kl": 0, "kl_interval": [0, 0], "acceptance_rate": 1, "accepted_length": 4}
+    write_json(folder / "out" / "tradeoff.json", {"points": [point], "budget": 2})
     for name in (".", "arms/arm"):
         hybrid = folder / "out" / name
         hybrid.mkdir(parents=True, exist_ok=True)
@@ -294,8 +314,10 @@ def depends(folder: Path, *overrides: str) -> dict[str, Any]:
         *((f"data:{stage}", stage, settings) for stage, settings in recipe.own_data.items()),
     ):
         found[step] = inputs.data_inputs(context, settings)
-        hashes = [hash_file(path) for path in inputs.splits_in(context.folder.data(stage))]
+        hashes = [hash_file(path) for path in inputs.splits_in(context.folder.data(stage), settings)]
         context.folder.steps[step] = {"inputs": found[step], "outputs": hashes}
+    if recipe.diagnose.tradeoff or recipe.diagnose.budget == "auto":
+        found["tradeoff"] = inputs.tradeoff_inputs(context, Curve())
     for arm in context.hybrids:
         found[f"diagnose:{arm.name}"] = inputs.diagnose_inputs(context, arm)
         found[f"convert:{arm.name}"] = inputs.convert_inputs(context, arm)
@@ -321,6 +343,12 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
     start: list[str] = []
     if path.endswith("data.responses"):
         start = [override(path.removesuffix(".responses"), {"kind": "jsonl", **REQUIRED["JsonlData"]})]
+    elif path.endswith("data.retrieval"):
+        start = [override(path.removesuffix(".retrieval"), {"kind": "jsonl", **REQUIRED["JsonlData"]})]
+        start += [override(path, {})]
+    elif path == "diagnose.keep" or (name == "keep" and path == "diagnose"):
+        start = [override("diagnose.budget", "auto"), override("diagnose.keep", {"kl": 0.25})]
+        start += [override("data.retrieval", {})] if name == "recall" else []
     elif "kind" in section.model_fields or path in (
         "distill.on_policy",
         "distill.teacher_store",

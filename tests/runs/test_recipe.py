@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "section": (
         {"diagnose.budgte": 2},
         "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, by, context_length, draft_length, "
-        "objective, passes, penalty, selector, tokens_per_batch",
+        "keep, minutes, objective, passes, penalty, selector, tokens_per_batch, tradeoff",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
@@ -179,8 +179,31 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "objective": (
         {"diagnose.objective": "speed"},
-        "diagnose.objective: must be one of acceptance, acceptance-sampled, accepted-length, kl, "
-        "throughput-measured, throughput-modelled, not 'speed'",
+        "diagnose.objective: must be one of acceptance, acceptance-sampled, accepted-length, kl, recall, retrieval, "
+        "throughput-measured, throughput-modelled, or weights such as {kl: 1, recall: 1}, not 'speed'",
+    ),
+    "weights": (
+        {"diagnose.objective": {"kl": 1, "speed": 1}},
+        "diagnose.objective: must have weights above 0 of acceptance, acceptance-sampled, accepted-length, kl, ",
+    ),
+    "retrieval": ({"data.retrieval": {"contexts": [9]}}, "data.retrieval.contexts: must be at least 64, not 9"),
+    "promise": (
+        {"diagnose": {"budget": "auto", "keep": {"kl": 0}}},
+        "diagnose.keep.kl: must be above 0, not 0",
+    ),
+    "empty promise": (
+        {"diagnose": {"budget": "auto", "keep": {}}},
+        "diagnose.keep: promises nothing: give kl, recall or both",
+    ),
+    "auto without promise": ({"diagnose": {"budget": "auto"}}, "diagnose: budget is auto, which needs keep"),
+    "promise of a number": ({"diagnose.keep": {"kl": 0.1}}, "diagnose: keep is for budget: auto"),
+    "auto by another selector": (
+        {"diagnose": {"budget": "auto", "keep": {"kl": 0.1}, "selector": "bayes"}},
+        "diagnose: budget is auto, which is found by the selector curve, not bayes",
+    ),
+    "auto and penalty": (
+        {"diagnose": {"budget": "auto", "keep": {"kl": 0.1}, "penalty": 0.1}},
+        "diagnose: budget is auto, and penalty chooses the number of layers, too",
     ),
     "loss": (
         {"distill": {"loss": {"kind": "reverse_kl"}}},
@@ -216,9 +239,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"dtype": "float16"}, "dtype: must be 'float32' or 'bfloat16', not 'float16'"),
     "device": ({"device": "gpu"}, "device: must be 'auto', 'cpu' or 'cuda', not 'gpu'"),
     # Types.
-    "word for a number": ({"diagnose.budget": "two"}, "diagnose.budget: must be a whole number, not 'two'"),
-    "fraction": ({"diagnose.budget": 2.5}, "diagnose.budget: must be a whole number, not 2.5"),
-    "null for a number": ({"diagnose.budget": None}, "diagnose.budget: must be a whole number, not null"),
+    "word for a number": ({"diagnose.budget": "two"}, "diagnose.budget: must be a whole number or 'auto', not 'two'"),
+    "fraction": ({"diagnose.budget": 2.5}, "diagnose.budget: must be a whole number or 'auto', not 2.5"),
+    "null for a number": ({"diagnose.budget": None}, "diagnose.budget: must be a whole number or 'auto', not null"),
     "number for text": ({"model": 3}, "model: must be text, not 3"),
     "list for text": ({"model": ["a"]}, "model: must be text"),
     "word for a truth": (
@@ -234,7 +257,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "convert.target.groups: must be a whole number or 'heads', not 'haeds'",
     ),
     # Ranges.
-    "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1, not 0"),
+    "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1 or 'auto', not 0"),
     "negative": ({"data.responses": {"temperature": -1}}, "data.responses.temperature: must be at least 0, not -1"),
     "zero rate": ({"align": {"learning_rate": 0}}, "align.learning_rate: must be above 0, not 0"),
     "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number"),
@@ -248,7 +271,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "true for a rate": ({"align": {"learning_rate": True}}, "align.learning_rate: must be a number, not true"),
     "a number in quotes": ({"align": {"steps": "20"}}, "align.steps: must be a whole number, not '20'"),
     "in an arm": ({"arms": {"a": {"align": {"steps": True}}}}, "arms.a.align.steps: must be a whole number, not true"),
-    "more than a line holds": ({"diagnose.budget": "x" * 10_000}, "diagnose.budget: must be a whole number, not 'xxx"),
+    "more than a line holds": (
+        {"diagnose.budget": "x" * 10_000},
+        "diagnose.budget: must be a whole number or 'auto', not 'xxx",
+    ),
     # Required fields, and several problems at once.
     "required": ({"diagnose": {}}, "diagnose.budget: is required"),
     "required by the kind": ({"data": {"kind": "jsonl"}}, "data.path: is required"),
@@ -381,16 +407,20 @@ def test_pydantic_knows_no_other_depth() -> None:
         "",
         "data",
         "data.responses",
+        "data.retrieval",
         "diagnose",
+        "diagnose.keep",
         "diagnose.selector",
         "convert",
         "convert.target",
         "align",
         "align.data",
         "align.data.responses",
+        "align.data.retrieval",
         "distill",
         "distill.data",
         "distill.data.responses",
+        "distill.data.retrieval",
         "distill.loss",
         "distill.hidden",
         "distill.on_policy",
@@ -399,6 +429,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "finetune",
         "finetune.data",
         "finetune.data.responses",
+        "finetune.data.retrieval",
         "arms.NAME",
         "arms.NAME.selector",
         "arms.NAME.target",
@@ -426,8 +457,21 @@ def test_pydantic_knows_no_other_depth() -> None:
         (
             {"diagnose.objective": "throughput-modelled"},
             "diagnose.by is replaceability, but diagnose.objective is throughput-modelled, which is about drafts that "
-            "skip attention, unlike acceptance, acceptance-sampled, accepted-length, kl; change that, or set "
-            "diagnose.by to redundancy",
+            "skip attention, unlike acceptance, acceptance-sampled, accepted-length, kl, retrieval, recall; change "
+            "that, or set diagnose.by to redundancy",
+        ),
+        (
+            {"diagnose.objective": {"kl": 1, "recall": 1}},
+            "diagnose.objective is {'kl': 1.0, 'recall': 1.0}, which needs texts; give data.retrieval a section",
+        ),
+        (
+            {"diagnose": {"budget": "auto", "keep": {"recall": 0.5}}},
+            "diagnose.keep.recall needs texts; give data.retrieval a section",
+        ),
+        (
+            {"diagnose": {"budget": "auto", "keep": {"recall": 0.95}}, "data.retrieval": {}},
+            "diagnose.keep.recall is 0.95, which 48 texts cannot show, even if all are found; raise "
+            "data.retrieval.heldout",
         ),
         (
             {"diagnose.selector": {"kind": "bayes", "workers": 2}},
@@ -460,6 +504,9 @@ def test_pydantic_knows_no_other_depth() -> None:
         "arm",
         "align",
         "objective",
+        "retrieval",
+        "promise",
+        "too-few-texts",
         "workers",
         "loss-on",
         "no-share",

@@ -7,6 +7,7 @@ import typer
 
 from radistill.cli.evaluate import evaluate
 from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
+from radistill.cli.tradeoff import tradeoff
 
 _QUICK = "Instead of a recipe, with --model, --data and --budget:"
 
@@ -113,6 +114,7 @@ def diagnose(
 
 _STAGES: dict[str, str | Callable[..., None]] = {
     "data": "Prepare training, calibration and held-out examples; the teacher writes missing responses.",
+    "tradeoff": tradeoff,
     "diagnose": diagnose,
     "convert": "Build the hybrid that the plan describes: start/.",
     "distill": "Fit the new blocks and train the hybrid: student/.",

@@ -11,6 +11,7 @@ from radistill.data.documents import prompt_tokens, response_tokens, with_kept_d
 from radistill.data.examples import Example
 from radistill.data.records import SPLITS, DataSplits, Record, example_of
 from radistill.data.responses import teacher_writes, write_responses
+from radistill.data.retrieval import retrieval_records
 from radistill.data.settings import DataSettings, ResponseSettings
 from radistill.data.sources import SOURCES, Draw, draw, settings_of, take
 from radistill.errors import RadistillError
@@ -34,7 +35,7 @@ def prepare(
         teacher: writes the missing responses; its tokenizer and chat template make the tokens.
         settings: the source, the counts, and how responses come about.
         seed: decides which examples are drawn, and the responses where they are sampled.
-        folder: where the splits are written (`train.jsonl`, `calibration.jsonl`, `heldout.jsonl`), and where the
+        folder: where the splits are written (`train.jsonl` and the others, see `DataSplits`), and where the
             responses are kept as they are written, so that a repeated call goes on where a killed one was. None keeps
             nothing.
         without: prompts that no split may have, such as those that something else is evaluated on.
@@ -55,6 +56,11 @@ def prepare(
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
     splits = DataSplits(train, calibration, heldout)
+    if settings.retrieval is not None:
+        longer, *others = (
+            retrieval_records(tokenizer, settings.retrieval, split, seed, _limit(teacher, settings)) for split in SPLITS
+        )
+        splits = DataSplits([*train, *longer], calibration, heldout, *others)
     if folder is not None:
         replacing()
         splits.save(folder)
@@ -103,8 +109,7 @@ def _records(
     split: str,
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
-    context: int | None = teacher.context_length
-    limit = min(settings.max_length, context or settings.max_length)
+    limit = _limit(teacher, settings)
     prompts = [prompt_tokens(example, tokenizer, settings.system) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
     asked = [
@@ -141,6 +146,11 @@ def _records(
         note(f"data: the chat template leaves out a part of {shortened} of {len(records)} {split} responses")
     _say_what_happened(split, len(examples), records, limit)
     return records
+
+
+def _limit(teacher: Model, settings: DataSettings) -> int:
+    """Tokens of the longest document."""
+    return min(settings.max_length, teacher.context_length or settings.max_length)
 
 
 def _say_what_happened(split: str, asked: int, records: list[Record], limit: int) -> None:

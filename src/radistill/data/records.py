@@ -1,7 +1,7 @@
 """Prepared data: examples with their tokens, and the files that hold them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +11,9 @@ from radistill.data.examples import Example
 from radistill.files import read_rows, write_text
 from radistill.models.sequences import Document
 
-SplitName = Literal["train", "calibration", "heldout"]
+SplitName = Literal["train", "calibration", "heldout", "calibration_retrieval", "heldout_retrieval"]
 SPLITS: tuple[SplitName, ...] = ("train", "calibration", "heldout")
+RETRIEVAL: tuple[SplitName, ...] = ("calibration_retrieval", "heldout_retrieval")
 
 
 class _Row(BaseModel):
@@ -69,11 +70,18 @@ class Record:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The records to train on, to judge layers on and to evaluate on."""
+    """The records to train on, to judge layers on and to evaluate on.
+
+    Attributes:
+        calibration_retrieval, heldout_retrieval: texts of their own in which a number has to be found again; empty
+            where none were asked for. Those to train on are among `train`.
+    """
 
     train: list[Record]
     calibration: list[Record]
     heldout: list[Record]
+    calibration_retrieval: list[Record] = field(default_factory=list)
+    heldout_retrieval: list[Record] = field(default_factory=list)
 
     def records(self, split: SplitName) -> list[Record]:
         """The records of one split."""
@@ -85,8 +93,11 @@ class DataSplits:
         return [record.document for record in self.records(split)]
 
     def save(self, folder: Path) -> None:
-        """Write `train.jsonl`, `calibration.jsonl` and `heldout.jsonl`, each in one step."""
-        for split in SPLITS:
+        """Write `train.jsonl`, `calibration.jsonl` and `heldout.jsonl`, and those of retrieval, each in one step."""
+        for split in (*SPLITS, *RETRIEVAL):
+            if split in RETRIEVAL and not self.records(split):
+                (folder / f"{split}.jsonl").unlink(missing_ok=True)
+                continue
             rows = (json.dumps(record.to_row(), ensure_ascii=False) for record in self.records(split))
             write_text(folder / f"{split}.jsonl", "".join(f"{row}\n" for row in rows))
 
@@ -97,7 +108,8 @@ class DataSplits:
         Raises:
             RadistillError: if a file is missing, or a line is not a prepared record.
         """
-        return cls(*(_load(Path(folder) / f"{split}.jsonl") for split in SPLITS))
+        files = {split: Path(folder) / f"{split}.jsonl" for split in (*SPLITS, *RETRIEVAL)}
+        return cls(**{split: _load(file) for split, file in files.items() if split not in RETRIEVAL or file.exists()})
 
 
 def example_of(row: dict[str, Any]) -> Example:

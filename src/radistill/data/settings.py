@@ -34,6 +34,22 @@ class ResponseSettings(_Settings):
     """Prompts that the teacher answers at once."""
 
 
+class RetrievalSettings(_Settings):
+    """Long texts in which a number has to be found again, made from the seed: what attention layers are kept for."""
+
+    contexts: list[Annotated[int, Field(ge=64)]] = Field(default=[512, 1024, 2048], min_length=1)
+    """Their lengths, in tokens."""
+
+    train: int = Field(default=0, ge=0)
+    """Texts of each length to train on, each with eight questions; the training documents have them too."""
+
+    calibration: int = Field(default=4, ge=1)
+    """Texts of each length on which the layers are judged."""
+
+    heldout: int = Field(default=16, ge=1)
+    """Texts of each length on which `tradeoff` measures what is found."""
+
+
 class _Data(_Settings):
     train: int = Field(default=1000, ge=1)
     """Examples to train on."""
@@ -57,6 +73,9 @@ class _Data(_Settings):
 
     max_length: int = Field(default=2048, ge=2)
     """Longer documents (prompt and response, in tokens) are left out and counted in a note, never cut."""
+
+    retrieval: RetrievalSettings | None = None
+    """Long texts in which a number has to be found again, beside the others; null is none."""
 
     system: str | None = None
     """System prompt for conversations that have none; without it, the chat template decides."""

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from radistill.diagnosis.judgement import Judgement
-from radistill.diagnosis.objectives import Objective, Penalised, make_objective, objective_obstacle
+from radistill.diagnosis.objectives import (
+    Objective,
+    ObjectiveChoice,
+    Penalised,
+    make_objective,
+    needs_retrieval,
+    objective_obstacle,
+)
 from radistill.diagnosis.plan import DRAFTS, Alternative, By, Plan, SearchStep
 from radistill.diagnosis.ranking import print_ranking, rank_selectors
 from radistill.diagnosis.search import Found, search
@@ -16,6 +23,7 @@ from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
+from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.anatomy import Anatomy
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
@@ -65,7 +73,7 @@ def make_selector(name: str, **settings: object) -> Selector | All:
     return SELECTORS[name].model_validate(settings)
 
 
-def contradiction(by: By, selector: Selector | All, objective: str) -> str | None:
+def contradiction(by: By, selector: Selector | All, objective: ObjectiveChoice) -> str | None:
     """What the way of judging layers and a selector or an objective say against one another, if they do."""
     reason = objective_obstacle(objective, by) or (None if isinstance(selector, All) else selector.obstacle(by))
     if reason is None:
@@ -80,12 +88,14 @@ def diagnose(
     budget: int,
     *,
     selector: Selector | All | str = "greedy",
-    objective: Objective | str = "kl",
+    objective: Objective | ObjectiveChoice = "kl",
+    retrieval: Sequence[Document] = (),
     penalty: float | None = None,
     by: By = "replaceability",
     keeps: int = 1,
     substitutes: Substitutes | None = None,
     passes: float | None = None,
+    minutes: float | None = None,
     context_length: int = 1024,
     draft_length: int = 4,
     seed: int = 0,
@@ -99,13 +109,15 @@ def diagnose(
         documents: calibration documents, best with responses written by the model itself.
         budget: how many attention layers are to be replaced; with a penalty, how many at most.
         selector: a name in `SELECTORS` or a selector with its settings.
-        objective: a name in `OBJECTIVES`, or an objective.
+        objective: a name in `OBJECTIVES`, weights of several, or an objective.
+        retrieval: texts whose response is to be found again, see `data.retrieval`; each judgement has their figures.
         penalty: what an attention layer that stays costs, in the objective's own unit; None fixes their number.
         keeps: how many attention layers must stay, as the target of the conversion says.
         by: whether the judged drafts have fitted blocks in place of attention (replaceability) or skip it (redundancy).
         substitutes: from `fit_blocks`, by replaceability; by redundancy None.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
+        minutes: the same in time; how many passes that is follows from the first one, and is kept in `folder`.
         context_length: tokens in the cache where the objective `throughput-modelled` times the components.
         draft_length: tokens drafted in a round where the objective `throughput-measured` decodes.
         seed: of every random choice; the same seed gives the same plan, unless its objective is a time.
@@ -121,15 +133,24 @@ def diagnose(
         selector = make_selector(selector)
     check_budget(budget, model.anatomy, keeps)
     started = time.perf_counter()
-    if isinstance(objective, str):
+    if not isinstance(objective, Objective):
+        if needs_retrieval(objective) and not retrieval:
+            raise RadistillError(f"diagnose.objective is {objective}, which needs texts of data.retrieval")
         objective = make_objective(objective, model, context_length, folder, draft_length)
     _check_by(by, selector, objective, substitutes)
     free = penalty is not None
     if penalty is not None:
         objective = Penalised(objective, penalty)
     trials = Trials(
-        model, documents, objective, tokens_per_batch=tokens_per_batch, folder=folder, substitutes=substitutes
+        model,
+        documents,
+        objective,
+        retrieval=retrieval,
+        tokens_per_batch=tokens_per_batch,
+        folder=folder,
+        substitutes=substitutes,
     )
+    passes = allowed_passes(trials, passes, minutes, folder)
     if isinstance(selector, All):
         passes = EQUAL_PASSES if passes is None else passes
         selectors = selector.each(passes, by)
@@ -172,6 +193,24 @@ def diagnose(
     if any(one.interrupted for one in (best, *others)):
         raise SearchInterrupted(plan)
     return plan
+
+
+def allowed_passes(trials: Trials, passes: float | None, minutes: float | None, folder: Path | None) -> float | None:
+    """What a search may spend where its time is limited: as many passes as the full model's would take so long.
+
+    A search that is resumed has as many as it began with. There are always enough to judge each layer alone, and then
+    the best of them together.
+    """
+    if minutes is None:
+        return passes
+    path, key = None if folder is None else folder / "pace.json", hash_json([trials.identity, minutes])
+    found = None if path is None else read_kept(path, key)
+    if not isinstance(found, float | int):
+        least = len(trials.model.anatomy.attention_layers) + 2.0
+        found = max(least, round(60 * minutes / trials.seconds_a_pass, 1))
+        if path is not None:
+            write_kept(path, key, found)
+    return found if passes is None else min(found, passes)
 
 
 def _check_by(by: By, selector: Selector | All, objective: Objective, substitutes: Substitutes | None) -> None:

@@ -32,33 +32,42 @@ class FullModel:
             raise RadistillError(f"{model.source}: the model's logits are NaN or infinite on the calibration data")
         self.tokens = len(full.rows)
         self._rows = full.rows.cpu()
+        self._targets = full.targets
         self._best = full.logits.argmax(dim=-1)
         self._log_probabilities = torch.log_softmax(full.logits.float(), dim=-1)
 
     def draft_pass(self, mask: ComponentMask, near: ComponentMask) -> DraftPass:
-        """A draft's pass over this batch, with KL and acceptance as sums over its response tokens."""
+        """A draft's pass over this batch."""
         if near != ComponentMask() and not self._prefixes.keeps(near):
             self._prefixes.run(near, keep=True)
         logits = self._prefixes.run(mask).logits
-        agreements, kl, accepted = [], [], []
+        parts = []
         with torch.inference_mode():
-            for draft, best, target in self._chunks(logits):
-                agreements.append(likeliest_is(draft, best))
+            for draft, best, target, written in self._chunks(logits):
+                agreements, hits = likeliest_is(draft, best), likeliest_is(draft, written)
                 log_probabilities = torch.log_softmax(draft.float(), dim=-1)
-                kl.append(kl_of_logs(target, log_probabilities))
-                accepted.append(expected_acceptance(target, log_probabilities))
-        agree = torch.cat(agreements).cpu()
-        sums = [torch.cat(parts).double().sum().item() for parts in (kl, accepted)]
-        return DraftPass([agree[self._rows == row] for row in self._rows.unique()], *sums)
+                nats = kl_of_logs(target, log_probabilities).double()
+                parts.append((agreements, hits, nats, expected_acceptance(target, log_probabilities).double()))
+        whole = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
+        # By response: rows are in order, and none is without a response.
+        agreements, hits, nats, accepted = (part.split(self._rows.bincount().tolist()) for part in whole)
+        return DraftPass(
+            agreements,
+            [bool(one.all()) for one in hits],
+            [one.sum().item() for one in nats],
+            [one.sum().item() for one in accepted],
+        )
 
     def divergence(self) -> Tensor:
         """KL(target || model as it is now), summed over response tokens, with its gradient."""
         with torch.enable_grad():
             logits = response_logits(self._network, self.batch).logits
-            return torch.stack([kl_from(target, draft).sum() for draft, _, target in self._chunks(logits)]).sum()
+            return torch.stack([kl_from(target, draft).sum() for draft, _, target, _ in self._chunks(logits)]).sum()
 
-    def _chunks(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A few tokens of the draft's logits at a time, with the target's best tokens and log-probabilities."""
+    def _chunks(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """A few tokens of the draft's logits at a time, with the target's best tokens and log-probabilities, and the
+        tokens that the response has."""
         numbers = _CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK_ON_GPU
         chunk = max(1, numbers // logits.shape[-1])
-        return zip(logits.split(chunk), self._best.split(chunk), self._log_probabilities.split(chunk), strict=True)
+        others = (self._best, self._log_probabilities, self._targets)
+        return zip(logits.split(chunk), *(other.split(chunk) for other in others), strict=True)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,26 @@ class Penalised(Objective):
         return {**self.inner.to_json(), "penalty": self.penalty}
 
 
+@dataclass(frozen=True)
+class Mixed(Objective):
+    """A weighted sum of figures: each with its weight, in the order of the recipe."""
+
+    weights: Mapping[str, float]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The figures and their weights, as `kl + 0.5 retrieval`."""
+        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items())
+
+    def value(self, draft: Judgement) -> float:
+        """The sum."""
+        return sum(weight * _FIGURES[name].value(draft) for name, weight in self.weights.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and weights."""
+        return {"name": self.name, "weights": dict(self.weights)}
+
+
 _FIGURES = {
     # Share of tokens that the target accepts.
     "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
@@ -147,7 +167,13 @@ _FIGURES = {
     "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
     # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.
     "kl": Figure("kl", lambda draft: -draft.kl),
+    # The same on the answers of the retrieval texts: what it costs that something is not found again.
+    "retrieval": Figure("retrieval", lambda draft: -draft.retrieval_kl),
+    # Share of the retrieval texts whose number is found.
+    "recall": Figure("recall", lambda draft: draft.recall),
 }
+OF_RETRIEVAL = ("retrieval", "recall")
+"""Those that need retrieval texts."""
 
 _THROUGHPUTS = ("throughput-modelled", "throughput-measured")
 
@@ -155,7 +181,31 @@ OBJECTIVES = (*_FIGURES, *_THROUGHPUTS)
 """Their names."""
 
 
-def objective_obstacle(name: str, by: By) -> str | None:
+ObjectiveChoice = str | dict[str, float]
+"""One of `OBJECTIVES`, or weights of several."""
+
+
+def check_objective(chosen: ObjectiveChoice) -> ObjectiveChoice:
+    """The choice, if it can be one.
+
+    Raises:
+        ValueError: for an unknown name, weights of a throughput, or weights that are not above zero.
+    """
+    if isinstance(chosen, str):
+        if chosen not in OBJECTIVES:
+            raise ValueError(f"must be one of {', '.join(sorted(OBJECTIVES))}, or weights such as {{kl: 1, recall: 1}}")
+        return chosen
+    if not chosen or any(name not in _FIGURES or not 0 < weight < math.inf for name, weight in chosen.items()):
+        raise ValueError(f"must have weights above 0 of {', '.join(sorted(_FIGURES))}")
+    return chosen
+
+
+def needs_retrieval(chosen: ObjectiveChoice) -> bool:
+    """Whether an objective can only be computed with retrieval texts."""
+    return any(name in OF_RETRIEVAL for name in ([chosen] if isinstance(chosen, str) else chosen))
+
+
+def objective_obstacle(name: ObjectiveChoice, by: By) -> str | None:
     """Why a search by redundancy, or by replaceability, cannot maximise an objective; None where it can."""
     if by == "redundancy" or name not in _THROUGHPUTS:
         return None
@@ -163,12 +213,12 @@ def objective_obstacle(name: str, by: By) -> str | None:
 
 
 def make_objective(
-    name: str, model: Model, context_length: int, folder: Path | None, draft_length: int = 4
+    name: ObjectiveChoice, model: Model, context_length: int, folder: Path | None, draft_length: int = 4
 ) -> Objective:
-    """An objective by its name.
+    """An objective by its name, or a mix by its weights.
 
     Args:
-        name: one of `OBJECTIVES`.
+        name: one of `OBJECTIVES`, or weights of several.
         model: the model to convert; `throughput-modelled` times its components.
         context_length: tokens in the cache meanwhile.
         folder: where the latencies are kept, so that a search that is resumed finds the same; None keeps them nowhere.
@@ -181,15 +231,19 @@ def make_objective(
         return ThroughputModelled(timed_once(model, context_length, folder))
     if name == "throughput-measured":
         return ThroughputMeasured(draft_length)
-    if name not in _FIGURES:
-        raise RadistillError(f"diagnose.objective is {name!r}, but it must be one of {', '.join(sorted(OBJECTIVES))}")
-    return _FIGURES[name]
+    try:
+        check_objective(name)
+    except ValueError as error:
+        raise RadistillError(f"diagnose.objective is {name!r}, but it {error}") from None
+    return _FIGURES[name] if isinstance(name, str) else Mixed(name)
 
 
 def objective_from(data: dict[str, Any]) -> Objective:
     """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
     if "penalty" in data:
         return Penalised(objective_from({key: data[key] for key in data if key != "penalty"}), data["penalty"])
+    if "weights" in data:
+        return Mixed(data["weights"])
     if data["name"] == "throughput-modelled":
         return ThroughputModelled(Latencies.from_json(data["latencies"]))
     if data["name"] == "throughput-measured":

@@ -1,11 +1,11 @@
 """Judging sets of layers that are skipped or replaced, once each."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from radistill.batch_log import append_batch, read_batches
 from radistill.diagnosis.full_model import FullModel
@@ -49,6 +49,7 @@ class Trials:
     `forward_tokens` counts what the search at hand would have cost in a process of its own: calibration tokens through
     the whole model, where a pass over the upper half of the layers counts half. It is a function of the sets asked for
     and of their order alone, so that a search that stops by it stops at the same place when it is resumed.
+    `seconds_a_pass` is what the full model took.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Trials:
         documents: Sequence[Document],
         objective: Objective,
         *,
+        retrieval: Sequence[Document] = (),
         tokens_per_batch: int = 2048,
         folder: Path | None = None,
         substitutes: Substitutes | None = None,
@@ -67,6 +69,7 @@ class Trials:
             model: the target model.
             documents: calibration documents, best with responses written by the model itself.
             objective: what `value` is.
+            retrieval: texts whose response is to be found again, see `data.retrieval`.
             tokens_per_batch: padded tokens in one forward pass.
             folder: where judgements are kept; None keeps them in memory only.
             substitutes: what runs in place of each attention of a set; None skips it.
@@ -78,7 +81,7 @@ class Trials:
         if not documents:
             raise RadistillError("data.calibration: no documents to calibrate on; ask for at least one")
         context = model.context_length
-        for document in documents:
+        for document in (*documents, *retrieval):
             if context is not None and len(document.tokens) > context:
                 raise RadistillError(
                     f"calibration document {document.id} has {len(document.tokens)} tokens, but the model's context is "
@@ -87,15 +90,22 @@ class Trials:
         self.model = model
         self.objective = objective
         self.documents = documents
+        self.retrieval = retrieval
         self.substitutes = substitutes
         self.tokens_per_batch = tokens_per_batch
-        self.calibration_hash = hash_documents(documents)
-        self.calibration_tokens = sum(len(document.tokens) for document in documents)
+        self.calibration_hash = hash_documents((*documents, *retrieval))
+        self.calibration_tokens = sum(len(document.tokens) for document in (*documents, *retrieval))
         self._known: dict[tuple[int, ...], Judgement] = {}
         self._file = self._open(folder)
-        pad = model.pad_token_id
-        groups = batches(documents, tokens_per_batch, _MOST_PADDING)
-        self._full = [FullModel(model, collate(group, pad, model.network.device), substitutes) for group in groups]
+        started = time.perf_counter()
+        self._full, self._retrieval = (
+            [
+                FullModel(model, collate(group, model.pad_token_id, model.network.device), substitutes)
+                for group in batches(texts, tokens_per_batch, _MOST_PADDING)
+            ]
+            for texts in (documents, retrieval)
+        )
+        self.seconds_a_pass = time.perf_counter() - started
         self.start()
 
     def start(self, limit: float | None = None) -> None:
@@ -124,16 +134,17 @@ class Trials:
 
     def run(self, layers: Iterable[int]) -> DraftPass:
         """One pass of the draft without the attention of `layers`, without looking it up or counting it."""
+        return self._pass(self._full, layers)
+
+    def run_retrieval(self, layers: Iterable[int]) -> DraftPass | None:
+        """The same over the retrieval texts; None if there are none."""
+        return self._pass(self._retrieval, layers) if self._retrieval else None
+
+    def _pass(self, batches: Sequence[FullModel], layers: Iterable[int]) -> DraftPass:
         mask = ComponentMask.attention(layers)
-        agreements: list[Tensor] = []
-        kl, accepted, tokens = 0.0, 0.0, 0
-        for full in self._full:
-            found = full.draft_pass(mask, self._near)
-            agreements.extend(found.agreements)
-            kl += found.kl
-            accepted += found.sampled_acceptance
-            tokens += full.tokens
-        return DraftPass(agreements, kl / tokens, accepted / tokens)
+        passes = [full.draft_pass(mask, self._near) for full in batches]
+        figures = ([getattr(one, field.name) for one in passes] for field in fields(DraftPass))
+        return DraftPass(*(list(chain.from_iterable(figure)) for figure in figures))
 
     def judge(self, layers: Iterable[int], *, limited: bool = True) -> Judgement:
         """The figures of the draft without the attention of `layers`.
@@ -210,7 +221,7 @@ class Trials:
         """Whatever the objective needs to know of a set, and is not known."""
         mask, length = ComponentMask.attention(layers), self.objective.decoded_length
         if layers not in self._known:
-            self._remember(layers, Judgement.of(mask, self.run(layers)))
+            self._remember(layers, Judgement.of(mask, self.run(layers), self.run_retrieval(layers)))
         known = self._known[layers]
         if length is not None and length not in known.decoded:
             throughput = measure_throughput(self.model, self.documents, mask, length)

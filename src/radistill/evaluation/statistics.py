@@ -7,9 +7,9 @@ separate intervals.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import bdtr, ndtri  # scipy.stats takes a second to import
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -20,7 +20,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} of {trials} is not a share")
-    z = float(ndtri(0.975))
+    z = NormalDist().inv_cdf(0.975)
     centre = successes + z**2 / 2
     half = z * math.sqrt(successes * (trials - successes) / trials + z**2 / 4)
     low = (centre - half) / (trials + z**2) if successes else 0.0
@@ -61,7 +61,11 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     apart = only_first + only_second
-    p = min(1.0, 2 * float(bdtr(min(only_first, only_second), apart, 0.5)))
+    tail, ways = 0, 1  # whole numbers, so p is exact
+    for heads in range(min(only_first, only_second) + 1):
+        tail += ways
+        ways = ways * (apart - heads) // (heads + 1)
+    p = min(1.0, 2 * tail / 2**apart)
     drawn = _resample(np.asarray(second, float) - np.asarray(first, float), np.ones(len(first)))
     return Difference((only_second - only_first) / len(first), p, _interval(drawn), len(first), only_first, only_second)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from radistill.data.records import SPLITS, DataSplits
+from radistill.data.records import RETRIEVAL, SPLITS, DataSplits
 from radistill.errors import RadistillError
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model, load, load_config, load_tokenizer
@@ -114,8 +114,10 @@ class Context:
 
     def _splits_in(self, folder: Path) -> DataSplits:
         splits = DataSplits.load(folder)
-        for split in SPLITS:
+        for split in (*SPLITS, *RETRIEVAL):
             tokens = [max(document.tokens) for document in splits.documents(split)]
+            if not tokens and split in RETRIEVAL:
+                continue
             if not tokens or max(tokens) >= self._vocabulary:
                 wrong = "has a token that the model does not have" if tokens else "has no rows"
                 raise RadistillError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from radistill.conversion.targets import TARGETS
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.selectors import All
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
@@ -23,6 +24,7 @@ from radistill.pipeline.memory import (
     lengths_in_stages,
     memory_of_stages,
     reading,
+    retrieval_tokens,
     store_bytes,
     trained_parameters,
     trainings,
@@ -143,6 +145,9 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     recipe = checked.recipe
     trust = recipe.trust_remote_code
     base = anatomy_of(checked.base)
+    if recipe.diagnose.budget == "auto":  # it may turn out to be all that the target allows
+        most = len(base.attention_layers) - max(1, TARGETS[recipe.target.kind].keeps)
+        recipe = recipe.model_copy(update={"diagnose": recipe.diagnose.model_copy(update={"budget": most})})
     bounds = lengths_in_stages(recipe, checked.base.max_position_embeddings)
     models = [_model("base", recipe.model, base, count_parameters(checked.base, trust))]
     teacher = None
@@ -156,7 +161,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
         hybrid_shape,
         checked.base,
         recipe.target,
-        recipe.diagnose.budget,
+        recipe.diagnose.sizes[-1],
         dtype=DTYPES[recipe.dtype],
         on_cpu=recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()),
         trust_remote_code=trust,
@@ -181,7 +186,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     for arm in recipe.hybrids[1:]:
         own = _recipe_of(recipe, arm)
         shape = hybrid_shape(
-            checked.base, arm.target, own.diagnose.budget, dtype=DTYPES[recipe.dtype], trust_remote_code=trust
+            checked.base, arm.target, own.diagnose.sizes[-1], dtype=DTYPES[recipe.dtype], trust_remote_code=trust
         )
         disk += disk_bytes(own, base, shape)
         model = _model(arm.name, arm.target.kind, shape.anatomy, shape.parameters)
@@ -220,7 +225,7 @@ def _model(role: str, source: str, anatomy: Anatomy, parameters: dict[str, int])
 
 def _recipe_of(recipe: Recipe, arm: Arm) -> Recipe:
     """What an arm's stages see of the recipe."""
-    update = {"by": arm.by, "budget": arm.budget or recipe.diagnose.budget}
+    update = {"by": arm.by, "budget": arm.budget or recipe.diagnose.sizes[-1]}
     diagnose = recipe.diagnose.model_copy(update=update)
     return recipe.model_copy(update={"diagnose": diagnose, "align": arm.align, "distill": arm.distill})
 
@@ -246,7 +251,7 @@ def _work(recipe: Recipe, base: Anatomy, bounds: dict[str, Lengths]) -> Work:
         generated_tokens=written,
         by=recipe.diagnose.by,
         passes=diagnosis_passes(recipe.diagnose, base),
-        calibration_tokens=data.calibration * bounds["data"].document,
+        calibration_tokens=data.calibration * bounds["data"].document + retrieval_tokens(data, "calibration"),
         align_blocks=fitted_blocks(recipe, base),
         align_tokens=(
             align.steps * bounds["align"].tokens(align.tokens_per_batch, read["align"].data.train) if align else 0

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from radistill.data.records import RETRIEVAL, SPLITS
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.plan import Plan
+from radistill.diagnosis.selectors import Curve
 from radistill.effects import counted
 from radistill.errors import RadistillError
-from radistill.files import hash_file
+from radistill.files import hash_file, read_json
 from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
-from radistill.runs.folder import SPLITS
+from radistill.runs.contents import TradeOff
+from radistill.runs.recipe import Recipe
 
 Stage = Literal["convert", "distill", "finetune"]
 
@@ -29,12 +32,13 @@ def split_file(context: Context, split: str, stage: str | None = None) -> Path:
     if not path.exists():
         raise RadistillError(f"{path}: no such file; run `radistill data` first")
     step = f"data:{stage}" if stage else "data"
-    wanted = _data_settings(context, context.recipe.own_data[stage] if stage else context.recipe.data)
+    settings = context.recipe.own_data[stage] if stage else context.recipe.data
+    wanted = _data_settings(context, settings)
     inputs = context.folder.steps.get(step, {}).get("inputs")
     if (
         not isinstance(inputs, dict)
         or any(inputs.get(name) != value for name, value in wanted.items())
-        or not context.folder.is_current(step, inputs, splits_in(path.parent))
+        or not context.folder.is_current(step, inputs, splits_in(path.parent, settings))
     ):
         raise RadistillError(
             f"{path.parent}: what `data` has left there is of another recipe, damaged or unfinished; run `radistill "
@@ -43,9 +47,10 @@ def split_file(context: Context, split: str, stage: str | None = None) -> Path:
     return path
 
 
-def splits_in(folder: Path) -> list[Path]:
+def splits_in(folder: Path, settings: DataSettings) -> list[Path]:
     """What the data stage leaves."""
-    return [folder / f"{split}.jsonl" for split in SPLITS]
+    splits = SPLITS if settings.retrieval is None else (*SPLITS, *RETRIEVAL)
+    return [folder / f"{split}.jsonl" for split in splits]
 
 
 def data_inputs(context: Context, settings: DataSettings) -> dict[str, Any]:
@@ -87,11 +92,25 @@ def plan_of(context: Context, arm: Arm) -> Plan:
 
 
 def budget_of(context: Context, arm: Arm) -> int:
-    """How many layers are to go. Where the search chooses how many, an arm has as many as the main hybrid."""
-    return arm.budget or len(plan_of(context, context.hybrids[0]).replace)
+    """How many layers are to go. Where the search chooses how many, an arm has as many as the main hybrid.
+
+    Raises:
+        RadistillError: if that depends on a plan or a trade-off that is not there, or no budget keeps the promise.
+    """
+    if arm.budget is not None:
+        return arm.budget
+    if not arm.is_main:
+        return len(plan_of(context, context.hybrids[0]).replace)
+    budget: int | None = read_json(context.folder.tradeoff, TradeOff).budget
+    if budget is None:
+        raise RadistillError(
+            f"{context.folder.tradeoff}: no budget keeps what diagnose.keep promises; choose a limit that the "
+            "trade-off shows to be possible, or fit the blocks on more text (data.train, align.steps)"
+        )
+    return budget
 
 
-def diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
+def diagnose_inputs(context: Context, arm: Arm, with_budget: bool = True) -> dict[str, Any]:
     """Of `diagnose`: two hybrids with the same have the same plan."""
     settings = context.recipe.diagnose
     unread = [field for field, objective in _OF_ONE_OBJECTIVE.items() if objective != settings.objective]
@@ -99,13 +118,36 @@ def diagnose_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "model": context.signature(context.recipe.model),
         "selector": counted(arm.selector),
         "calibration": hash_file(split_file(context, "calibration")),
-        "settings": counted(settings, "selector", "by", "budget", "penalty", *unread),
+        **_retrieval_inputs(context, "calibration"),
+        "settings": counted(settings, "selector", "by", "budget", "keep", "penalty", *unread),
         "by": arm.by,
         "penalty": arm.penalty,
-        "budget": budget_of(context, arm),
+        "budget": budget_of(context, arm) if with_budget else None,
         "blocks": _blocks_inputs(context, arm) if arm.by == "replaceability" else None,
         **context.settings_of("dtype", "seed"),
     }
+
+
+def tradeoff_inputs(context: Context, selector: Curve) -> dict[str, Any]:
+    """Of `tradeoff`."""
+    return {
+        "search": diagnose_inputs(context, context.hybrids[0], with_budget=False) | {"selector": counted(selector)},
+        "heldout": hash_file(split_file(context, "heldout")),
+        **_retrieval_inputs(context, "heldout"),
+        "target": counted(context.recipe.target),
+        "keep": promised(context.recipe),
+    }
+
+
+def promised(recipe: Recipe) -> dict[str, float]:
+    """The limits of `diagnose.keep`."""
+    return {} if recipe.diagnose.keep is None else recipe.diagnose.keep.model_dump(exclude_none=True)
+
+
+def _retrieval_inputs(context: Context, split: str) -> dict[str, str]:
+    if context.recipe.data.retrieval is None:
+        return {}
+    return {"retrieval": hash_file(split_file(context, f"{split}_retrieval"))}
 
 
 def _blocks_inputs(context: Context, arm: Arm) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from radistill.conversion import TARGETS
+from radistill.data.settings import DataSettings
 from radistill.diagnosis.selectors import All, Greedy
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
@@ -203,7 +204,7 @@ def fitted_blocks(recipe: Recipe, base: Anatomy) -> int:
 def _fits(recipe: Recipe, base: Anatomy) -> list[int]:
     """Blocks by the student that they are fitted in, as `fit_blocks` has them."""
     if recipe.diagnose.by == "redundancy":
-        return [recipe.diagnose.budget]
+        return [recipe.diagnose.sizes[-1]]
     return [len(group) for group in TARGETS[recipe.target.kind].students(base.attention_layers)]
 
 
@@ -244,15 +245,24 @@ def _data(recipe: Recipe, teacher: Anatomy, bounds: Lengths) -> dict[str, int]:
     return {"KV cache of a batch": tokens * teacher.kv_bytes_per_token(BYTES[recipe.dtype])}
 
 
+def retrieval_tokens(data: DataSettings, split: str) -> int:
+    """Tokens of the retrieval texts of a split."""
+    return 0 if data.retrieval is None else sum(data.retrieval.contexts) * int(getattr(data.retrieval, split))
+
+
 def _diagnose(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths) -> dict[str, int]:
     number = BYTES[recipe.dtype]
-    documents = recipe.data.calibration
+    documents, texts = recipe.data.calibration, retrieval_tokens(recipe.data, "calibration")
     response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
     # The full model's, and those of the set that a search stays near.
     kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All) else 1
     return _blocks_to_choose_by(recipe, base, shape) | {
-        "cached activations": kept * (base.num_layers + 1) * documents * bounds.document * base.hidden_size * number,
+        "cached activations": kept
+        * (base.num_layers + 1)
+        * (documents * bounds.document + texts)
+        * base.hidden_size
+        * number,
         "cached logits": documents * bounds.response * base.vocab_size * 4,
         "logits of a step": response_tokens * base.vocab_size * copies,
     }

@@ -13,8 +13,11 @@ from radistill.console import note
 from radistill.conversion import TARGETS, convert, new_parameters
 from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
-from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
+from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose
+from radistill.diagnosis.objectives import make_objective
 from radistill.diagnosis.plan import DRAFTS
+from radistill.diagnosis.selectors import Curve
+from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
@@ -25,6 +28,7 @@ from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.evaluation.figures import Figures
 from radistill.evaluation.run_tasks import run_tasks
+from radistill.evaluation.tradeoff import kept, trade_off
 from radistill.files import hash_file, hash_json, move_folder, write_json
 from radistill.locks import locked
 from radistill.models.endings import end_tokens, turn_end_tokens
@@ -42,8 +46,10 @@ from radistill.pipeline.inputs import (
     finetune_inputs,
     outputs_of,
     plan_of,
+    promised,
     split_file,
     splits_in,
+    tradeoff_inputs,
 )
 from radistill.pipeline.rates import with_best_rate
 from radistill.pipeline.tasks import check_tasks, tasks_of_recipe
@@ -56,7 +62,7 @@ from radistill.speculation.substitutes import Substitutes
 def run_data(context: Context) -> None:
     """Write the training, calibration and held-out examples, with responses, and those that a stage has for itself."""
     recipe = context.recipe
-    inputs, outputs = data_inputs(context, recipe.data), splits_in(context.folder.data())
+    inputs, outputs = data_inputs(context, recipe.data), splits_in(context.folder.data(), recipe.data)
     if not _current(context, "data", inputs, outputs):
         _check(context)
         with _step(context, "data", inputs, outputs) as replacing:
@@ -66,7 +72,7 @@ def run_data(context: Context) -> None:
         step, folder = f"data:{stage}", context.data_of(stage)
         # What the run is evaluated on must not be trained on.
         inputs = {**data_inputs(context, settings), "without": hash_file(split_file(context, "heldout"))}
-        outputs = splits_in(folder)
+        outputs = splits_in(folder, settings)
         if _current(context, step, inputs, outputs):
             continue
         with _step(context, step, inputs, outputs) as replacing:
@@ -75,8 +81,47 @@ def run_data(context: Context) -> None:
             prepare(teacher, settings, seed=seed, folder=folder, without=without, replacing=replacing)
 
 
+def run_tradeoff(context: Context) -> None:
+    """Find the best set of every size for the main hybrid and measure it, where the recipe wants that."""
+    recipe, main, path = context.recipe, context.hybrids[0], context.folder.tradeoff
+    settings = recipe.diagnose
+    if settings.budget != "auto" and not settings.tradeoff:
+        return
+    selector = main.selector if isinstance(main.selector, Curve) else Curve()
+    inputs = tradeoff_inputs(context, selector)
+    if _current(context, "tradeoff", inputs, [path]):
+        return
+    with _step(context, "tradeoff", inputs, [path]) as replacing:
+        substitutes = _fit_blocks(context, main) if main.by == "replaceability" else None
+        folder, splits = context.files(main).search, context.splits
+        trials = Trials(
+            context.base,
+            splits.documents("calibration"),
+            make_objective(settings.objective, context.base, settings.context_length, folder, settings.draft_length),
+            retrieval=splits.documents("calibration_retrieval"),
+            tokens_per_batch=settings.tokens_per_batch,
+            folder=folder,
+            substitutes=substitutes,
+        )
+        found = trade_off(
+            trials,
+            (splits.documents("heldout"), splits.documents("heldout_retrieval")),
+            selector,
+            state_numbers=TARGETS[main.target.kind].geometry(context.base.network.config, main.target).state_numbers,
+            seed=recipe.seed,
+            passes=allowed_passes(trials, settings.passes, settings.minutes, folder),
+            folder=folder,
+        )
+        keep = promised(recipe)
+        best = kept(found["points"], keep) if keep else None
+        replacing()
+        write_json(path, found | {"by": main.by, "keep": keep, "budget": best and best["budget"]})
+
+
 def run_diagnose(context: Context) -> None:
     """Choose the layers of each hybrid; hybrids that are chosen in the same way have one plan."""
+    if context.recipe.diagnose.budget == "auto":
+        run_tradeoff(context)  # which finds it
     found: dict[str, Arm] = {}
     for arm in context.hybrids:
         step, plan = f"diagnose:{arm.name}", context.files(arm).plan
@@ -103,11 +148,13 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
             budget_of(context, arm),
             selector=arm.selector,
             objective=settings.objective,
+            retrieval=context.splits.documents("calibration_retrieval"),
             penalty=arm.penalty,
             by=arm.by,
             keeps=TARGETS[arm.target.kind].keeps,
             substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
             passes=settings.passes,
+            minutes=settings.minutes,
             context_length=settings.context_length,
             draft_length=settings.draft_length,
             seed=context.recipe.seed,
@@ -338,6 +385,7 @@ def run_report(context: Context) -> None:
 
 STAGES: dict[str, Callable[[Context], None]] = {
     "data": run_data,
+    "tradeoff": run_tradeoff,
     "diagnose": run_diagnose,
     "convert": run_convert,
     "distill": run_distill,
@@ -352,6 +400,7 @@ SHARED = {"distill", "finetune"}
 
 _SECTIONS = {
     "data": ("model", "teacher", "seed", "threads", "dtype", "device", "trust_remote_code", "data"),
+    "tradeoff": ("diagnose",),
     "diagnose": ("diagnose",),
     "convert": ("convert",),
     "distill": ("align", "distill"),

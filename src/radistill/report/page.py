@@ -18,12 +18,15 @@ from radistill.report.figures.layers import layers_figure
 from radistill.report.figures.recall import recall_figures
 from radistill.report.figures.savings import savings_figures
 from radistill.report.figures.search import search_figure
+from radistill.report.figures.tradeoff import tradeoff_figures
 from radistill.report.numbers import duration, integer, layer_list, number, percent, significant, whole, words
 from radistill.report.results import footnotes, rows_of, tiles_of
 from radistill.report.samples import samples_of
 from radistill.report.savings import cache_rows, savings_note, speed_rows
 from radistill.report.tasks import task_commands, task_rows, task_samples, task_sentence, task_settings
+from radistill.report.tradeoff_table import promise
 from radistill.report.verdict import verdict
+from radistill.runs.contents import TradeOff
 from radistill.runs.folder import MAIN, RunFolder
 from radistill.runs.read import Run, mapping, read_run, records
 from radistill.texts import readable
@@ -61,7 +64,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
     samples, number_of_samples = samples_of(run.evaluation)
     left_out = list(problems)
     tasks = task_rows(results, left_out)
-    recipe = run.recipe
+    recipe, tradeoff = run.recipe, TradeOff.model_validate(run.tradeoff) if run.tradeoff else None
     html = _template().render(
         run=run,
         name=readable(run.path.resolve().name),
@@ -74,6 +77,8 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         rows=rows_of(run),
         footnotes=footnotes(run),
         outdated=outdated(run),
+        tradeoff=None if tradeoff is None else promise(tradeoff),
+        tradeoff_figures=[] if tradeoff is None else tradeoff_figures(tradeoff, len(run.plan.replace)),
         layers_figure=layers_figure(run),
         search_figure=search_figure(run),
         draft_is=DRAFTS[run.plan.by],

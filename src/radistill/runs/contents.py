@@ -101,6 +101,30 @@ class Align(Content):
     seconds: Positive | None = None
 
 
+class TradeOffPoint(Content):
+    """The best set of one size in tradeoff.json; size 0 is the model itself."""
+
+    budget: Count
+    layers: list[Count]
+    kl: Divergence
+    kl_interval: tuple[Number, Number]
+    acceptance_rate: Share
+    accepted_length: Positive
+    found: Count | None = None
+    of: Count | None = None
+    recall: Share | None = None
+    recall_interval: tuple[Share, Share] | None = None
+    cache_bytes: dict[str, Count] = {}
+
+
+class TradeOff(Content):
+    """tradeoff.json: what is kept for every number of layers that go, and what was promised of it."""
+
+    points: Annotated[list[TradeOffPoint], Field(min_length=1)]
+    keep: dict[str, Number] = {}
+    budget: Count | None = None
+
+
 class TrainingStep(Content):
     """Of the curve of a training."""
 
@@ -188,6 +212,7 @@ CONTENTS: dict[str, tuple[type[Content], str]] = {
     "distill.json": (Training, "distill"),
     "finetune.json": (Training, "finetune"),
     "savings.json": (Savings, "savings"),
+    "tradeoff.json": (TradeOff, "tradeoff"),
 }
 """By the name of the file, with the command that makes it."""
 

@@ -16,8 +16,6 @@ from radistill.provenance import machine, versions
 MAIN = "hybrid"
 """Name of the hybrid that a run is about; the others are the recipe's arms."""
 
-SPLITS = ("train", "calibration", "heldout")
-
 
 class HybridFiles:
     """Where the files of one hybrid lie."""
@@ -51,6 +49,7 @@ class RunFolder:
         self.record = self.path / "run.json"
         self.evaluation = self.path / "evaluation.json"
         self.savings = self.path / "savings.json"
+        self.tradeoff = self.path / "tradeoff.json"
         self.report = self.path / "report.html"
         self.tasks = self.path / "tasks"
         self.aligned = self.path / "aligned"  # fitted blocks of all hybrids

@@ -61,7 +61,8 @@ class Run:
         recipe_text: the same as YAML.
         main: the hybrid that the run is about; its plan is there.
         arms: the hybrids that it is compared with.
-        evaluation, record, savings: content of the files of these names; one that is not there is an empty mapping.
+        evaluation, record, savings, tradeoff: content of the files of these names; one that is not there is an empty
+            mapping.
         missing: files that the recipe asks for and that are not there, and what a reader misses.
         turned_off: files that the recipe does not ask for; they are not read, even if an earlier recipe left them.
     """
@@ -74,6 +75,7 @@ class Run:
     evaluation: dict[str, Any]
     record: dict[str, Any]
     savings: dict[str, Any]
+    tradeoff: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     turned_off: frozenset[str] = frozenset()
 
@@ -160,7 +162,8 @@ def read_run(path: Path | str) -> Run:
     if recipe is not None:  # an arm that was taken out may still have results there
         names = {"base", "draft", "samples", *(name for name, _ in known)}
         evaluation = {key: value for key, value in evaluation.items() if key.removesuffix("_start") in names}
-    savings = read_content(folder.savings) if folder.savings.is_file() else {}  # a command of its own writes it
+    # Commands of their own write these.
+    savings, tradeoff = (read_content(file) if file.is_file() else {} for file in (folder.savings, folder.tradeoff))
     main, *arms = hybrids
     assert main.plan is not None
     for arm in arms:
@@ -169,7 +172,7 @@ def read_run(path: Path | str) -> Run:
                 f"{folder.hybrid(arm.name).plan}: num_layers is {arm.plan.num_layers}, but plan.json has "
                 f"{main.plan.num_layers}: the two plans are for different models"
             )
-    return Run(path, recipe, text, main, tuple(arms), evaluation, record, savings, missing, frozenset(off))
+    return Run(path, recipe, text, main, tuple(arms), evaluation, record, savings, tradeoff, missing, frozenset(off))
 
 
 def _made_with(recipe: Recipe, record: dict[str, Any]) -> Recipe:

@@ -19,6 +19,7 @@ from radistill.conversion.targets import (
 from radistill.data.settings import DataSettings
 from radistill.data.sources import settings_of, shares
 from radistill.diagnosis.diagnose import contradiction
+from radistill.diagnosis.objectives import needs_retrieval
 from radistill.errors import RadistillError
 from radistill.files import read_text, read_yaml, shortened, write_text, yaml_of
 from radistill.models.sources import as_path
@@ -27,6 +28,9 @@ from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.sections import AlignStage, ConvertSettings, DiagnoseSettings, DistillStage, FinetuneStage, kind_of
+
+_Z_SQUARED = 3.84
+"""Of a 95 % interval: Wilson's lower end is n / (n + z^2) where all of n are found."""
 
 _MOST_BYTES = 2**17
 """Of a recipe: reading more YAML than this takes seconds."""
@@ -105,7 +109,7 @@ class Recipe(BaseModel):
             name=MAIN,
             by=self.diagnose.by,
             selector=self.diagnose.selector,
-            budget=self.diagnose.budget,
+            budget=None if self.diagnose.budget == "auto" else self.diagnose.budget,
             penalty=self.diagnose.penalty,
             target=self.target,
             init=self.convert.init,
@@ -172,7 +176,18 @@ def _checked(data: dict[str, Any], where: str, overrides: Sequence[str]) -> Reci
 
 def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
     """What two fields of a hybrid that are each right say against one another, if they do."""
-    by = arm.field("diagnose", "by")
+    by, retrieval, keep = arm.field("diagnose", "by"), recipe.data.retrieval, recipe.diagnose.keep
+    if retrieval is None and needs_retrieval(recipe.diagnose.objective):
+        return f"diagnose.objective is {recipe.diagnose.objective}, which needs texts; give data.retrieval a section"
+    if keep is not None and keep.recall is not None:
+        if retrieval is None:
+            return "diagnose.keep.recall needs texts; give data.retrieval a section"
+        texts = len(retrieval.contexts) * retrieval.heldout
+        if texts / (texts + _Z_SQUARED) < keep.recall:
+            return (
+                f"diagnose.keep.recall is {keep.recall:g}, which {texts} texts cannot show, even if all are found; "
+                "raise data.retrieval.heldout"
+            )
     if arm.distill is not None and (wrong := arm.distill.contradiction):
         return wrong if arm.is_main else f"arms.{arm.name}: {wrong}"
     own = recipe.own_data.get("distill")

@@ -1,15 +1,23 @@
 """The sections of a recipe. Every field has a type, a default where one makes sense, and a sentence."""
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
 from radistill.conversion.targets import TargetSettings, validate_target
 from radistill.data.settings import DataSettings
-from radistill.diagnosis.objectives import OBJECTIVES
+from radistill.diagnosis.objectives import OBJECTIVES, ObjectiveChoice, check_objective
 from radistill.diagnosis.plan import By
-from radistill.diagnosis.selectors import Greedy, SelectorSettings
+from radistill.diagnosis.selectors import Curve, Greedy, SelectorSettings
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.settings import DistillSettings, FinetuneSettings
@@ -43,12 +51,37 @@ _OWN_DATA = (
 )
 
 
+class Keep(BaseModel):
+    """A promise: the worse end of each figure's 95 % interval holds the limit, on held-out texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kl: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="KL to the model at most, in nats")
+    recall: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="of the numbers that the model finds in the texts of `data.retrieval`, this share at least",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> "Keep":
+        if self.kl is None and self.recall is None:
+            raise ValueError("promises nothing: give kl, recall or both")
+        return self
+
+
 class DiagnoseSettings(BaseModel):
     """Which attention layers go."""
 
     model_config = ConfigDict(extra="forbid")
 
-    budget: int = Field(ge=1, description="attention layers to replace; with a `penalty`, at most")
+    budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        description="attention layers to replace; with a `penalty`, at most; `auto` is the most that `keep` allows"
+    )
+    keep: Keep | None = Field(
+        default=None, description="what `budget: auto` promises: figures of the draft that the search judged, held out"
+    )
     penalty: float | None = Field(
         default=None,
         ge=0,
@@ -61,14 +94,26 @@ class DiagnoseSettings(BaseModel):
         "every layer first; `redundancy` drafts that skip it, which is RAD as published and fits nothing first",
     )
     selector: Selector = Field(default_factory=Greedy, description="how they are chosen")
-    objective: Annotated[str, _one_of(lambda: OBJECTIVES)] = Field(
-        default="kl", description="what the search maximises"
+    objective: Annotated[ObjectiveChoice, AfterValidator(check_objective)] = Field(
+        default="kl",
+        description=f"what the search maximises: one of {', '.join(OBJECTIVES)}, or weights of several, such as "
+        "`{kl: 1, retrieval: 0.1}`",
     )
     passes: float | None = Field(
         default=None,
         gt=0,
         description="what a search may spend, in passes of the whole model over the calibration data; "
         f"null lets it end by itself, and gives each selector of `all` {EQUAL_PASSES}",
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="the same in time: as many passes as the whole model would make by then, by the time of its first "
+        "one here, and enough to judge each layer alone; a plan that this has cut short is another one elsewhere",
+    )
+    tradeoff: Annotated[bool, NOT_COUNTED] = Field(
+        default=False, description="whether a run draws the trade-off, as `budget: auto` does in any case"
     )
     context_length: int = Field(
         default=1024, ge=1, description="tokens in the cache where `throughput-modelled` times the components"
@@ -78,10 +123,27 @@ class DiagnoseSettings(BaseModel):
     )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
 
+    @model_validator(mode="after")
+    def _of_auto(self) -> "DiagnoseSettings":
+        if self.budget != "auto":
+            if self.keep is not None:
+                raise ValueError("keep is for budget: auto")
+            return self
+        if self.keep is None:
+            raise ValueError("budget is auto, which needs keep, such as `keep: {kl: 0.05}`")
+        if self.penalty is not None:
+            raise ValueError("budget is auto, and penalty chooses the number of layers, too; leave one of the two out")
+        if "selector" not in self.model_fields_set:
+            self.selector = Curve()
+        elif not isinstance(self.selector, Curve):
+            raise ValueError(f"budget is auto, which is found by the selector curve, not {self.selector.kind}")
+        return self
+
     @property
     def sizes(self) -> range:
-        """How many layers may be chosen."""
-        return range(self.budget if self.penalty is None else 1, self.budget + 1)
+        """How many layers may be chosen; where that is found out, one size stands for all."""
+        budget = 1 if self.budget == "auto" else self.budget
+        return range(budget if self.penalty is None else 1, budget + 1)
 
 
 class ConvertSettings(BaseModel):

@@ -152,7 +152,10 @@ class Bayes(Selector):
                 "trust_remote_code": type(network).__module__.startswith("transformers_modules."),
             },
             "fingerprint": trials.model.fingerprint,
-            "documents": [[document.id, document.tokens, document.response_start] for document in trials.documents],
+            **{
+                name: [[document.id, document.tokens, document.response_start] for document in documents]
+                for name, documents in (("documents", trials.documents), ("retrieval", trials.retrieval))
+            },
             "objective": trials.objective.to_json(),
             "tokens_per_batch": trials.tokens_per_batch,
             "selector": self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json"),
@@ -202,10 +205,15 @@ def join_search(search: dict[str, Any]) -> None:
     model = load(**search["model"])
     if model.fingerprint != search["fingerprint"]:
         raise RadistillError(f"{model.source}: is not the model that is searched; save that one and load it from there")
-    documents = [Document(name, tuple(tokens), start) for name, tokens, start in search["documents"]]
+    documents, retrieval = (
+        [Document(id, tuple(tokens), start) for id, tokens, start in search[kind]]
+        for kind in ("documents", "retrieval")
+    )
     folder = None if search["folder"] is None else Path(search["folder"])
     objective = objective_from(search["objective"])
-    trials = Trials(model, documents, objective, tokens_per_batch=search["tokens_per_batch"], folder=folder)
+    trials = Trials(
+        model, documents, objective, retrieval=retrieval, tokens_per_batch=search["tokens_per_batch"], folder=folder
+    )
     problem = Problem(trials, search["candidates"], search["budget"], search["seed"], folder, search["free"])
     Bayes.model_validate(search["selector"]).select(problem)
 

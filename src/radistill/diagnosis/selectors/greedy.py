@@ -36,7 +36,7 @@ class Greedy(Selector):
         trials = problem.trials
         scores = each_alone(problem)
         trials.value(most_redundant(scores, problem.budget))  # something to return if the tokens are spent early
-        costs = _Costs(trials, scores)
+        costs = Costs(trials, scores)
         chosen: set[int] = set()
         with progress(f"one after another to {problem.budget}", problem.budget, "layers") as advance:
             while len(chosen) < problem.budget:
@@ -57,7 +57,7 @@ class Greedy(Selector):
                 advance(1, f"best {trials.value(chosen):.4f}")
         return Selection(sorted(chosen), scores, f"{trials.objective.name} {only_this_layer(trials)}")
 
-    def _steps(self, problem: Problem, costs: "_Costs", chosen: set[int]) -> Iterator[set[int]]:
+    def _steps(self, problem: Problem, costs: "Costs", chosen: set[int]) -> Iterator[set[int]]:
         """Sets that differ from `chosen` in one layer, or in one pair of layers, the most promising first."""
         trials = problem.trials
         if problem.sizes == range(1, 2):
@@ -74,12 +74,16 @@ class Greedy(Selector):
             yield chosen | {costs.cheapest(chosen, problem.candidates, self.width)[0]}
 
 
-class _Costs:
+class Costs:
     """What it changed to take each layer, when that was last tried."""
 
     def __init__(self, trials: Trials, alone: dict[int, float]) -> None:
         self._trials = trials
         self._last = dict(alone)
+
+    def dearest(self, chosen: Iterable[int], count: int) -> list[int]:
+        """The `count` layers of a set that cost most when they were last tried; of equals the lower ones."""
+        return sorted(chosen, key=lambda layer: (self._last[layer], layer))[:count]
 
     def cheapest(self, chosen: set[int], candidates: Iterable[int], width: int) -> tuple[int, float]:
         """The best layer to take beside `chosen`, and the value of both, among the `width` most promising."""

@@ -1,0 +1,205 @@
+"""The trade-off: what a model keeps, and what its cache needs, for every number of attention layers that may go."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from radistill.batch_log import append_batch, read_batches
+from radistill.console import note, progress
+from radistill.diagnosis.judgement import DraftPass, Judgement
+from radistill.diagnosis.search import search
+from radistill.diagnosis.selectors import Curve
+from radistill.diagnosis.trials import Trials
+from radistill.errors import RadistillError
+from radistill.evaluation.savings.measure import CACHE_LENGTHS
+from radistill.evaluation.statistics import paired_bootstrap, wilson
+from radistill.files import hash_json
+from radistill.models.anatomy import Anatomy
+from radistill.models.sequences import Document
+from radistill.speculation.masks import ComponentMask
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best set of each size, by size, and what finding them cost.
+
+    Attributes:
+        sets: the layers that go, sorted.
+        values: of the objective, on the calibration texts.
+        judgements: likewise.
+        forward_tokens: calibration tokens through the whole model.
+    """
+
+    sets: dict[int, tuple[int, ...]]
+    values: dict[int, float]
+    judgements: dict[int, Judgement]
+    forward_tokens: float
+
+
+def best_sets(trials: Trials, selector: Curve, *, seed: int, passes: float | None, folder: Path | None) -> Best:
+    """Let one search find the best set of every size from one to all but one; the arguments are those of `search`.
+
+    Raises:
+        RadistillError: if the model has fewer than two attention layers.
+    """
+    most = len(trials.model.anatomy.attention_layers) - 1
+    if most < 1:
+        raise RadistillError(f"{trials.model.source}: has no two attention layers, so there is nothing to trade")
+    found = search(selector, trials, most, seed=seed, passes=passes, folder=folder)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    sets = {size: best for size in range(1, most + 1) if (best := trials.best(range(size, size + 1)))}
+    judgements = {size: trials.judge(layers, limited=False) for size, layers in sets.items()}
+    values = {size: trials.objective.value(judgement) for size, judgement in judgements.items()}
+    if len(sets) < most:
+        note(f"tradeoff: the search was ended early, so that {most - len(sets)} of {most} sizes have no set")
+    return Best(sets, values, judgements, found.forward_tokens)
+
+
+def measured(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path | None) -> dict[int, dict[str, Any]]:
+    """Held-out figures of the best set of each size, and of the model itself as size 0: one pass for each.
+
+    Args:
+        trials: judges on held-out texts.
+        sets: by size.
+        folder: where finished sizes are kept, so that a killed run goes on; None keeps them in memory only.
+
+    Returns:
+        By size: `kl` in nats a token with its 95 % interval (bootstrap over the documents), `acceptance_rate`,
+        `accepted_length` (of 4 drafted), and where there are retrieval texts the numbers that are found of those that
+        the model itself finds: `found`, `of`, `recall` and its 95 % interval (Wilson).
+    """
+    path = None if folder is None else folder / f"heldout-{hash_json(trials.identity)[:12]}.jsonl"
+    rows = {} if path is None else read_batches(path)
+    figures: dict[int, dict[str, Any]] = {}
+    base: Sequence[bool] = ()
+    with progress("held-out figures", len(sets) + 1, "sizes") as advance:
+        for size, layers in [(0, ()), *sorted(sets.items())]:
+            row = rows.get(str(layers))
+            if row is None:
+                row = _row(trials.run(layers), trials.run_retrieval(layers))
+                if path is not None:
+                    append_batch(path, str(layers), row)
+            base = base or row["found"]
+            figures[size] = _figures(row, base)
+            advance(1, f"{size} layers: KL {figures[size]['kl']:.4f}")
+    return figures
+
+
+def _row(draft: DraftPass, retrieval: DraftPass | None) -> dict[str, Any]:
+    judged = Judgement.of(ComponentMask(), draft)
+    return {
+        "nats": list(draft.nats),
+        "tokens": draft.tokens,
+        "acceptance_rate": judged.acceptance_rate,
+        "accepted_length": judged.mean_accepted_length[4],
+        "found": [] if retrieval is None else list(retrieval.found),
+    }
+
+
+def _figures(row: Mapping[str, Any], base: Sequence[bool]) -> dict[str, Any]:
+    nats, tokens = row["nats"], row["tokens"]
+    spread = paired_bootstrap([0.0] * len(nats), nats, tokens)
+    figures = {
+        "kl": sum(nats) / sum(tokens),
+        "kl_interval": list(spread.interval),
+        "acceptance_rate": row["acceptance_rate"],
+        "accepted_length": row["accepted_length"],
+    }
+    if not any(base):
+        return figures
+    found, of = sum(mine and before for mine, before in zip(row["found"], base, strict=True)), sum(base)
+    return figures | {"found": found, "of": of, "recall": found / of, "recall_interval": list(wilson(found, of))}
+
+
+def cache_bytes(anatomy: Anatomy, layers: Collection[int], state_numbers: int) -> dict[str, int]:
+    """Bytes of one sequence's cache at `CACHE_LENGTHS`: keys and values in bfloat16, states in float32.
+
+    Args:
+        anatomy: of the model.
+        layers: whose attention is replaced.
+        state_numbers: numbers that one new block keeps, at any length.
+    """
+    cached = tuple(0 if layer in layers else numbers for layer, numbers in enumerate(anatomy.cached))
+    states = anatomy.ssm_state_bytes() + 4 * state_numbers * len(layers)
+    return {str(tokens): replace(anatomy, cached=cached).kv_bytes(tokens) + states for tokens in CACHE_LENGTHS}
+
+
+def trade_off(
+    trials: Trials,
+    heldout: tuple[Sequence[Document], Sequence[Document]],
+    selector: Curve,
+    *,
+    state_numbers: int,
+    seed: int,
+    passes: float | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """The trade-off of a model: the best set of every size, found on calibration texts and measured on others.
+
+    Args:
+        trials: judges on calibration texts.
+        heldout: documents, and retrieval texts or none, that the search has not seen.
+        selector: how it searches.
+        state_numbers: as in `cache_bytes`.
+        seed, passes, folder: as in `search`.
+
+    Returns:
+        As `runs.contents.TradeOff` describes it.
+
+    Raises:
+        RadistillError: as `best_sets`.
+        KeyboardInterrupt: on Ctrl-C; what was judged is kept in `folder`.
+    """
+    best = best_sets(trials, selector, seed=seed, passes=passes, folder=folder)
+    documents, retrieval = heldout
+    judge = Trials(
+        trials.model,
+        documents,
+        trials.objective,
+        retrieval=retrieval,
+        tokens_per_batch=trials.tokens_per_batch,
+        substitutes=trials.substitutes,
+    )
+    figures = measured(judge, best.sets, folder)
+    points = [
+        {
+            "budget": size,
+            "layers": list(layers),
+            **figures[size],
+            "cache_bytes": cache_bytes(trials.model.anatomy, layers, state_numbers),
+        }
+        for size, layers in [(0, ()), *sorted(best.sets.items())]
+    ]
+    for point in points[1:]:
+        size = point["budget"]
+        point["calibration"] = {"value": best.values[size], "kl": best.judgements[size].kl}
+    return {
+        "objective": trials.objective.to_json(),
+        "selector": selector.model_dump(mode="json"),
+        "documents": len(documents),
+        "retrieval_texts": len(retrieval),
+        "passes": round(best.forward_tokens / trials.calibration_tokens, 1),
+        "points": points,
+    }
+
+
+def kept(points: Sequence[Mapping[str, Any]], keep: Mapping[str, float]) -> Mapping[str, Any] | None:
+    """The point with the most layers whose figures hold every limit, also at the worse end of their intervals.
+
+    Args:
+        points: of a trade-off.
+        keep: `kl` at most, `recall` at least, of what the model itself finds.
+
+    Returns:
+        None if not even the smallest budget holds them.
+    """
+    holding = [
+        point
+        for point in points
+        if point["budget"]
+        and ("kl" not in keep or point["kl_interval"][1] <= keep["kl"])
+        and ("recall" not in keep or point.get("recall_interval", (0.0,))[0] >= keep["recall"])
+    ]
+    return max(holding, key=lambda point: point["budget"], default=None)

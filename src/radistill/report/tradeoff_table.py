@@ -1,0 +1,56 @@
+"""The trade-off for a terminal, and the sentence on what was promised."""
+
+from rich.table import Table
+
+from radistill.console import table
+from radistill.report.numbers import EN_DASH, percent, significant
+from radistill.runs.contents import TradeOff, TradeOffPoint
+from radistill.texts import human_bytes
+
+
+def tradeoff_table(found: TradeOff) -> Table:
+    """A row for each number of layers that go. Intervals are at 95 %."""
+    lengths = list(found.points[0].cache_bytes)
+    caches = [f"cache at {int(length) // 1024}k" for length in lengths]
+    made = table(promise(found), "layers", "KL, nats", "", "accepted", "of 4", "recall", "", *caches)
+    for point in found.points:
+        made.add_row(
+            str(point.budget),
+            significant(point.kl),
+            _between([significant(end) for end in point.kl_interval]),
+            percent(point.acceptance_rate),
+            f"{point.accepted_length:.2f}",
+            EN_DASH if point.recall is None else percent(point.recall, 0),
+            "" if point.recall_interval is None else _between([percent(end, 0) for end in point.recall_interval]),
+            *(human_bytes(point.cache_bytes[length]) for length in lengths),
+            style="bold" if point.budget == found.budget else None,
+        )
+    return made
+
+
+def promise(found: TradeOff) -> str:
+    """What was promised, and which budget keeps it as far as was measured; without a promise, what the table is."""
+    if not found.keep:
+        return "the best layers of each number, held out"
+    limits = {"kl": "KL at most {:g}", "recall": "recall at least {:g}"}
+    asked = " and ".join(limits[name].format(limit) for name, limit in found.keep.items())
+    if found.budget is None:
+        return f"promised: {asked}; no budget keeps that"
+    return f"promised: {asked}; kept by a budget of {found.budget}: {_measured(chosen(found))}"
+
+
+def chosen(found: TradeOff) -> TradeOffPoint:
+    """The point of the budget that was chosen."""
+    return next(point for point in found.points if point.budget == found.budget)
+
+
+def _measured(point: TradeOffPoint) -> str:
+    text = f"KL {significant(point.kl)}, at most {significant(point.kl_interval[1])}"
+    if point.recall is None or point.recall_interval is None:
+        return text
+    found = f"{point.found} of {point.of} numbers found, so recall of at least {percent(point.recall_interval[0], 0)}"
+    return f"{text}; {found}"
+
+
+def _between(ends: list[str]) -> str:
+    return f"{ends[0]} to {ends[1]}"

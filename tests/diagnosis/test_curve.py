@@ -1,0 +1,149 @@
+"""The search for every size at once, mixed objectives and what retrieval texts tell, against plain enumeration."""
+
+import math
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from diagnosis.test_diagnose import documents, naive
+from radistill.diagnosis.diagnose import allowed_passes, diagnose
+from radistill.diagnosis.objectives import Mixed, make_objective, objective_from
+from radistill.diagnosis.search import search
+from radistill.diagnosis.selectors import Curve, Greedy
+from radistill.diagnosis.trials import Trials
+from radistill.errors import RadistillError
+from radistill.models.loading import Model
+from radistill.models.sequences import Document
+from radistill.speculation.masks import ComponentMask, masked
+
+KL = objective_from({"name": "kl"})
+
+
+def answered(model: Model, count: int = 6, length: int = 5) -> list[Document]:
+    """Documents whose response the model itself writes, but for every third, whose last token is another."""
+    found = []
+    for number, document in enumerate(documents(count)):
+        prompt = torch.tensor([document.tokens[: document.response_start]])
+        whole = model.network.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=-1)[0].tolist()
+        if number % 3 == 2:
+            whole[-1] = (whole[-1] + 1) % 60
+        found.append(Document(document.id, tuple(whole), document.response_start))
+    return found
+
+
+def test_a_number_is_found_where_the_draft_would_write_it() -> None:
+    model = tiny.model("llama", layers=6)
+    texts = answered(model)
+    trials = Trials(model, documents(), KL, retrieval=texts, tokens_per_batch=30)
+    seen = set()
+    for layers in ([], [1], [4], [1, 3], [0, 2, 5]):
+        right = []
+        for text in sorted(texts, key=lambda one: (len(one.tokens), one.id)):
+            prompt = torch.tensor([text.tokens[: text.response_start]])
+            with masked(model, ComponentMask.attention(layers)):
+                count = len(text.tokens) - text.response_start
+                written = model.network.generate(prompt, max_new_tokens=count, do_sample=False, eos_token_id=-1)[0]
+            right.append(written.tolist() == list(text.tokens))
+        draft = trials.run_retrieval(layers)
+        assert draft is not None
+        assert draft.found == right
+        judged = trials.judge(layers)
+        assert judged.recall == sum(right) / len(right)
+        assert judged.retrieval_kl == pytest.approx(naive(model, layers, texts)[1], rel=1e-3, abs=1e-7)
+        assert judged.kl == pytest.approx(naive(model, layers, documents())[1], rel=1e-3, abs=1e-7)
+        seen.add(judged.recall)
+    assert trials.judge([]).recall == 4 / 6
+    assert len(seen) > 1
+
+
+def test_a_mix_is_the_weighted_sum_and_comes_back_from_json(tmp_path: Path) -> None:
+    model = tiny.model("llama")
+    mix = make_objective({"kl": 2, "retrieval": 0.5, "recall": 0.25}, model, 64, None)
+    trials = Trials(model, documents(), mix, retrieval=answered(model), folder=tmp_path)
+    judged = trials.judge([1])
+    expected = -2 * judged.kl - 0.5 * judged.retrieval_kl + 0.25 * judged.recall
+    assert mix.value(judged) == pytest.approx(expected)
+    assert mix.name == "2 kl + 0.5 retrieval + 0.25 recall"
+    assert objective_from(mix.to_json()) == mix
+    again = Trials(model, documents(), mix, retrieval=answered(model), folder=tmp_path)
+    again.run = None  # type: ignore[assignment,method-assign]
+    assert again.value([1]) == mix.value(judged)
+    without = Trials(model, documents(), KL, folder=tmp_path)
+    assert math.isnan(without.judge([1]).recall)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"kl": 0}, {"kl": -1.0}, {"throughput-modelled": 1.0}, {"speed": 1.0}, "speed"])
+def test_what_is_no_objective_is_refused(chosen: object) -> None:
+    with pytest.raises(RadistillError, match=r"diagnose\.objective is .*, but it must (be|have)"):
+        make_objective(chosen, tiny.model("llama"), 64, None)  # type: ignore[arg-type]
+
+
+def test_an_objective_that_needs_texts_is_refused_without() -> None:
+    with pytest.raises(RadistillError, match=r"diagnose\.objective is \{'kl': 1, 'recall': 1\}, which needs texts"):
+        diagnose(tiny.model("llama"), documents(), 1, objective={"kl": 1, "recall": 1}, by="redundancy")
+
+
+def test_layers_are_chosen_by_what_they_retrieve() -> None:
+    """With enough weight on them, the answers of the texts decide, and the plan says so."""
+    model = tiny.model("llama", layers=6)
+    texts, docs = answered(model), documents()
+    by = {(layer,): naive(model, [layer], texts)[1] for layer in range(6)}
+    plan = diagnose(model, docs, 1, selector="leave-one-out", objective="retrieval", retrieval=texts, by="redundancy")
+    greedy = diagnose(model, docs, 1, objective={"kl": 1e-6, "retrieval": 1}, retrieval=texts, by="redundancy")
+    assert tuple(greedy.replace) == min(by, key=by.__getitem__)
+    assert greedy.objective["weights"] == {"kl": 1e-6, "retrieval": 1}
+    assert plan.objective["name"] == "retrieval"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_size_is_at_least_as_good_as_greedys_prefix(seed: int) -> None:
+    model = tiny.model("llama", layers=6, seed=seed)
+    trials = Trials(model, documents(), KL)
+    found = search(Curve(width=2), trials, 5, seed=0, passes=None, folder=None)
+    best = {size: trials.best(range(size, size + 1)) for size in range(1, 6)}
+    spent = found.forward_tokens / trials.calibration_tokens
+    every = {one: KL.value(trials.judge(one)) for size in range(1, 6) for one in combinations(range(6), size)}
+    prefix = Greedy(width=2, swaps=0)
+    gaps = []
+    for size, layers in best.items():
+        assert layers is not None
+        chain = search(prefix, trials, size, seed=0, passes=None, folder=None)
+        assert every[layers] >= chain.value
+        gaps.append(max(every[one] for one in every if len(one) == size) - every[layers])
+    assert gaps[0] == gaps[-1] == 0 or gaps[0] == 0  # a single layer is always the best one
+    assert sum(gap == 0 for gap in gaps) >= 4
+    assert spent <= 1 + Curve(width=2).most_passes(6, range(5, 6))
+
+
+def test_a_plan_takes_the_set_of_its_size() -> None:
+    model = tiny.model("llama", layers=6)
+    trials = Trials(model, documents(), KL)
+    search(Curve(), trials, 5, seed=0, passes=None, folder=None)
+    for budget in (1, 3, 5):
+        plan = diagnose(model, documents(), budget, selector="curve", by="redundancy")
+        assert tuple(plan.replace) == trials.best(range(budget, budget + 1))
+
+
+def test_time_is_counted_in_passes_once(tmp_path: Path) -> None:
+    trials = Trials(tiny.model("llama"), documents(), KL)
+    trials.seconds_a_pass = 0.5
+    assert allowed_passes(trials, None, None, tmp_path) is None
+    assert allowed_passes(trials, 7.0, None, tmp_path) == 7
+    assert allowed_passes(trials, None, 1, tmp_path) == 120
+    trials.seconds_a_pass = 2.0
+    assert allowed_passes(trials, None, 1, tmp_path) == 120  # as the search began
+    assert allowed_passes(trials, 7.0, 1, tmp_path) == 7
+    assert allowed_passes(trials, None, 1, None) == 30
+    assert isinstance(make_objective({"kl": 1}, trials.model, 64, None), Mixed)
+
+
+def test_a_search_that_runs_out_of_time_has_the_best_layers_taken_alone() -> None:
+    model = tiny.model("llama", layers=6)
+    whole = diagnose(model, documents(), 2, objective="kl", by="redundancy")
+    plan = diagnose(model, documents(), 2, objective="kl", by="redundancy", minutes=1e-9)
+    assert len(plan.search) < len(whole.search)
+    alone = {step.layers[0]: step.value for step in plan.search if len(step.layers) == 1}
+    assert plan.replace == sorted(sorted(alone, key=lambda layer: -alone[layer])[:2])

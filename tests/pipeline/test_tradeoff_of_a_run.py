@@ -1,0 +1,111 @@
+"""A run that promises: the trade-off, the budget that it allows, and what is said where nothing does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import tiny
+from radistill.cli.commands import app
+from radistill.conversion import convert
+from radistill.data.records import DataSplits
+from radistill.errors import RadistillError
+from radistill.evaluation.evaluate import evaluate
+from radistill.files import read_json
+from radistill.models.loading import load
+from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
+from small_recipe import small_recipe
+
+STAGES = ["data", "tradeoff", "diagnose", "convert"]
+RETRIEVAL = {"contexts": [200, 300], "calibration": 2, "heldout": 3, "train": 1}
+
+
+def write_recipe(folder: Path, **diagnose: Any) -> Path:
+    settings = {"budget": "auto", "by": "redundancy", "keep": {"kl": 1}, **diagnose}
+    path = small_recipe(
+        folder, {"source": "data"}, diagnose=settings, align=None, distill=None, convert={"init": "zero"}
+    )
+    recipe = yaml.safe_load(path.read_text())
+    recipe["data"]["retrieval"] = RETRIEVAL
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and a run without a promise, whose trade-off tells what can be promised."""
+    folder = tmp_path_factory.mktemp("promise")
+    tiny.save("llama", folder / "model", layers=5)
+    recipe = write_recipe(folder, budget=2, keep=None, tradeoff=True, objective={"kl": 1, "retrieval": 0.1})
+    run(load_recipe(recipe), folder / "out", STAGES)
+    return folder
+
+
+def points(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_json(out / "tradeoff.json")["points"]
+    return found
+
+
+def test_the_figures_are_those_of_the_hybrids(folder: Path) -> None:
+    out = folder / "out"
+    found = points(out)
+    assert [point["budget"] for point in found] == [0, 1, 2, 3, 4]
+    plan = read_json(out / "plan.json")
+    assert plan["selector"]["kind"] == "greedy"  # a number of layers is chosen as ever
+    assert plan["objective"]["name"] == "kl + 0.1 retrieval"
+    base, documents = load(str(folder / "model")), DataSplits.load(out / "data").documents("heldout")
+    for point in found:
+        student = convert(base, point["layers"], init="zero")  # which puts out zero: the attention is skipped
+        again = evaluate(student, base, documents).to_json()
+        assert point["kl"] == pytest.approx(again["kl"], rel=1e-4, abs=1e-9)
+        assert point["cache_bytes"]["4096"] == 4096 * again["kv_bytes_per_token"] + again["ssm_state_bytes"]
+
+
+def test_a_promise_decides_the_budget(folder: Path) -> None:
+    found, out = points(folder / "out"), folder / "auto"
+    limit = found[3]["kl_interval"][1] * 1.001
+    most = max(point["budget"] for point in found if point["kl_interval"][1] <= limit)
+    recipe = write_recipe(folder, keep={"kl": limit}, objective={"kl": 1, "retrieval": 0.1})
+    run(load_recipe(recipe), out, STAGES)
+    assert read_json(out / "tradeoff.json")["budget"] == most
+    assert points(out) == found
+    plan = read_json(out / "plan.json")
+    assert plan["replace"] == found[most]["layers"]
+    assert plan["selector"]["kind"] == "curve"
+    steps = read_json(out / "run.json")["stages"]
+    run(load_recipe(recipe), out, STAGES)
+    assert read_json(out / "run.json")["stages"] == steps  # nothing was done again
+    page = (run(load_recipe(recipe), out, ["report"]) / "report.html").read_text()
+    assert f"Promised: KL at most {limit:g}; kept by a budget of {most}: KL " in page
+    assert 'id="tradeoff-kl-wide-title"' in page
+
+
+def test_a_promise_that_nothing_keeps_ends_with_the_trade_off(folder: Path) -> None:
+    out = folder / "never"
+    recipe = write_recipe(folder, keep={"kl": 1e-9})
+    with pytest.raises(RadistillError, match=r"tradeoff\.json: no budget keeps what diagnose\.keep promises; choose"):
+        run(load_recipe(recipe), out, STAGES)
+    assert read_json(out / "tradeoff.json")["budget"] is None
+    assert not (out / "plan.json").exists()
+
+
+def test_the_command_prints_a_table_and_leaves_the_rest(folder: Path) -> None:
+    out = folder / "out"
+    before = {name: (out / name).read_bytes() for name in ("plan.json", "tradeoff.json")}
+    done = CliRunner().invoke(app, ["tradeoff", str(out)], env={"COLUMNS": "150"})
+    assert done.exit_code == 0, done.output
+    assert "the best layers of each number, held out" in done.output
+    rows = [line.split() for line in done.output.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert before == {name: (out / name).read_bytes() for name in before}
+
+
+def test_other_texts_make_another_trade_off(folder: Path) -> None:
+    recipe = load_recipe(folder / "out" / "recipe.yaml", ["data.retrieval.heldout=2"])
+    run(recipe, folder / "other", STAGES[:2])
+    assert read_json(folder / "other" / "tradeoff.json")["retrieval_texts"] == 4
+    assert json.loads((folder / "other" / "run.json").read_text())["stages"].keys() == {"data", "tradeoff"}
