@@ -148,7 +148,7 @@ def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
 
 def test_unknown_selectors_and_settings_are_refused() -> None:
     with pytest.raises(
-        RadistillError, match=r"selector 'best' is unknown; choose one of all, bayes, block-influence, curve, gates, greedy"
+        RadistillError, match=r"selector 'best' is unknown; choose one of all, bayes, block-influence, curve, gates"
     ):
         make_selector("best")
     with pytest.raises(ValidationError, match="greater than or equal to 1"):

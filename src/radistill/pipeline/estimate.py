@@ -1,6 +1,7 @@
 """What a recipe will cost, before it costs anything: `radistill run RECIPE --dry-run`."""
 
 import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,8 @@ class Work:
         by: whether the diagnosis judges layers by redundancy or by replaceability.
         passes: forward passes of the diagnosis, of those that start at the first layer.
         calibration_tokens: in one of them.
+        pass_seconds: of one of them, by the speed of a matrix product on this machine.
+        minutes: what the search may take; None is no limit.
         align_blocks: blocks that are fitted: those of the hybrid, or one for every attention, among which the diagnosis
             chooses; 0 without alignment.
         align_tokens: through each of them.
@@ -97,6 +100,8 @@ class Work:
     by: str
     passes: int
     calibration_tokens: int
+    pass_seconds: float
+    minutes: float | None
     align_blocks: int
     align_tokens: int
     align_passes: int
@@ -195,7 +200,7 @@ def estimate(recipe: Recipe, out: Path | None = None) -> Estimate:
     warnings += _memory_of_machine_warnings(recipe, memory) + _disk_warnings(out, disk, store)
     if None in step_bytes.values():
         warnings.append("activations of a step are not counted for a mixture of experts: they depend on the data")
-    return Estimate(models, memory, disk, _work(recipe, base, bounds), warnings)
+    return Estimate(models, memory, disk, _work(recipe, base, models[0].total, bounds), warnings)
 
 
 def _most_trained(recipe: Recipe, shape: HybridShape) -> int:
@@ -230,7 +235,18 @@ def _recipe_of(recipe: Recipe, arm: Arm) -> Recipe:
     return recipe.model_copy(update={"diagnose": diagnose, "align": arm.align, "distill": arm.distill})
 
 
-def _work(recipe: Recipe, base: Anatomy, bounds: dict[str, Lengths]) -> Work:
+def multiplications_per_second(width: int, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """How many multiplications, each with an addition, a CPU here does in matrix products of a model's size."""
+    rows, matrix = torch.randn(1024, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
+    rows @ matrix
+    count, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < seconds:
+        rows @ matrix
+        count += 1
+    return count * rows.numel() * matrix.shape[1] / taken
+
+
+def _work(recipe: Recipe, base: Anatomy, parameters: int, bounds: dict[str, Lengths]) -> Work:
     data, align, distill, finetune = recipe.data, recipe.align, recipe.distill, recipe.finetune
     documents = {"training": data.train, "held-out": data.heldout}
     if data.calibration_from == "own":
@@ -245,13 +261,17 @@ def _work(recipe: Recipe, base: Anatomy, bounds: dict[str, Lengths]) -> Work:
         * bounds[training.section].tokens(training.tokens_per_batch, read[training.section].data.train)
         for training in trainings(recipe)
     }
+    calibration_tokens = data.calibration * bounds["data"].document + retrieval_tokens(data, "calibration")
+    pace = multiplications_per_second(base.hidden_size, DTYPES[recipe.dtype])
     return Work(
         documents=documents,
         document_tokens=max(found.document for stage, found in bounds.items() if stage != "distill"),
         generated_tokens=written,
         by=recipe.diagnose.by,
         passes=diagnosis_passes(recipe.diagnose, base),
-        calibration_tokens=data.calibration * bounds["data"].document + retrieval_tokens(data, "calibration"),
+        calibration_tokens=calibration_tokens,
+        pass_seconds=calibration_tokens * parameters / pace,
+        minutes=recipe.diagnose.minutes,
         align_blocks=fitted_blocks(recipe, base),
         align_tokens=(
             align.steps * bounds["align"].tokens(align.tokens_per_batch, read["align"].data.train) if align else 0

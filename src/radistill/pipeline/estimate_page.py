@@ -1,5 +1,7 @@
 """The page that a dry run prints."""
 
+import math
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -96,6 +98,11 @@ def _work_page(work: Work) -> RenderableType:
         f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens, "
         f"to judge layers {DRAFTS[work.by]}",
     )
+    minutes = math.ceil(work.passes * work.pass_seconds / 60)
+    if work.minutes is None or minutes <= work.minutes:
+        table.add_row("", f"about {minutes:,} min on a CPU like this one, if every document is as long as it may be")
+    else:
+        table.add_row("", f"{work.minutes:g} min (diagnose.minutes) of the {minutes:,} that it might take here")
     if work.align_blocks:
         table.add_row(
             "align",

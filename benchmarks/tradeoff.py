@@ -1,0 +1,165 @@
+"""The trade-off of SmolLM2-135M: with and without recall in the choice of layers, and whether a promise is kept.
+
+    python benchmarks/tradeoff.py [--seeds 10] [--weight 0.1] [--contexts 256 512]
+
+The blocks are those of the quick start (`make demo` leaves them in runs/quickstart/aligned; they are fitted otherwise).
+
+1. Two curves by the same blocks and texts: one search maximises minus the KL, the other weighs in the KL on the answers
+   of retrieval texts. Every size of both is measured on held-out text, and some on fresh text: problems of another
+   seed, and the texts of the task `recall`, whose templates are others and whose lengths are up to 1,024 tokens.
+2. For each seed, a calibration set of its own, of other problems and other texts: the most layers that keep
+   `{kl: 0.05, recall: 0.9}`, and whether they do so on the fresh text.
+
+What is finished, in runs/tradeoff, is used again. The result is written to benchmarks/results/tradeoff.json, and both
+curves are drawn in docs/figures/tradeoff.svg.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from markupsafe import Markup
+
+from common.figure import drawing
+from common.result import ROOT, options, write_result
+from radistill.conversion.targets import TARGETS
+from radistill.data.prepare import prepare
+from radistill.data.records import DataSplits
+from radistill.data.settings import ReasoningGymData, ResponseSettings, RetrievalSettings
+from radistill.diagnosis.objectives import ObjectiveChoice, make_objective
+from radistill.diagnosis.selectors import Curve
+from radistill.diagnosis.trials import Trials
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
+from radistill.evaluation.run_tasks import tasks_of
+from radistill.evaluation.tasks.interface import Generated, TaskSettings
+from radistill.evaluation.tradeoff import kept, measured, trade_off
+from radistill.models.loading import Model, load
+from radistill.models.sequences import Document
+from radistill.pipeline.run import run
+from radistill.recipes import shipped_recipes
+from radistill.report.svg import Axes, Scale, line, marker, path, text, value_scale
+from radistill.runs.folder import RunFolder
+from radistill.runs.recipe import load_recipe
+
+FOLDER = ROOT / "runs" / "tradeoff"
+KEEP = {"kl": 0.05, "recall": 0.9}
+FRESH = 1000
+"""The seed of the fresh text."""
+LENGTHS = (512, 1024)
+"""Tokens of the task's texts."""
+SIZES = (5, 10, 15, 20, 25)
+"""Those that are measured on fresh text."""
+
+
+def main() -> None:
+    """Draw both curves, then test the promise seed by seed."""
+    given = options(__doc__, seeds=10, weight=0.1, contexts=[256, 512], width=3, swap_width=1, seed=0, threads=2)
+    recipe = load_recipe(shipped_recipes()["quickstart"])
+    out = run(recipe, ROOT / "runs" / "quickstart", ["data"])
+    model = load(recipe.model)
+    align = AlignSettings.model_validate(recipe.align.model_dump(exclude={"data"})) if recipe.align else None
+    documents = DataSplits.load(RunFolder(out).data()).documents("train")
+    blocks = fit_blocks(model, documents, align, target=recipe.target, folder=RunFolder(out).aligned)
+    numbers = TARGETS[recipe.target.kind].geometry(model.network.config, recipe.target).state_numbers
+    texts = partial(texts_of, model, given.contexts)
+    fresh, asked = texts(FRESH).documents("heldout"), of_the_task(model)
+    elsewhere = Trials(model, fresh, make_objective("kl", model, 1024, None), retrieval=asked, substitutes=blocks)
+
+    def curve(seed: int, objective: ObjectiveChoice, name: str) -> dict[str, Any]:
+        splits, folder = texts(seed), FOLDER / f"seed-{seed}"
+        judge = partial(
+            Trials, model, substitutes=blocks, folder=folder, retrieval=splits.documents("calibration_retrieval")
+        )
+        trials = judge(splits.documents("calibration"), make_objective(objective, model, 1024, None))
+        heldout = (splits.documents("heldout"), splits.documents("heldout_retrieval"))
+        selector = Curve(width=given.width, swap_width=given.swap_width)
+        print(name)
+        return trade_off(trials, heldout, selector, state_numbers=numbers, seed=seed, folder=folder)
+
+    def on_fresh(points: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+        sets = {point["budget"]: tuple(point["layers"]) for point in points}
+        return measured(elsewhere, sets, FOLDER / "fresh")
+
+    mix: ObjectiveChoice = {"kl": 1.0, "retrieval": given.weight}
+    result: dict[str, Any] = {"settings": vars(given), "keep": KEEP, "curves": {}, "promises": []}
+    for name, objective in (("kl", "kl"), ("mix", mix)):
+        found = curve(0, objective, f"curve by {name}")
+        some = [point for point in found["points"] if point["budget"] in SIZES]
+        result["curves"][name] = found | {"fresh": on_fresh(some)}
+        write_result("tradeoff", **result)
+    (ROOT / "docs" / "figures" / "tradeoff.svg").write_text(figure(result["curves"]) + "\n", encoding="utf-8")
+    for seed in range(given.seeds):
+        found = curve(seed, mix, f"promise, seed {seed}")
+        point = kept(found["points"], KEEP)
+        promise: dict[str, Any] = {"seed": seed, "budget": point and point["budget"]}
+        if point is not None:
+            on = on_fresh([point])[point["budget"]]
+            promise |= {"layers": point["layers"], "held_out": {key: point[key] for key in on}, "fresh": on}
+            promise["is_kept"] = on["kl"] <= KEEP["kl"] and on["recall"] >= KEEP["recall"]
+        result["promises"].append(promise)
+        write_result("tradeoff", **result)
+        print(promise)
+
+
+def texts_of(model: Model, contexts: list[int], seed: int) -> DataSplits:
+    """Problems with the model's own responses, and retrieval texts."""
+    data = ReasoningGymData(
+        tasks={"gsm_symbolic": {}},
+        train=8,
+        calibration=8,
+        heldout=16,
+        responses=ResponseSettings(max_new_tokens=96, batch_size=32),
+        retrieval=RetrievalSettings(contexts=contexts, calibration=2, heldout=20),
+    )
+    folder = FOLDER / f"data-{seed}"
+    if not (folder / "heldout_retrieval.jsonl").exists():
+        prepare(model, data, seed=seed, folder=folder)
+    return DataSplits.load(folder)
+
+
+def of_the_task(model: Model) -> list[Document]:
+    """The texts of the task `recall`, of both kinds, with their answers."""
+    settings = TaskSettings(contexts=LENGTHS, limit=10, seed=FRESH)
+    (task,) = tasks_of(["recall"], settings)
+    assert isinstance(task, Generated)
+    found = []
+    for example in task.read(model, settings):
+        assert example.verifier is not None
+        prompt = model.tokenizer(example.text)["input_ids"]
+        answer = model.tokenizer(f" {example.verifier['answer']}")["input_ids"]
+        found.append(Document(example.id, (*prompt, *answer), len(prompt)))
+    return found
+
+
+def figure(curves: dict[str, dict[str, Any]]) -> Markup:
+    """KL on the left and recall on the right, over what the cache needs at 32k tokens; both by either choice."""
+    width, height = 960, 420
+    elements: list[Markup] = []
+    for place, (what, title) in enumerate((("kl", "held-out KL, nats a token"), ("recall", "recall kept, %"))):
+        left = 70 + place * 480
+        x = Scale(0, 100, left, left + 370)
+        ends = [point["kl_interval"][1] for one in curves.values() for point in one["points"]]
+        y = Scale(0, 105, height - 50, 80) if what == "recall" else value_scale(ends, height - 50, 80)
+        elements += Axes(x, y, "KV cache at 32k tokens, % of the model's", title, x.ticks(5), y.ticks(5)).draw()
+        for number, (name, one) in enumerate(curves.items()):
+            whole = one["points"][0]["cache_bytes"]["32768"]
+            marks = []
+            for point in one["points"]:
+                scale = 1 if what == "kl" else 100
+                values = [scale * value for value in (point[what], *point[f"{what}_interval"])]
+                marks.append((x(100 * point["cache_bytes"]["32768"] / whole), *map(y, values)))
+            style = f"arm-{number}"
+            elements.append(path([(px, py) for px, py, _, _ in marks], style))
+            elements += [line(px, low, px, high, style) for px, _, low, high in marks]
+            elements += [marker("circle", px, py, 3, f"mark {style}") for px, py, _, _ in marks]
+            if not place:
+                label = {"kl": "chosen by KL", "mix": "chosen by KL and retrieval"}[name]
+                elements.append(text(left + 150, 100 + 18 * number, label, "label"))
+                elements.append(marker("circle", left + 140, 96 + 18 * number, 4, f"mark {style}"))
+    title = "SmolLM2-135M: what is kept as attention gives way to fitted Mamba-2 blocks, before distillation"
+    return drawing(title, elements, width, height)
+
+
+if __name__ == "__main__":
+    main()
