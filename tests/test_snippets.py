@@ -84,6 +84,8 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         words.append("--force")
     if "--tasks" in words:  # of an option that is given twice, the last one counts
         words += ["--limit", "1"]
+    if words[1] == "tradeoff":
+        words += ["--set", "diagnose.passes=40"]
     if words[1] == "savings":
         words += ["--contexts", "256,512", "--repeats", "1", "--decode-tokens", "2"]
     monkeypatch.setattr(sys, "argv", words)

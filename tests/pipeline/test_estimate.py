@@ -13,6 +13,7 @@ from rich.console import Console
 
 import tiny
 from radistill.conversion import convert, new_parameters
+from radistill.diagnosis.selectors import Curve
 from radistill.distillation import tracking
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
@@ -485,6 +486,17 @@ def test_passes_of_the_diagnosis(recipe: dict[str, Any], settings: dict[str, Any
     recipe["diagnose"] |= settings
     found = diagnosis_passes(Recipe.model_validate(recipe).diagnose, tiny.model("llama").anatomy)
     assert found == 1 + searched + 1
+
+
+def test_a_trade_off_is_a_search_of_its_own(recipe: dict[str, Any]) -> None:
+    anatomy = tiny.model("llama").anatomy
+    recipe["diagnose"] |= {"selector": "uniform"}
+    before = diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy)
+    recipe["diagnose"] |= {"tradeoff": True}
+    curve = Curve().most_passes(4, range(3, 4))
+    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == before + curve + 1
+    recipe["diagnose"] |= {"budget": "auto", "keep": {"kl": 0.1}, "selector": "curve"}
+    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == 1 + curve + 1
 
 
 def test_a_comparison_of_all_selectors_costs_no_more_than_its_budget(recipe: dict[str, Any]) -> None:

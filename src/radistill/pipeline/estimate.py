@@ -11,7 +11,7 @@ import torch
 
 from radistill.conversion.targets import TARGETS
 from radistill.data.settings import DataSettings
-from radistill.diagnosis.selectors import All
+from radistill.diagnosis.selectors import All, Curve
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.models.anatomy import Anatomy, anatomy_of
@@ -212,6 +212,8 @@ def diagnosis_passes(settings: DiagnoseSettings, anatomy: Anatomy) -> int:
     limit = settings.passes or (EQUAL_PASSES if isinstance(settings.selector, All) else math.inf)
     chosen = settings.selector
     selectors = chosen.each(limit, settings.by) if isinstance(chosen, All) else [chosen]
+    if settings.tradeoff and not isinstance(chosen, Curve):
+        selectors.append(Curve())
     needed = [selector.most_passes(len(anatomy.attention_layers), settings.sizes) for selector in selectors]
     return 1 + sum(1 + math.ceil(min(passes, limit)) for passes in needed)
 
