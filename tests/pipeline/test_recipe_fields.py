@@ -74,6 +74,7 @@ VALUES: dict[str, Any] = {
     "DiagnoseSettings.keep": {"kl": 0.5},
     "Keep.kl": 0.5,
     "Keep.recall": 0.5,
+    "Keep.tasks": {"recall": -0.5},
     "DiagnoseSettings.context_length": 9,
     "DiagnoseSettings.draft_length": 3,
     "DiagnoseSettings.tokens_per_batch": 99,
@@ -196,6 +197,7 @@ STEPS: dict[str, set[str]] = {
     "diagnose": {"diagnose"},
     "diagnose.tradeoff": {"tradeoff"},
     "diagnose.keep": {"tradeoff"},
+    "diagnose.keep.tasks": {"promise"},
     "diagnose.penalty": {"diagnose:hybrid"},
     "diagnose.context_length": set(),
     "diagnose.draft_length": set(),
@@ -290,6 +292,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "out" / "data" / stage / f"{split}.jsonl").write_text(f"{stage} {split}")
     point = {"budget": 2, "layers": [0, 2], "kl": 0, "kl_interval": [0, 0], "acceptance_rate": 1, "accepted_length": 4}
     write_json(folder / "out" / "tradeoff.json", {"points": [point], "budget": 2})
+    tried = {"budget": 2, "layers": [0, 2], "tasks": {}, "is_kept": True}
+    write_json(folder / "out" / "promise.json", {"keep": {}, "candidates": [tried], "budget": 2})
     for name in (".", "arms/arm"):
         hybrid = folder / "out" / name
         hybrid.mkdir(parents=True, exist_ok=True)
@@ -318,6 +322,8 @@ def depends(folder: Path, *overrides: str) -> dict[str, Any]:
         context.folder.steps[step] = {"inputs": found[step], "outputs": hashes}
     if recipe.diagnose.tradeoff or recipe.diagnose.budget == "auto":
         found["tradeoff"] = inputs.tradeoff_inputs(context, Curve())
+    if recipe.diagnose.keep is not None and recipe.diagnose.keep.tasks:
+        found["promise"] = inputs.promise_inputs(context)
     for arm in context.hybrids:
         found[f"diagnose:{arm.name}"] = inputs.diagnose_inputs(context, arm)
         found[f"convert:{arm.name}"] = inputs.convert_inputs(context, arm)

@@ -14,8 +14,10 @@ from radistill.conversion import convert
 from radistill.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import evaluate
-from radistill.files import read_json
-from radistill.models.loading import load
+from radistill.evaluation.figures import figures_of
+from radistill.files import read_json, write_json
+from radistill.models.loading import Model, load
+from radistill.pipeline import stages
 from radistill.pipeline.run import run
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
@@ -102,6 +104,78 @@ def test_the_command_prints_a_table_and_leaves_the_rest(folder: Path) -> None:
     rows = [line.split() for line in done.output.splitlines() if line.strip()[:1].isdigit()]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
     assert before == {name: (out / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(("limit", "tried", "budget"), [(-0.5, [4], 4), (-0.25, [4, 2, 3], 2), (-0.31, [4, 2, 3], 3)])
+def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, tried: list[int], budget: int
+) -> None:
+    """Each layer that goes costs a tenth of the answers here, and the largest hybrid is tried first."""
+    built: list[int] = []
+
+    def answered(model: Model, asked: Any, settings: Any, folder: Path, *, replace: bool) -> dict[str, Any]:
+        right = 20 - 2 * len(model.anatomy.ssm_layers)
+        rows = [{"key": str(number), "correct": number < right} for number in range(20)]
+        figures = figures_of(rows) | {"settings": {}}
+        write_json(folder / "tasks.json", {"model": model.source, "tasks": {"recall-needle": figures}})
+        (folder / "recall-needle.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"recall-needle": figures}
+
+    def converted(base: Model, replace: list[int], **settings: Any) -> Model:
+        built.append(len(replace))
+        return convert(base, replace, **settings)
+
+    monkeypatch.setattr(stages, "run_tasks", answered)
+    monkeypatch.setattr(stages, "convert", converted)
+    recipe = write_recipe(folder, keep={"kl": 99, "tasks": {"recall-needle": limit}})
+    settings = load_recipe(recipe, ["evaluate.tasks=[recall-needle]", "evaluate.contexts=[128]", "evaluate.limit=1"])
+    out = tmp_path / "out"
+    everything = [*STAGES, "distill", "finetune", "evaluate", "report"]
+    run(settings, out, everything)
+    found = read_json(out / "promise.json")
+    assert [one["budget"] for one in found["candidates"]] == tried
+    assert [one["is_kept"] for one in found["candidates"]] == [size <= budget for size in tried]
+    assert found["budget"] == budget
+    assert all(one["tasks"]["recall-needle"]["difference"] == -one["budget"] / 10 for one in found["candidates"])
+    plan = read_json(out / "plan.json")
+    assert plan["replace"] == points(out)[budget]["layers"]
+    assert built == [*tried, budget]  # the last is the evaluation's draft: the hybrid itself is the one that was tried
+    assert list(load(out / "student").anatomy.ssm_layers) == plan["replace"]
+    assert not list((out / "arms").glob("*"))
+    page = (out / "report.html").read_text()
+    assert f"recall-needle at most {-100 * limit:.1f} points lower" in page
+    steps = read_json(out / "run.json")["stages"]
+    run(settings, out, everything)
+    assert read_json(out / "run.json")["stages"].keys() == steps.keys()
+    assert built == [*tried, budget]
+    # Who asks for a number of layers gets that, and no word of the promise.
+    run(load_recipe(recipe, ["diagnose.budget=1", "diagnose.keep=null", "diagnose.selector=greedy"]), out, everything)
+    assert "points lower" not in (out / "report.html").read_text()
+
+
+def test_a_promise_of_tasks_that_nothing_keeps(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = {"budget": 1, "layers": [0], "tasks": {}, "is_kept": False}
+    monkeypatch.setattr(stages, "_asked", lambda context, size, limits: lost | {"budget": size})
+    recipe = write_recipe(folder, keep={"tasks": {"recall-needle": -0.1}})
+    settings = load_recipe(recipe, ["evaluate.tasks=[recall-needle]", "evaluate.contexts=[128]"])
+    with pytest.raises(RadistillError, match=r"promise\.json: no budget keeps what diagnose\.keep promises; .* longer"):
+        run(settings, tmp_path / "out", STAGES)
+    assert [one["budget"] for one in read_json(tmp_path / "out" / "promise.json")["candidates"]] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "complaint"),
+    [
+        ("[recall]", r"diagnose\.keep\.tasks: gsm8k is not among evaluate\.tasks; add it there"),
+        ("[gsm8k, perplexity]", r"diagnose\.keep\.tasks: perplexity has no right answers that could be counted"),
+    ],
+)
+def test_tasks_that_cannot_be_promised_are_refused_before_any_work(
+    folder: Path, tmp_path: Path, tasks: str, complaint: str
+) -> None:
+    recipe = write_recipe(folder, keep={"tasks": {"gsm8k": -0.1, "perplexity": -0.1}})
+    with pytest.raises(RadistillError, match=complaint):
+        run(load_recipe(recipe, [f"evaluate.tasks={tasks}"]), tmp_path / "out", STAGES)
 
 
 def test_other_texts_make_another_trade_off(folder: Path) -> None:

@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty promise": (
         {"diagnose": {"budget": "auto", "keep": {}}},
-        "diagnose.keep: promises nothing: give kl, recall or both",
+        "diagnose.keep: promises nothing: give kl, recall or tasks",
     ),
     "auto without promise": ({"diagnose": {"budget": "auto"}}, "diagnose: budget is auto, which needs keep"),
     "promise of a number": ({"diagnose.keep": {"kl": 0.1}}, "diagnose: keep is for budget: auto"),

@@ -12,7 +12,7 @@ from radistill.errors import RadistillError
 from radistill.files import hash_file, read_json
 from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
-from radistill.runs.contents import TradeOff
+from radistill.runs.contents import Promise, TradeOff
 from radistill.runs.recipe import Recipe
 
 Stage = Literal["convert", "distill", "finetune"]
@@ -101,11 +101,26 @@ def budget_of(context: Context, arm: Arm) -> int:
         return arm.budget
     if not arm.is_main:
         return len(plan_of(context, context.hybrids[0]).replace)
-    budget: int | None = read_json(context.folder.tradeoff, TradeOff).budget
+    if context.recipe.diagnose.keep is not None and context.recipe.diagnose.keep.tasks:
+        return _promised_budget(context.folder.promise, Promise, "train the hybrids for longer")
+    return most_layers(context)
+
+
+def most_layers(context: Context) -> int:
+    """The most layers that keep KL and recall, by the trade-off.
+
+    Raises:
+        RadistillError: if not even one layer does.
+    """
+    return _promised_budget(context.folder.tradeoff, TradeOff, "fit the blocks on more text (data.train, align.steps)")
+
+
+def _promised_budget(path: Path, kind: type[TradeOff | Promise], way_out: str) -> int:
+    budget = read_json(path, kind).budget
     if budget is None:
         raise RadistillError(
-            f"{context.folder.tradeoff}: no budget keeps what diagnose.keep promises; choose a limit that the "
-            "trade-off shows to be possible, or fit the blocks on more text (data.train, align.steps)"
+            f"{path}: no budget keeps what diagnose.keep promises; choose a limit that these figures show to be "
+            f"possible, or {way_out}"
         )
     return budget
 
@@ -140,8 +155,27 @@ def tradeoff_inputs(context: Context, selector: Curve) -> dict[str, Any]:
 
 
 def promised(recipe: Recipe) -> dict[str, float]:
-    """The limits of `diagnose.keep`."""
-    return {} if recipe.diagnose.keep is None else recipe.diagnose.keep.model_dump(exclude_none=True)
+    """The limits of `diagnose.keep` that the trade-off decides on."""
+    keep = recipe.diagnose.keep
+    return {} if keep is None else keep.model_dump(exclude_none=True, exclude={"tasks"})
+
+
+def promise_inputs(context: Context) -> dict[str, Any]:
+    """Of the hybrids that are trained for the tasks of `diagnose.keep`."""
+    recipe, main = context.recipe, context.hybrids[0]
+    assert recipe.diagnose.keep is not None
+    stages = {stage: own for stage in ("align", "distill", "finetune") if (own := getattr(main, stage)) is not None}
+    return {
+        "tradeoff": hash_file(context.folder.tradeoff),
+        "keep": recipe.diagnose.keep.tasks,
+        "evaluate": counted(recipe.evaluate),
+        "stages": {stage: counted(own) for stage, own in stages.items()},
+        "train": {stage: hash_file(split_file(context, "train", stage)) for stage in stages},
+        "heldout": {stage: hash_file(split_file(context, "heldout", stage)) for stage in stages},
+        "teacher": context.signature(main.teacher) if main.teacher else None,
+        "target": counted(main.target),
+        "init": main.init,
+    }
 
 
 def _retrieval_inputs(context: Context, split: str) -> dict[str, str]:

@@ -50,6 +50,9 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     seed_everything(recipe.seed, recipe.threads)
     context = Context(recipe, Path(out))
     processes = context.processes
+    keep = context.recipe.diagnose.keep
+    if processes.count > 1 and "diagnose" in stages and keep is not None and keep.tasks:
+        raise RadistillError("diagnose.keep.tasks trains hybrids one by one; run the stage diagnose in one process")
     for arm in context.hybrids:
         for training in (arm.distill, arm.finetune):
             if training is not None and training.section in stages:

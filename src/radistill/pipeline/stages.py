@@ -2,12 +2,12 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from radistill.console import note
 from radistill.conversion import TARGETS, convert, new_parameters
@@ -25,6 +25,7 @@ from radistill.distillation.checks import check_same_tokenizer
 from radistill.distillation.distill import distill, finetune
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
+from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.evaluate import Evaluation, evaluate
 from radistill.evaluation.figures import Figures
 from radistill.evaluation.run_tasks import run_tasks
@@ -35,6 +36,7 @@ from radistill.models.endings import end_tokens, turn_end_tokens
 from radistill.models.loading import Model
 from radistill.pipeline.context import Context
 from radistill.pipeline.inputs import (
+    Stage,
     budget_of,
     check_made,
     convert_inputs,
@@ -44,8 +46,10 @@ from radistill.pipeline.inputs import (
     distilled_of,
     evaluate_inputs,
     finetune_inputs,
+    most_layers,
     outputs_of,
     plan_of,
+    promise_inputs,
     promised,
     split_file,
     splits_in,
@@ -56,6 +60,7 @@ from radistill.pipeline.tasks import check_tasks, tasks_of_recipe
 from radistill.pipeline.teacher import teacher_of
 from radistill.report.page import write_report
 from radistill.runs.arms import Arm
+from radistill.runs.folder import MAIN
 from radistill.speculation.substitutes import Substitutes
 
 
@@ -113,17 +118,93 @@ def run_tradeoff(context: Context) -> None:
             folder=folder,
         )
         keep = promised(recipe)
-        best = kept(found["points"], keep) if keep else None
+        best = kept(found["points"], keep) if settings.budget == "auto" else None
         replacing()
         write_json(path, found | {"by": main.by, "keep": keep, "budget": best and best["budget"]})
 
 
 def run_diagnose(context: Context) -> None:
     """Choose the layers of each hybrid; hybrids that are chosen in the same way have one plan."""
-    if context.recipe.diagnose.budget == "auto":
+    settings = context.recipe.diagnose
+    if settings.budget == "auto":
         run_tradeoff(context)  # which finds it
+    if settings.keep is not None and settings.keep.tasks:
+        _keep_tasks(context, settings.keep.tasks)
+    _choose(context, context.hybrids)
+
+
+def _keep_tasks(context: Context, limits: dict[str, float]) -> None:
+    """Train hybrids, from the largest that the trade-off allows down by bisection, until one keeps the tasks.
+
+    It becomes the main hybrid, and the others are removed.
+    """
+    path, inputs = context.folder.promise, promise_inputs(context)
+    if not _current(context, "promise", inputs, [path]):
+        with _step(context, "promise", inputs, [path]) as replacing:
+            candidates: list[dict[str, Any]] = []
+            most = most_layers(context)
+            # Below a size that keeps the tasks every size is taken to keep them, and above one that does not none.
+            holds, fails, size = 0, most + 1, most
+            while fails - holds > 1:
+                candidates.append(_asked(context, size, limits))
+                holds, fails = (size, fails) if candidates[-1]["is_kept"] else (holds, size)
+                size = (holds + fails) // 2
+            replacing()
+            write_json(path, {"keep": limits, "candidates": candidates, "budget": holds or None})
+    main, chosen = context.hybrids[0], _candidate(context, budget_of(context, context.hybrids[0]))
+    for stage in ("diagnose", "convert", "distill", "finetune"):
+        step = f"{stage}:{chosen.name}"
+        if step in context.folder.steps:
+            of, to = (_left(context, arm, stage) for arm in (chosen, main))
+            moved = list(zip(of, to, strict=True))
+            context.folder.hand_over(step, f"{stage}:{MAIN}", moved, context.recipe.seed)
+    for folder in context.folder.arms.glob(f"{_CANDIDATE}*"):
+        for step in [step for step in context.folder.steps if step.endswith(f":{folder.name}")]:
+            context.folder.forget(step, context.recipe.seed)
+        shutil.rmtree(folder)
+
+
+_CANDIDATE = "budget~"
+"""What the name of a hybrid begins with that is trained to be asked the tasks of a promise: no arm can have it."""
+
+
+def _candidate(context: Context, size: int) -> Arm:
+    return replace(context.hybrids[0], name=f"{_CANDIDATE}{size}", budget=size)
+
+
+def _left(context: Context, arm: Arm, stage: str) -> list[Path]:
+    return [context.files(arm).plan] if stage == "diagnose" else outputs_of(context, arm, cast(Stage, stage))
+
+
+def _asked(context: Context, size: int, limits: dict[str, float]) -> dict[str, Any]:
+    """How a trained hybrid with `size` layers replaced does the tasks, beside the model."""
+    arm = _candidate(context, size)
+    _choose(context, [arm])
+    for stage in (run_convert, run_distill, run_finetune):
+        stage(context, [arm])
+    folders = {"base": context.folder.tasks / "base", arm.name: context.files(arm).folder / "tasks"}
+    models = {"base": context.base, arm.name: context.load(context.files(arm).student)}
+    for name, folder in folders.items():
+        _ask(context, models[name], folder)
+    lines = compare_results([read_results(name, folder) for name, folder in folders.items()])
+    found = {line.task: line.differences[0] for line in lines if not line.group and line.task in limits}
+    points = [f"{task} {100 * of.difference:+.1f} points" for task, of in found.items() if of is not None]
+    note(f"promise: {size} layers replaced, {', '.join(points)}")
+    return {
+        "budget": size,
+        "layers": plan_of(context, arm).replace,
+        "tasks": {
+            task: {"difference": of.difference, "interval": of.interval, "p": of.p, "n": of.n}
+            for task, of in found.items()
+            if of is not None
+        },
+        "is_kept": all(of is not None and of.difference >= limits[task] for task, of in found.items()),
+    }
+
+
+def _choose(context: Context, arms: Sequence[Arm]) -> None:
     found: dict[str, Arm] = {}
-    for arm in context.hybrids:
+    for arm in arms:
         step, plan = f"diagnose:{arm.name}", context.files(arm).plan
         inputs = diagnose_inputs(context, arm)
         twin = found.setdefault(hash_json(inputs), arm)
@@ -159,7 +240,8 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
             draft_length=settings.draft_length,
             seed=context.recipe.seed,
             tokens_per_batch=settings.tokens_per_batch,
-            folder=context.files(arm).search,
+            # What was judged for the trade-off is judged for all.
+            folder=context.files(arm if arm in context.hybrids else context.hybrids[0]).search,
         )
     except SearchInterrupted as interrupted:
         replacing()
@@ -188,9 +270,9 @@ def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
     )
 
 
-def run_convert(context: Context) -> None:
-    """Build each hybrid."""
-    for arm in context.hybrids:
+def run_convert(context: Context, arms: Sequence[Arm] = ()) -> None:
+    """Build each hybrid, or these."""
+    for arm in arms or context.hybrids:
         files, step = context.files(arm), f"convert:{arm.name}"
         inputs, outputs = convert_inputs(context, arm), outputs_of(context, arm, "convert")
         if _current(context, step, inputs, outputs):
@@ -203,10 +285,10 @@ def run_convert(context: Context) -> None:
             _save(student, files.start)
 
 
-def run_distill(context: Context) -> None:
+def run_distill(context: Context, arms: Sequence[Arm] = ()) -> None:
     """Fit the new blocks, then train end to end, the latter in all processes."""
     processes = context.processes
-    for arm in context.hybrids:
+    for arm in arms or context.hybrids:
         files, step = context.files(arm), f"distill:{arm.name}"
         inputs, outputs = processes.decide(partial(distill_inputs, context, arm)), outputs_of(context, arm, "distill")
         processes.decide(partial(check_made, context, arm, "convert", inputs["convert"]))
@@ -306,10 +388,10 @@ def _align_settings(arm: Arm) -> AlignSettings:
     return AlignSettings.model_validate(arm.align.model_dump(exclude={"data"}))
 
 
-def run_finetune(context: Context) -> None:
+def run_finetune(context: Context, arms: Sequence[Arm] = ()) -> None:
     """Train each hybrid on response tokens, in all processes, where the recipe wants it."""
     processes = context.processes
-    for arm in context.hybrids:
+    for arm in arms or context.hybrids:
         if arm.finetune is None:
             continue
         files, step = context.files(arm), f"finetune:{arm.name}"
@@ -401,6 +483,7 @@ SHARED = {"distill", "finetune"}
 _SECTIONS = {
     "data": ("model", "teacher", "seed", "threads", "dtype", "device", "trust_remote_code", "data"),
     "tradeoff": ("diagnose",),
+    "promise": ("diagnose",),
     "diagnose": ("diagnose",),
     "convert": ("convert",),
     "distill": ("align", "distill"),
@@ -490,13 +573,14 @@ def _evaluate(
         cache=context.folder.answers(name),
         name=name,
     )
-    return replace(result, tasks=_ask(context, model, name)) if tasks and context.recipe.evaluate.tasks else result
+    # The rows lie where `radistill evaluate --tasks` leaves them.
+    asks = tasks and context.recipe.evaluate.tasks
+    return replace(result, tasks=_ask(context, model, context.folder.tasks / name)) if asks else result
 
 
-def _ask(context: Context, model: Model, name: str) -> dict[str, Figures]:
-    """Evaluate a model on the recipe's tasks, whose rows lie where `radistill evaluate --tasks` leaves them."""
+def _ask(context: Context, model: Model, folder: Path) -> dict[str, Figures]:
+    """Evaluate a model on the recipe's tasks."""
     asked, settings = tasks_of_recipe(context.recipe)
-    folder = context.folder.tasks / name
     with locked(folder):
         return run_tasks(model, asked, settings, folder, replace=True)
 

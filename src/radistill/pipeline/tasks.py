@@ -2,7 +2,8 @@
 
 from radistill.errors import RadistillError
 from radistill.evaluation.run_tasks import tasks_of
-from radistill.evaluation.tasks.interface import Task, TaskSettings
+from radistill.evaluation.tasks import task_of
+from radistill.evaluation.tasks.interface import Generated, Task, TaskSettings
 from radistill.runs.recipe import Recipe
 
 
@@ -32,7 +33,12 @@ def check_tasks(recipe: Recipe, context_length: int | None) -> None:
     Raises:
         RadistillError: as `tasks_of_recipe`, and for a length of recall's texts beyond the model's context.
     """
-    evaluate = recipe.evaluate
+    evaluate, keep = recipe.evaluate, recipe.diagnose.keep
+    for name in keep.tasks if keep is not None else ():
+        if name not in evaluate.tasks:
+            raise RadistillError(f"diagnose.keep.tasks: {name} is not among evaluate.tasks; add it there")
+        if not isinstance(task_of(name), Generated):
+            raise RadistillError(f"diagnose.keep.tasks: {name} has no right answers that could be counted")
     if not evaluate.tasks:
         if evaluate.limit is not None or evaluate.contexts is not None:
             raise RadistillError("evaluate.limit and evaluate.contexts are for evaluate.tasks, which names no task")

@@ -24,9 +24,9 @@ from radistill.report.results import footnotes, rows_of, tiles_of
 from radistill.report.samples import samples_of
 from radistill.report.savings import cache_rows, savings_note, speed_rows
 from radistill.report.tasks import task_commands, task_rows, task_samples, task_sentence, task_settings
-from radistill.report.tradeoff_table import promise
+from radistill.report.tradeoff_table import promise, task_promise
 from radistill.report.verdict import verdict
-from radistill.runs.contents import TradeOff
+from radistill.runs.contents import Promise, TradeOff
 from radistill.runs.folder import MAIN, RunFolder
 from radistill.runs.read import Run, mapping, read_run, records
 from radistill.texts import readable
@@ -78,6 +78,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         footnotes=footnotes(run),
         outdated=outdated(run),
         tradeoff=None if tradeoff is None else promise(tradeoff),
+        task_promise=task_promise(Promise.model_validate(run.promise)) if run.promise else None,
         tradeoff_figures=[] if tradeoff is None else tradeoff_figures(tradeoff, len(run.plan.replace)),
         layers_figure=layers_figure(run),
         search_figure=search_figure(run),

@@ -3,8 +3,8 @@
 from rich.table import Table
 
 from radistill.console import table
-from radistill.report.numbers import EN_DASH, percent, significant
-from radistill.runs.contents import TradeOff, TradeOffPoint
+from radistill.report.numbers import EN_DASH, MINUS, percent, significant
+from radistill.runs.contents import Promise, TradeOff, TradeOffPoint
 from radistill.texts import human_bytes
 
 
@@ -37,6 +37,23 @@ def promise(found: TradeOff) -> str:
     if found.budget is None:
         return f"promised: {asked}; no budget keeps that"
     return f"promised: {asked}; kept by a budget of {found.budget}: {_measured(chosen(found))}"
+
+
+def task_promise(found: Promise) -> str:
+    """What was promised of tasks, and how each hybrid that was tried for it did them."""
+    limits = " and ".join(f"{task} at most {_points(-limit)} points lower" for task, limit in found.keep.items())
+    tried = []
+    for one in found.candidates:
+        of = [
+            f"{task} {_points(did.difference)} ({_points(did.interval[0])} to {_points(did.interval[1])}, n {did.n})"
+            for task, did in one.tasks.items()
+        ]
+        tried.append(f"{one.budget} layers replaced, {'kept' if one.is_kept else 'not kept'}: {', '.join(of)}")
+    return f"promised: {limits}. Points that trained hybrids gained, with 95 % intervals: {'; '.join(tried)}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}".replace("-", MINUS)
 
 
 def chosen(found: TradeOff) -> TradeOffPoint:

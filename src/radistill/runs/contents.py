@@ -125,6 +125,32 @@ class TradeOff(Content):
     budget: Count | None = None
 
 
+class TaskDifference(Content):
+    """The hybrid's share of right answers less the model's, on the same examples."""
+
+    difference: Number
+    interval: tuple[Number, Number]
+    p: Share
+    n: Count
+
+
+class Candidate(Content):
+    """A trained hybrid that was asked the tasks of a promise."""
+
+    budget: Count
+    layers: list[Count]
+    tasks: dict[str, TaskDifference]
+    is_kept: bool
+
+
+class Promise(Content):
+    """promise.json: the hybrids that were tried for the tasks of `diagnose.keep`, in their order."""
+
+    keep: dict[str, Number]
+    candidates: Annotated[list[Candidate], Field(min_length=1)]
+    budget: Count | None = None
+
+
 class TrainingStep(Content):
     """Of the curve of a training."""
 
@@ -213,6 +239,7 @@ CONTENTS: dict[str, tuple[type[Content], str]] = {
     "finetune.json": (Training, "finetune"),
     "savings.json": (Savings, "savings"),
     "tradeoff.json": (TradeOff, "tradeoff"),
+    "promise.json": (Promise, "diagnose"),
 }
 """By the name of the file, with the command that makes it."""
 

@@ -1,6 +1,7 @@
 """A run folder: the name of every file in it, and the record of finished steps."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.savings = self.path / "savings.json"
         self.tradeoff = self.path / "tradeoff.json"
+        self.promise = self.path / "promise.json"
         self.report = self.path / "report.html"
         self.tasks = self.path / "tasks"
         self.aligned = self.path / "aligned"  # fitted blocks of all hybrids
@@ -132,6 +134,22 @@ class RunFolder:
         """Let `step` count as not done, before anything of what it has left is touched."""
         if self.steps.pop(step, None) is not None:
             self._write(seed)
+
+    def hand_over(self, step: str, to: str, moved: Sequence[tuple[Path, Path]], seed: int) -> None:
+        """Let what `step` has left be what `to` has left. A kill in between costs the step, and nothing else.
+
+        Args:
+            step, to: names of steps; what `to` has left before is replaced.
+            moved: from where to where each output goes.
+            seed: of the run.
+        """
+        self.forget(to, seed)
+        for source, target in moved:
+            if target.is_dir():
+                shutil.rmtree(target)
+            source.replace(target)
+        self.steps[to] = self.steps.pop(step)
+        self._write(seed)
 
     def _write(self, seed: int) -> None:
         write_json(self.record, {"versions": versions(), "machine": machine(), "seed": seed, "stages": self.steps})

@@ -61,8 +61,8 @@ class Run:
         recipe_text: the same as YAML.
         main: the hybrid that the run is about; its plan is there.
         arms: the hybrids that it is compared with.
-        evaluation, record, savings, tradeoff: content of the files of these names; one that is not there is an empty
-            mapping.
+        evaluation, record, savings, tradeoff, promise: content of the files of these names; one that is not there, or
+            that the recipe does not ask for, is an empty mapping.
         missing: files that the recipe asks for and that are not there, and what a reader misses.
         turned_off: files that the recipe does not ask for; they are not read, even if an earlier recipe left them.
     """
@@ -76,6 +76,7 @@ class Run:
     record: dict[str, Any]
     savings: dict[str, Any]
     tradeoff: dict[str, Any] = field(default_factory=dict)
+    promise: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     turned_off: frozenset[str] = frozenset()
 
@@ -150,6 +151,9 @@ def read_run(path: Path | str) -> Run:
         missing[str(file.relative_to(path))] = words
         return {}
 
+    def further(file: Path, is_asked_for: bool) -> dict[str, Any]:
+        return read_content(file) if is_asked_for and file.is_file() else {}
+
     record = content(folder.record, "seeds, versions, machine and seconds per stage")
     if recipe is not None and (made := _made_with(recipe, record)) != recipe:
         recipe, text = made, made.to_yaml()
@@ -162,8 +166,7 @@ def read_run(path: Path | str) -> Run:
     if recipe is not None:  # an arm that was taken out may still have results there
         names = {"base", "draft", "samples", *(name for name, _ in known)}
         evaluation = {key: value for key, value in evaluation.items() if key.removesuffix("_start") in names}
-    # Commands of their own write these.
-    savings, tradeoff = (read_content(file) if file.is_file() else {} for file in (folder.savings, folder.tradeoff))
+    savings = further(folder.savings, True)  # a command of its own writes it
     main, *arms = hybrids
     assert main.plan is not None
     for arm in arms:
@@ -172,7 +175,21 @@ def read_run(path: Path | str) -> Run:
                 f"{folder.hybrid(arm.name).plan}: num_layers is {arm.plan.num_layers}, but plan.json has "
                 f"{main.plan.num_layers}: the two plans are for different models"
             )
-    return Run(path, recipe, text, main, tuple(arms), evaluation, record, savings, tradeoff, missing, frozenset(off))
+    asked = recipe.diagnose if recipe is not None else None
+    return Run(
+        path,
+        recipe,
+        text,
+        main,
+        tuple(arms),
+        evaluation,
+        record,
+        savings,
+        further(folder.tradeoff, asked is None or asked.tradeoff or asked.budget == "auto"),
+        further(folder.promise, asked is None or bool(asked.keep and asked.keep.tasks)),
+        missing,
+        frozenset(off),
+    )
 
 
 def _made_with(recipe: Recipe, record: dict[str, Any]) -> Recipe:

@@ -52,7 +52,7 @@ _OWN_DATA = (
 
 
 class Keep(BaseModel):
-    """A promise: the worse end of each figure's 95 % interval holds the limit, on held-out texts."""
+    """A promise: the worse end of the 95 % intervals of KL and recall holds the limit, on held-out texts."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,11 +63,16 @@ class Keep(BaseModel):
         lt=1,
         description="of the numbers that the model finds in the texts of `data.retrieval`, this share at least",
     )
+    tasks: dict[str, Annotated[float, Field(gt=-1, le=0)]] = Field(
+        default={},
+        description="by names in `evaluate.tasks`, how much the share of right answers may fall, such as "
+        "`{gsm8k: -0.01}`: of the trained hybrid, and by its estimate alone",
+    )
 
     @model_validator(mode="after")
     def _something(self) -> "Keep":
-        if self.kl is None and self.recall is None:
-            raise ValueError("promises nothing: give kl, recall or both")
+        if self.kl is None and self.recall is None and not self.tasks:
+            raise ValueError("promises nothing: give kl, recall or tasks")
         return self
 
 
@@ -79,9 +84,7 @@ class DiagnoseSettings(BaseModel):
     budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         description="attention layers to replace; with a `penalty`, at most; `auto` is the most that `keep` allows"
     )
-    keep: Keep | None = Field(
-        default=None, description="what `budget: auto` promises: figures of the draft that the search judged, held out"
-    )
+    keep: Keep | None = Field(default=None, description="what `budget: auto` promises")
     penalty: float | None = Field(
         default=None,
         ge=0,
