@@ -48,13 +48,17 @@ FRESH = 1000
 """The seed of the fresh text."""
 LENGTHS = (512, 1024)
 """Tokens of the task's texts."""
+TEXTS = 20
+"""Held-out retrieval texts of each length; fewer can be used."""
 SIZES = (5, 10, 15, 20, 25)
 """Those that are measured on fresh text."""
 
 
 def main() -> None:
     """Draw both curves, then test the promise seed by seed."""
-    given = options(__doc__, seeds=10, weight=0.1, contexts=[256, 512], width=3, swap_width=1, seed=0, threads=2)
+    given = options(
+        __doc__, seeds=10, weight=0.1, contexts=[256, 512], width=3, swap_width=1, texts=20, seed=0, threads=2
+    )
     recipe = load_recipe(shipped_recipes()["quickstart"])
     out = run(recipe, ROOT / "runs" / "quickstart", ["data"])
     model = load(recipe.model)
@@ -72,7 +76,10 @@ def main() -> None:
             Trials, model, substitutes=blocks, folder=folder, retrieval=splits.documents("calibration_retrieval")
         )
         trials = judge(splits.documents("calibration"), make_objective(objective, model, 1024, None))
-        heldout = (splits.documents("heldout"), splits.documents("heldout_retrieval"))
+        texts_asked = [
+            one for number, one in enumerate(splits.documents("heldout_retrieval")) if number % TEXTS < given.texts
+        ]
+        heldout = (splits.documents("heldout"), texts_asked)
         selector = Curve(width=given.width, swap_width=given.swap_width)
         print(name)
         return trade_off(trials, heldout, selector, state_numbers=numbers, seed=seed, folder=folder)
@@ -110,7 +117,7 @@ def texts_of(model: Model, contexts: list[int], seed: int) -> DataSplits:
         calibration=8,
         heldout=16,
         responses=ResponseSettings(max_new_tokens=96, batch_size=32),
-        retrieval=RetrievalSettings(contexts=contexts, calibration=2, heldout=20),
+        retrieval=RetrievalSettings(contexts=contexts, calibration=2, heldout=TEXTS),
     )
     folder = FOLDER / f"data-{seed}"
     if not (folder / "heldout_retrieval.jsonl").exists():
@@ -120,7 +127,7 @@ def texts_of(model: Model, contexts: list[int], seed: int) -> DataSplits:
 
 def of_the_task(model: Model) -> list[Document]:
     """The texts of the task `recall`, of both kinds, with their answers."""
-    settings = TaskSettings(contexts=LENGTHS, limit=10, seed=FRESH)
+    settings = TaskSettings(contexts=LENGTHS, limit=5, seed=FRESH)
     (task,) = tasks_of(["recall"], settings)
     assert isinstance(task, Generated)
     found = []

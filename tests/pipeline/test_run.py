@@ -262,7 +262,7 @@ def test_stages_one_by_one_are_the_run(finished: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path / "model")
-    with pytest.raises(RadistillError, match="stage 'train' is unknown; stages are data, diagnose"):
+    with pytest.raises(RadistillError, match="stage 'train' is unknown; stages are data, tradeoff, diagnose"):
         run(load_recipe(write_recipe(tmp_path)), tmp_path / "out", ["train"])
 
 
