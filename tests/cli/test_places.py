@@ -61,6 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_on_a_read_only_disk_commands_that_only_read_work_and_the_others_say_one_line(folder: Path) -> None:
     reading = ["plan show run", "inspect base", "run recipe.yaml --dry-run"]
     reading += ["generate base --prompt a --skip 1 --max-new-tokens 2"]
@@ -144,6 +145,7 @@ def radistill(*arguments: str, **more: object) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", program, *arguments], text=True, **pipes)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_or_that_cannot_be_encoded(folder: Path) -> None:
     plain = radistill("plan", "show", "run", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     out, said = plain.communicate()

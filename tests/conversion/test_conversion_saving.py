@@ -47,6 +47,7 @@ def speaking(family: str, replace: list[int], **target: object) -> ConvertedMode
     return student
 
 
+@pytest.mark.slow
 def test_plain_transformers_reads_it(tmp_path: Path) -> None:
     students = {family: speaking(family, [1, 3]) for family in ("llama-tied", "qwen2", "granitemoehybrid-experts")}
     for family, student in students.items():

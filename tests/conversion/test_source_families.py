@@ -93,6 +93,7 @@ def test_longrope_changes_with_the_length_in_the_student_as_in_the_source() -> N
         assert (longer - model.network(ids[:, :64]).logits).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PHI)
 def test_a_whole_run_on_phi3(family: str, tmp_path: Path) -> None:
     """The search by replaceability fits a block to every attention, so fused projections meet every stage."""

@@ -283,6 +283,7 @@ def prepare_in(folder: Path) -> None:
     prepare(tiny.model("llama"), settings, seed=1, folder=folder / "data")
 
 
+@pytest.mark.slow
 def test_kill_minus_9(questions: Path, tmp_path: Path) -> None:
     """A process is killed while it writes; what it leaves is completed to what it would have left."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -38,6 +38,7 @@ def same(one: Plan, other: Plan) -> bool:
     return one.model_dump(exclude=timed) == other.model_dump(exclude=timed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", SEARCHES, ids=lambda selector: selector.kind)
 def test_ctrl_c_keeps_the_best_plan_and_the_same_command_goes_on(
     selector: Selector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,6 +73,7 @@ def _judged(folder: Path) -> list[tuple[int, ...]]:
     return [tuple(json.loads(line)["value"]["layers"]) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", SEARCHES, ids=lambda selector: selector.kind)
 @pytest.mark.parametrize("passes", [7.5, 12])
 def test_a_search_ends_when_its_passes_are_spent(selector: Selector, passes: float, tmp_path: Path) -> None:

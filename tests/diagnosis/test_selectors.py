@@ -96,6 +96,7 @@ def test_bayes_finds_the_best_set_where_layers_add_up() -> None:
     assert max(selection.scores, key=selection.scores.__getitem__) == 7
 
 
+@pytest.mark.slow
 def test_bayes_without_warm_start_learns_from_its_trials() -> None:
     trials = KnownTrials(WORTH)
     selection = Bayes(trials=20, startup=8, warm_start=False).select(problem(trials, 3))
@@ -118,7 +119,8 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
     assert search(1) != search(2)
 
 
-@pytest.mark.parametrize("stop_after", [4, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (12, 16, 19))])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [4, 12, 16, 19])
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
     selector = Bayes(trials=12, startup=4)
     whole = KnownTrials(WORTH)

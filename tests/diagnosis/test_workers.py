@@ -147,6 +147,7 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
     assert again.replace == plan.replace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False], ids=["judging", "still_proposing"])
 def test_a_set_that_a_worker_began_beyond_the_last_is_given_up(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
@@ -180,6 +181,7 @@ def test_a_set_that_a_worker_began_beyond_the_last_is_given_up(
     assert len(complete(url, "sets")) == 4
 
 
+@pytest.mark.slow
 def test_the_same_search_with_another_folder_joins_by_storage(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +357,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
             diagnose(model, documents(), 2, selector=Bayes(trials=2, storage=url), by="redundancy")
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_the_model_is_named_and_missed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from radistill.models.sequences import Document
 from radistill.processes import Processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_it_trains_as_without(gradient_checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of several lengths, a checkpoint, and the same names in it. Traced as by the default

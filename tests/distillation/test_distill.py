@@ -361,6 +361,7 @@ def test_nothing_but_our_own_lines_is_printed(capfd: pytest.CaptureFixture[str])
     assert all(line.startswith("distill") for line in lines if line.strip()), captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_two_steps_on_the_real_model(smollm2: Model) -> None:
     """One attention skipped, two short steps at the default rate: the KL on these texts halves."""

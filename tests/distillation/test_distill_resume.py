@@ -82,6 +82,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninte
     assert complete(folder) == steps_kept(folder) == [10, 11, 12]  # 10 was the best when 11 was written
 
 
+@pytest.mark.slow
 def test_the_student_writes_the_same_after_a_kill(killed: Path) -> None:
     expected = outcome(None, OWN)
     assert steps_kept(killed / OWN_KILLED)[-1] == 8

@@ -261,6 +261,7 @@ def test_anything_else_is_another_store(tmp_path: Path) -> None:
     assert len(keys) == len(other)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_store_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Killed while shards are written and while it trains; the store is then all that is left of the teacher."""
     where = "shard:2,batch:9"

@@ -25,6 +25,8 @@ from radistill.processes import Processes, join
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
+pytestmark = pytest.mark.slow
+
 CASE = Path(__file__).with_name("two_processes_case.py")
 LAUNCHERS = {
     "ddp": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
@@ -69,7 +71,7 @@ def one_process() -> tuple[dict[str, Any], dict[str, Tensor]]:
     return lasting(run(student, teacher, TWENTY)), weights(student)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(launcher, marks=pytest.mark.slow) for launcher in LAUNCHERS])
+@pytest.fixture(scope="module", params=LAUNCHERS)
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes have left."""
     folder: Path = tmp_path_factory.mktemp(request.param)

@@ -101,6 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_small_models_give_the_same_tokens(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = small.save(tmp_path / "model", **settings)

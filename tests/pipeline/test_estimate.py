@@ -119,6 +119,7 @@ def shipped(name: str) -> Estimate:
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("llama", "qwen3"))) for name in RECIPES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_shipped_recipes_pass_a_dry_run_offline(name: str) -> None:
     for width in (60, 80, 100):

@@ -203,6 +203,7 @@ def test_another_text_in_the_same_data_file_is_noticed(finished: Path, tmp_path:
     assert "whole" in (tmp_path / "out" / "data" / "train.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_the_student_loads_where_radistill_is_not_installed(finished: Path) -> None:
     program = (
         "import sys\n"
@@ -225,6 +226,7 @@ def test_nothing_is_done_twice(finished: Path, capsys: pytest.CaptureFixture[str
     assert read_json(finished / "out" / "run.json")["stages"] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "touched"),
     [
@@ -253,6 +255,7 @@ def test_without_baseline_alignment_or_training(tmp_path: Path) -> None:
     assert evaluation["hybrid"]["kl"] == evaluation["draft"]["kl"]
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_are_the_run(finished: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(finished))
     for stage in STAGES:

@@ -147,6 +147,7 @@ def test_a_stage_alone_refuses_what_another_recipe_has_left(
     assert read_json(out / "evaluation.json") == read_json(finished / "out" / "evaluation.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", "null", '{"key": 5, "kl": "low"}'])
 def test_damaged_records_of_a_search_are_made_anew(finished: Path, tmp_path: Path, damage: str) -> None:
     out = shutil.copytree(finished / "out", tmp_path / "out")
