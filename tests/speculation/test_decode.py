@@ -381,13 +381,13 @@ def test_no_prompts_no_responses() -> None:
         ({"draft_cache": "none"}, "draft_cache is 'none'; it can be separate or shared"),
         ({"prompts": [[5], []]}, "prompt 1 has no tokens"),
         ({"prompts": [[5, 9999]]}, "prompt 0 has a token outside"),
-        ({"prompts": [[5] * 512]}, "prompt 0 has 512 tokens, but the model's context is 512"),
-        ({"mask": ComponentMask.attention([99])}, "layer 99 does not exist"),
-        ({"mask": ComponentMask(frozenset({(0, Component.SSM)}))}, "layer 0 has no ssm"),
+        ({"prompts": [[5] * 512]}, "prompt 0 has 512 tokens, but the context of tiny llama is 512"),
+        ({"drafter": ComponentMask.attention([99])}, "layer 99 does not exist"),
+        ({"drafter": ComponentMask(frozenset({(0, Component.SSM)}))}, "layer 0 has no ssm"),
     ],
 )
 def test_bad_input_is_one_line(settings: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {"prompts": [[5]], "mask": NOTHING, "draft_length": 2, "max_new_tokens": 4}
+    arguments: dict[str, object] = {"prompts": [[5]], "drafter": NOTHING, "draft_length": 2, "max_new_tokens": 4}
     arguments |= settings
     with pytest.raises(RadistillError, match=message):
         speculative_generate(tiny.model("llama"), **arguments)  # type: ignore[arg-type]
