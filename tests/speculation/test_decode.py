@@ -17,6 +17,7 @@ from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.decode import DRAFT_CACHES, Decoded, speculative_generate
+from radistill.speculation.drafters import Drafter
 from radistill.speculation.masks import ComponentMask, masked
 from radistill.speculation.prediction import find_parting, predict_rounds
 
@@ -67,8 +68,17 @@ def next_logits(model: Model, tokens: list[int]) -> torch.Tensor:
         return model.network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
 
 
+def naive_draft(model: Model, drafter: Drafter, tokens: list[int]) -> torch.Tensor:
+    """What a drafter expects next, over the tokens that the target knows as well."""
+    if isinstance(drafter, ComponentMask):
+        with masked(model, drafter):
+            return next_logits(model, tokens)
+    read = [token if token < drafter.anatomy.vocab_size else drafter.pad_token_id for token in tokens]
+    return next_logits(drafter, read)[: model.anatomy.vocab_size]
+
+
 def naive_rounds(
-    model: Model, mask: ComponentMask, prompt: list[int], draft_length: int, new: int, confidence: float | None = None
+    model: Model, drafter: Drafter, prompt: list[int], draft_length: int, new: int, confidence: float | None = None
 ) -> tuple[list[int], list[int]]:
     """One prompt, no cache, the whole text again for every token. Returns the response and the accepted counts."""
     stops = end_tokens(model)
@@ -77,8 +87,7 @@ def naive_rounds(
     while len(response) < new and not (response and response[-1] in stops):
         drafted: list[int] = []
         while len(drafted) < min(draft_length, new - len(response)):
-            with masked(model, mask):
-                logits = next_logits(model, prompt + response + drafted)
+            logits = naive_draft(model, drafter, prompt + response + drafted)
             drafted.append(int(logits.argmax()))
             if drafted[-1] in stops or (confidence is not None and logits.softmax(-1).max() < confidence):
                 break

@@ -1,7 +1,8 @@
 """Masks by name and from text: what a command line says about a draft.
 
 A mask is written as words: `attention:6,7 mlp:0-3` names a component and its layers, `exit:24` leaves after 24 layers,
-`layer-skip:33%` passes over the middle third of the layers, and a preset such as `attention-off` stands for a component of every layer that has it.
+`layer-skip:33%` passes over the middle third of the layers, and a preset such as `attention-off` stands for a component
+of every layer that has it.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,7 +51,9 @@ def layer_skip(model: Model, percent: int) -> ComponentMask:
     layers = model.anatomy.num_layers
     count = round(layers * percent / 100)
     if not 0 < count < layers:
-        raise RadistillError(f"mask: layer-skip:{percent}% skips {count} of this model's {layers} layers")
+        raise RadistillError(
+            f"mask: layer-skip:{percent}% skips {count} layers; it must be 1 to {layers - 1} of {layers}"
+        )
     first = (layers - count) // 2
     return _whole_layers(model, range(first, first + count))
 
@@ -90,12 +93,12 @@ def _word(word: str, model: Model) -> ComponentMask:
     if word in PRESETS:
         return PRESETS[word](model)
     name, _, numbers = word.partition(":")
-    if name not in {"exit", "layer-skip", *Component} or not numbers:
+    if name == "layer-skip" and numbers.endswith("%"):
+        return layer_skip(model, _number(numbers[:-1], word))
+    if name not in {"exit", *Component} or not numbers:
         raise RadistillError(f"mask: {word!r} means nothing; {_HELP}")
     if name == "exit":
         return early_exit(model, _number(numbers, word))
-    if name == "layer-skip":
-        return layer_skip(model, _number(numbers.removesuffix("%"), word))
     layers: set[int] = set()
     for part in numbers.split(","):
         first, dash, last = part.partition("-")
