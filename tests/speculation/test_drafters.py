@@ -111,7 +111,9 @@ def proposals_of(monkeypatch: pytest.MonkeyPatch, target: Model, drafter: Model,
 
     with monkeypatch.context() as patch:
         patch.setattr(Drafting, "propose", noted)
-        speculative_generate(target, prompts_of(20), drafter, draft_length=3, max_new_tokens=8, batch_size=10, **settings)
+        speculative_generate(
+            target, prompts_of(20), drafter, draft_length=3, max_new_tokens=8, batch_size=10, **settings
+        )
     return found
 
 
