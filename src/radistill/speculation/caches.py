@@ -155,7 +155,7 @@ def read_tokens(
     Args:
         model: its network reads.
         cache: what was read before; it takes in the new tokens.
-        tokens: [batch, time].
+        tokens: [batch, time]; one that the network does not know is read as padding (`known_tokens`).
         keep: compute logits after this many last tokens; 0 for all.
         counts: how many of the last tokens of each row are no padding; None for all.
 
