@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>[a-z]*)\n(?P<code>.*?)```", re.DOTALL)
 # What a page names and no test may fetch: a tiny model stands for it.
-MODELS = re.compile(r"Qwen/Qwen2\.5-0\.5B-Instruct|smollm2-135m(?!\.)")
+MODELS = re.compile(r"Qwen/Qwen2\.5-(0\.5|7)B-Instruct|smollm2-135m(?!\.)")
 # A run of the defaults takes too long, whatever its model.
 QUICK = [
     *("align.steps=1", "distill.steps=1", "distill.eval_steps=1", "data.responses.max_new_tokens=4"),

@@ -297,6 +297,27 @@ def model(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> Model
     return Model(network=network, tokenizer=tokenizer(), anatomy=anatomy_of(network), source=f"tiny {family}")
 
 
+@torch.no_grad()
+def cousin(of: Model, noise: float = 0.1, vocab_size: int | None = None, seed: int = 1) -> Model:
+    """A model that often agrees with `of`: its weights with noise, and an embedding that is cut or padded.
+
+    Tokens of the padding are as likely as others.
+    """
+    network = copy.deepcopy(of.network)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter += noise * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
+    rows = of.anatomy.vocab_size
+    if vocab_size is not None:
+        with quiet():
+            network.resize_token_embeddings(vocab_size, mean_resizing=False)
+        embedding: Any = network.get_input_embeddings()
+        head: Any = network.get_output_embeddings()
+        for matrix, size in ((embedding.weight, 1), (head.weight, 1.2 * head.weight.shape[1] ** -0.5)):
+            matrix[rows:] = size * torch.randn(matrix[rows:].shape, generator=generator)
+    return Model(network.eval(), of.tokenizer, anatomy_of(network), f"cousin of {of.source}")
+
+
 def save(family: str, folder: Path, layers: int = 4, seed: int = 0, **settings: Any) -> Path:
     """`build`, saved by transformers alone as a model folder."""
     with quiet():

@@ -7,6 +7,7 @@ import pytest
 
 import tiny
 from radistill.cli import main
+from radistill.conversion import convert
 from radistill.diagnosis.plan import Plan
 from radistill.models.generation import generate
 from radistill.models.loading import load
@@ -92,9 +93,14 @@ def test_a_plan_that_was_not_made_for_skipping_is_used_with_a_word(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what the draft skips, with either --plan or --skip"),
+        ([], "say what drafts, with one of --draft, --plan and --skip"),
         (["--skip", "9"], "layer 9 does not exist"),
-        (["--skip", "1", "--plan", "plan.json"], "either --plan or --skip"),
+        (["--skip", "1", "--plan", "plan.json"], "one of --draft, --plan and --skip"),
+        (["--skip", "1", "--draft", "model"], "one of --draft, --plan and --skip"),
+        (["--draft", "/nowhere"], "/nowhere: no such"),
+        (["--draft", "FOLDER", "--draft-length", "0"], "draft_length is 0"),
+        (["--draft", "FOLDER", "--draft-cache", "shared"], "another model cannot read the target's cache"),
+        (["--draft", "OTHER"], "has another tokenizer than the target: token 260 is '<|extra|>' in the drafter"),
         (["--skip", "1", "--draft-length", "0"], "draft_length is 0"),
         (["--skip", "1", "--draft-cache", "none"], "draft_cache is 'none'"),
         (["--skip", "ssm-off"], "no layer of this model has ssm"),
@@ -107,8 +113,36 @@ def test_bad_input_ends_with_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
+    other = tiny.save("llama", folder.parent / "other", vocab_size=tiny.VOCAB_SIZE + 1)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<|extra|>"])
+    tokenizer.save_pretrained(other)
+    arguments = [{"FOLDER": str(folder), "OTHER": str(other)}.get(word, word) for word in arguments]
     assert run(monkeypatch, str(folder), "--prompt", "Hello", *arguments) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert error.count("error: ") == 1
+
+
+def test_another_model_drafts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A padded one, and a hybrid as a run folder has it: the text is that of `generate`."""
+    model = load(folder)
+    prompt = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=False
+    )
+    [response] = generate(model, [prompt], max_new_tokens=12)
+    padded = tiny.save("qwen2", tmp_path / "padded", layers=2, vocab_size=320)
+    hybrid = tmp_path / "hybrid"
+    convert(model, [1, 2], init="random").save(hybrid)
+    for draft in (padded, hybrid, folder):
+        arguments = ["--prompt", "Hello", "--draft", str(draft), "--max-new-tokens", "12", "--compare"]
+        assert run(monkeypatch, str(folder), *arguments) == 0
+        out, err = capsys.readouterr()
+        assert out.strip() == model.tokenizer.decode(response, skip_special_tokens=True).strip()
+        assert "both texts are the same" in err
+    assert "(100%)" in err
 
 
 def test_a_plan_of_another_model_is_refused(

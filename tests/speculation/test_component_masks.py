@@ -145,6 +145,8 @@ def test_masks_from_text() -> None:
         ("attention:3,1  mlp:2", {(1, attention), (3, attention), (2, mlp)}, "attention:1,3 mlp:2"),
         ("mlp:0-2 mlp:1", {(0, mlp), (1, mlp), (2, mlp)}, "mlp:0-2"),
         ("exit:3", {(3, attention), (3, mlp)}, "attention:3 mlp:3"),
+        ("layer-skip:33%", {(1, attention), (1, mlp)}, "attention:1 mlp:1"),
+        ("layer-skip:50%", {(1, attention), (1, mlp), (2, ssm), (2, mlp)}, "attention:1 ssm:2 mlp:1-2"),
         ("exit:2 ssm-off", {(3, attention), (3, mlp), (2, mlp), (2, ssm), (0, ssm)}, "attention:3 ssm:0,2 mlp:2-3"),
     ]:
         mask = parse_mask(text, model)
@@ -172,6 +174,10 @@ def test_masks_from_text() -> None:
         ("exit:0", "exit:0 must leave after 1 to 3 of this model's 4 layers"),
         ("exit:4", "exit:4 must leave after 1 to 3"),
         ("exit:2,3", "has '2,3' where"),
+        ("layer-skip:33", "'layer-skip:33' means nothing"),
+        ("layer-skip:third%", "has 'third' where"),
+        ("layer-skip:0%", "layer-skip:0% skips 0 layers; it must be 1 to 3 of 4"),
+        ("layer-skip:99%", "layer-skip:99% skips 4 layers"),
     ],
 )
 def test_masks_that_mean_nothing(text: str, message: str) -> None:

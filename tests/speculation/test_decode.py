@@ -17,6 +17,7 @@ from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.decode import DRAFT_CACHES, Decoded, speculative_generate
+from radistill.speculation.drafters import Drafter
 from radistill.speculation.masks import ComponentMask, masked
 from radistill.speculation.prediction import find_parting, predict_rounds
 
@@ -44,8 +45,15 @@ _WINDOWED = [
 
 
 def student(family: str = "llama") -> Model:
-    """Our own hybrid: two attentions of four replaced."""
-    return convert(tiny.model(family), [1, 2], init="random", seed=3)
+    """Our own hybrid: two attentions of four replaced, by blocks whose states matter. New ones write almost nothing."""
+    model = convert(tiny.model(family), [1, 2], init="random", seed=3)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if name.endswith(("in_proj.weight", "out_proj.weight")):
+                noise = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                parameter.copy_(noise if "in_proj" in name else 0.4 * noise)
+    return model
 
 
 def masks_of(model: Model) -> list[ComponentMask]:
@@ -67,8 +75,17 @@ def next_logits(model: Model, tokens: list[int]) -> torch.Tensor:
         return model.network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
 
 
+def naive_draft(model: Model, drafter: Drafter, tokens: list[int]) -> torch.Tensor:
+    """What a drafter expects next, over the tokens that the target knows as well."""
+    if isinstance(drafter, ComponentMask):
+        with masked(model, drafter):
+            return next_logits(model, tokens)
+    read = [token if token < drafter.anatomy.vocab_size else drafter.pad_token_id for token in tokens]
+    return next_logits(drafter, read)[: model.anatomy.vocab_size]
+
+
 def naive_rounds(
-    model: Model, mask: ComponentMask, prompt: list[int], draft_length: int, new: int, confidence: float | None = None
+    model: Model, drafter: Drafter, prompt: list[int], draft_length: int, new: int, confidence: float | None = None
 ) -> tuple[list[int], list[int]]:
     """One prompt, no cache, the whole text again for every token. Returns the response and the accepted counts."""
     stops = end_tokens(model)
@@ -77,8 +94,7 @@ def naive_rounds(
     while len(response) < new and not (response and response[-1] in stops):
         drafted: list[int] = []
         while len(drafted) < min(draft_length, new - len(response)):
-            with masked(model, mask):
-                logits = next_logits(model, prompt + response + drafted)
+            logits = naive_draft(model, drafter, prompt + response + drafted)
             drafted.append(int(logits.argmax()))
             if drafted[-1] in stops or (confidence is not None and logits.softmax(-1).max() < confidence):
                 break
@@ -381,13 +397,13 @@ def test_no_prompts_no_responses() -> None:
         ({"draft_cache": "none"}, "draft_cache is 'none'; it can be separate or shared"),
         ({"prompts": [[5], []]}, "prompt 1 has no tokens"),
         ({"prompts": [[5, 9999]]}, "prompt 0 has a token outside"),
-        ({"prompts": [[5] * 512]}, "prompt 0 has 512 tokens, but the model's context is 512"),
-        ({"mask": ComponentMask.attention([99])}, "layer 99 does not exist"),
-        ({"mask": ComponentMask(frozenset({(0, Component.SSM)}))}, "layer 0 has no ssm"),
+        ({"prompts": [[5] * 512]}, "prompt 0 has 512 tokens, but the context of tiny llama is 512"),
+        ({"drafter": ComponentMask.attention([99])}, "layer 99 does not exist"),
+        ({"drafter": ComponentMask(frozenset({(0, Component.SSM)}))}, "layer 0 has no ssm"),
     ],
 )
 def test_bad_input_is_one_line(settings: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {"prompts": [[5]], "mask": NOTHING, "draft_length": 2, "max_new_tokens": 4}
+    arguments: dict[str, object] = {"prompts": [[5]], "drafter": NOTHING, "draft_length": 2, "max_new_tokens": 4}
     arguments |= settings
     with pytest.raises(RadistillError, match=message):
         speculative_generate(tiny.model("llama"), **arguments)  # type: ignore[arg-type]

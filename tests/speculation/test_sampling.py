@@ -1,6 +1,7 @@
 """Speculative sampling against the distribution that it must leave unchanged."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 import tiny
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model
+from radistill.speculation import sampling
 from radistill.speculation.acceptance import expected_acceptance
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask
@@ -80,18 +82,20 @@ def test_expected_acceptance_at_its_ends() -> None:
     assert expected_acceptance(same[:0], same[:0]).shape == (0,)
 
 
-def small_model() -> Model:
-    """Six tokens, two layers."""
-    network = tiny.build("llama", layers=2, seed=8, vocab_size=6, pad_token_id=0, bos_token_id=None, eos_token_id=None)
-    return Model(network=network, tokenizer=tiny.tokenizer(), anatomy=anatomy_of(network), source="six tokens")
+def small_model(vocab_size: int = 6, seed: int = 8) -> Model:
+    """A few tokens, two layers."""
+    ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    network = tiny.build("llama", layers=2, seed=seed, vocab_size=vocab_size, **ends)
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return Model(network, tokenizer, anatomy_of(network), f"{vocab_size} tokens")
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_p", "draft_cache", "confidence"), [(1.5, 1.0, "separate", None), (1.2, 0.9, "shared", 0.4)]
-)
-def test_decoded_tokens_have_the_targets_distribution(
-    temperature: float, top_p: float, draft_cache: str, confidence: float | None
-) -> None:
+# A second model shares nothing with the target but some tokens; the others are never drafted, or never by itself.
+DRAFTERS = {"mask": ComponentMask.attention([0]), "4 tokens": small_model(4, 1), "8 tokens": small_model(8, 2)}
+
+
+def p_values_of_decoding(drafter: str, temperature: float = 1.5, top_p: float = 1.0, **settings: Any) -> list[float]:
     """Each token of a response against its exact probability; a bias of 2 % is seen with a probability above 0.99.
 
     With drafts of two tokens, three tokens take the first, second and bonus place of a round, in every order.
@@ -105,28 +109,49 @@ def test_decoded_tokens_have_the_targets_distribution(
     decoded = speculative_generate(
         model,
         [prompt] * draws,
-        ComponentMask.attention([0]),
+        DRAFTERS[drafter],
         draft_length=2,
         max_new_tokens=3,
         temperature=temperature,
         top_p=top_p,
         batch_size=6000,
-        draft_cache=draft_cache,
-        confidence=confidence,
         seed=1,
+        **settings,
     )
     assert 0.1 < decoded.acceptance_rate < 0.95
+    found = []
     responses = torch.tensor(decoded.responses)
     for place in range(3):
         exact = torch.zeros(6, dtype=torch.float64).index_add(0, texts[:, place], joint).numpy()
         assert power(exact, draws) > 0.99
-        assert p_value(torch.bincount(responses[:, place], minlength=6).numpy(), exact) > LEVEL
+        found.append(p_value(torch.bincount(responses[:, place], minlength=6).numpy(), exact))
     # Together, too: tokens that are each right could still depend on each other wrongly.
     common = joint * draws >= 5
     counts = torch.bincount(responses @ torch.tensor([36, 6, 1]), minlength=216)
     observed = torch.cat([counts[common], counts[~common].sum()[None]]).numpy()
     expected = torch.cat([joint[common], joint[~common].sum()[None]]).numpy()
-    assert p_value(observed, expected) > LEVEL
+    return [*found, p_value(observed, expected)]
+
+
+@pytest.mark.parametrize(
+    ("drafter", "settings"),
+    [
+        ("mask", {}),
+        ("mask", {"temperature": 1.2, "top_p": 0.9, "draft_cache": "shared", "confidence": 0.4}),
+        ("4 tokens", {}),
+        ("8 tokens", {}),
+        pytest.param("8 tokens", {"temperature": 1.2, "top_p": 0.9, "confidence": 0.4}, marks=pytest.mark.slow),
+    ],
+)
+def test_decoded_tokens_have_the_targets_distribution(drafter: str, settings: dict[str, Any]) -> None:
+    assert min(p_values_of_decoding(drafter, **settings)) > LEVEL
+
+
+@pytest.mark.parametrize("drafter", ["mask", "8 tokens"])
+def test_the_chi_square_test_of_decoding_can_fail(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rejection the next token is drawn from p, not from what is left of it."""
+    monkeypatch.setattr(sampling, "residual", lambda target, rejected: target)
+    assert min(p_values_of_decoding(drafter)) < LEVEL
 
 
 def test_a_response_depends_on_the_seed_and_its_place_alone() -> None:

@@ -1,4 +1,4 @@
-"""`radistill generate`: a model answers a prompt, with a part of itself as its draft."""
+"""`radistill generate`: a model answers a prompt, with another model or a part of itself as its drafter."""
 
 import sys
 import time
@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 def generate(
     model: ModelSource,
     prompt: Annotated[str, typer.Option("--prompt", help="What the user says.", show_default=False)],
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="MODEL", help="Another model with the same tokenizer, which drafts."),
+    ] = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", help="A plan.json; the draft skips the attention of its layers.")
+        Path | None,
+        typer.Option("--plan", help="A plan.json; the model drafts without the attention of its layers."),
     ] = None,
     skip: Annotated[
         str | None,
@@ -34,14 +39,14 @@ def generate(
         float | None, typer.Option("--confidence", help="End a draft where its largest probability is below this.")
     ] = None,
     draft_cache: Annotated[
-        str, typer.Option("--draft-cache", help="separate, or shared with the model's own cache.")
+        str, typer.Option("--draft-cache", help="separate, or, without --draft, shared with the model's own cache.")
     ] = "separate",
     compare: Annotated[bool, typer.Option("--compare", help="Answer again without a draft.")] = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Answer a prompt by self-speculative decoding: the text is the model's own, drafted by a part of it.
+    """Answer a prompt by speculative decoding: the text is the model's own, drafted by another model or a part of it.
 
     The text goes to standard output, acceptance and tokens per second to standard error.
     """
@@ -55,10 +60,12 @@ def generate(
     from radistill.speculation.decode import speculative_generate
     from radistill.texts import readable
 
-    if (plan is None) == (skip is None):
-        raise RadistillError("generate: say what the draft skips, with either --plan or --skip")
-    loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    mask = _mask(loaded, plan, skip)
+    if sum(option is not None for option in (draft, plan, skip)) != 1:
+        raise RadistillError("generate: say what drafts, with one of --draft, --plan and --skip")
+    load_model = partial(load, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    other = None if draft is None else load_model(draft)  # first: it is small, and may not exist
+    loaded = load_model(model)
+    drafter = _mask(loaded, plan, skip) if other is None else other
     tokens = _prompt(loaded, prompt)
 
     class Streamer(TextStreamer):
@@ -73,7 +80,7 @@ def generate(
 
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
     drafting: dict[str, Any] = {"draft_length": draft_length, "draft_cache": draft_cache, "confidence": confidence}
-    decode = partial(speculative_generate, loaded, [tokens], mask, **sampling, **drafting)
+    decode = partial(speculative_generate, loaded, [tokens], drafter, **sampling, **drafting)
     if compare:
         decode(max_new_tokens=1)  # what only a first pass costs belongs to neither side
     decoded = decode(max_new_tokens=max_new_tokens, on_tokens=show)

@@ -21,7 +21,6 @@ from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import Alignment, AlignSettings, align
 from radistill.distillation.blocks import fit_blocks
 from radistill.distillation.checkpoints import remove_checkpoints
-from radistill.distillation.checks import check_same_tokenizer
 from radistill.distillation.distill import distill, finetune
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
@@ -34,6 +33,7 @@ from radistill.files import hash_file, hash_json, move_folder, write_json
 from radistill.locks import locked
 from radistill.models.endings import end_tokens, turn_end_tokens
 from radistill.models.loading import Model
+from radistill.models.vocabularies import check_same_tokenizer
 from radistill.pipeline.context import Context
 from radistill.pipeline.inputs import (
     Stage,

@@ -28,6 +28,7 @@ from transformers.cache_utils import (
 from radistill.models.anatomy import Component
 from radistill.models.cache_names import cache_argument
 from radistill.models.loading import Model
+from radistill.speculation.drafters import known_tokens
 from radistill.speculation.masks import shadowed
 
 States = dict[int, list[Tensor]]
@@ -154,13 +155,14 @@ def read_tokens(
     Args:
         model: its network reads.
         cache: what was read before; it takes in the new tokens.
-        tokens: [batch, time].
+        tokens: [batch, time]; one that the network does not know is read as padding (`known_tokens`).
         keep: compute logits after this many last tokens; 0 for all.
         counts: how many of the last tokens of each row are no padding; None for all.
 
     Returns:
         Logits, [batch, keep or time, vocab].
     """
+    tokens = known_tokens(model, tokens)
     time = tokens.shape[1]
     lengths = [length + (time if counts is None else counts[row]) for row, length in enumerate(cache.lengths)]
     padding = torch.tensor([cache.width + time - length for length in lengths], device=tokens.device)[:, None]
@@ -190,7 +192,7 @@ def read_prompts(model: Model, cache: RowCache, prompts: Sequence[Sequence[int]]
     tokens = torch.full((len(prompts), width), model.pad_token_id)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-    read_tokens(model, cache, tokens.to(model.network.device), keep=1, counts=counts)
+    read_tokens(model, cache, tokens, keep=1, counts=counts)
 
 
 def _without_window(layer: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Lossless self-speculative decoding: a masked model drafts, the full one verifies several tokens in one pass.
+"""Lossless speculative decoding: a drafter proposes tokens, the target verifies several of them in one pass.
 
-In each round the draft proposes tokens (arXiv 2309.08168), the target reads them all at once, accepts the first ones
-and adds one token of its own, and both caches forget the rest. Greedy, the text is the target's own; sampled, it has
-the target's distribution (arXiv 2211.17192).
+The drafter is the target itself under a mask (arXiv 2309.08168), or another model. In each round it proposes tokens,
+the target reads them all at once, accepts the first ones and adds one token of its own, and both caches forget the
+rest. Greedy, the text is the target's own; sampled, it has the target's distribution (arXiv 2211.17192).
 """
 
 import time
@@ -17,8 +17,8 @@ from radistill.models.endings import end_tokens
 from radistill.models.generation import check_prompts, check_sampling, evaluating
 from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
-from radistill.speculation.drafting import Drafter
-from radistill.speculation.masks import ComponentMask
+from radistill.speculation.drafters import Draft, Drafter
+from radistill.speculation.drafting import Drafting
 from radistill.speculation.sampling import Greedy, Rule, Sampling
 
 DRAFT_CACHES = ("separate", "shared")
@@ -80,7 +80,7 @@ class Decoded:
 def speculative_generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    mask: ComponentMask,
+    drafter: Drafter,
     *,
     draft_length: int,
     max_new_tokens: int,
@@ -92,23 +92,24 @@ def speculative_generate(
     confidence: float | None = None,
     on_tokens: Callable[[int, list[int]], None] | None = None,
 ) -> Decoded:
-    """Answer token sequences as `models.generation.generate` does, with a draft that is the model without `mask`.
+    """Answer token sequences as `models.generation.generate` does, with drafts that the model verifies.
 
     Greedy responses are those of `generate` token for token, but where rounding decides between two equal logits.
     Sampled ones have its distribution; each depends on the seed and its place among the prompts alone, so the batch
     size has no influence on it. Prompts of a batch that are done make room for none until the batch is.
 
     Args:
-        model: the target, and without `mask` the draft. No mask may be active.
+        model: the target. No mask may be active.
         prompts: token ids, each at least one.
-        mask: what the draft skips; it may be empty.
+        drafter: a mask, which may be empty: the target drafts for itself without what it skips; or another model with
+            the target's tokenizer. Its embedding may be padded to another size.
         draft_length: most tokens that are drafted in a round.
         max_new_tokens: longest response, in tokens.
         temperature: 0 takes the likeliest token, otherwise the logits are divided by it before sampling.
         top_p: sample among the likeliest tokens that together have this probability.
         seed: for sampling.
         batch_size: prompts that run at once.
-        draft_cache: "separate", or "shared" to draft on the target's keys, values and states.
+        draft_cache: "separate", or "shared" to draft on the target's keys, values and states; of a mask only.
         confidence: end a draft early, with the token whose distribution has no probability of this size.
         on_tokens: called in each round with the index of a prompt and its new tokens.
 
@@ -117,8 +118,8 @@ def speculative_generate(
 
     Raises:
         RadistillError: on an empty prompt, one that fills the context, a token that the network does not know, settings
-            out of range, a mask that does not fit, texts in whose course LongRoPE changes the rotation, or logits of
-            the model that are no numbers.
+            out of range, a mask that does not fit, a drafter with another tokenizer, texts in whose course LongRoPE
+            changes the rotation, or logits of the target that are no numbers.
     """
     for name, value in {
         "draft_length": draft_length,
@@ -133,15 +134,21 @@ def speculative_generate(
         raise RadistillError(f"generate: confidence is {confidence}; it is a probability, from 0 to 1")
     check_sampling(temperature, top_p)
     check_prompts(prompts, model.network)
-    _check_room(prompts, model)
-    _check_rotation(prompts, max_new_tokens, model)
+    draft = Draft.of(model, drafter)
+    if draft_cache == "shared" and draft.model is not model:
+        raise RadistillError(
+            "generate: draft_cache is 'shared', but another model cannot read the target's cache; let it be separate"
+        )
+    for reader in (model, draft.model):
+        _check_room(prompts, reader)
+        _check_rotation(prompts, max_new_tokens, reader)
 
     started = time.perf_counter()
     # Prompts of similar length run together, the longest first: what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     texts = [_Text(index, list(map(int, prompts[index])), max_new_tokens) for index in order]
     stops = end_tokens(model)
-    with evaluating(model.network):
+    with evaluating(model.network, draft.model.network):
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             rule: Rule = Greedy()
@@ -149,15 +156,14 @@ def speculative_generate(
                 seeds = [int(hash_json([seed, text.index])[:15], 16) for text in batch]
                 rule = Sampling(temperature, top_p, seeds)
             prefixes = [text.tokens[:-1] for text in batch]
-            drafter = Drafter(
-                model,
-                mask,
+            drafting = Drafting(
+                draft,
                 rule,
                 prompts=prefixes if draft_cache == "separate" else None,
                 stops=stops,
                 confidence=confidence,
             )
-            _decode(model, batch, drafter, rule, draft_length, stops, on_tokens)
+            _decode(model, batch, drafting, rule, draft_length, stops, on_tokens)
     texts.sort(key=lambda text: text.index)
     return Decoded(
         responses=[text.response for text in texts],
@@ -201,7 +207,7 @@ class _Text:
 def _decode(
     model: Model,
     texts: Sequence[_Text],
-    drafter: Drafter,
+    drafting: Drafting,
     rule: Rule,
     draft_length: int,
     stops: frozenset[int],
@@ -212,7 +218,7 @@ def _decode(
     read_prompts(model, cache, [text.tokens[:-1] for text in texts])
     while texts:
         last = torch.tensor([text.tokens[-1:] for text in texts], device=model.network.device)
-        proposal = drafter.propose(cache, last, [min(draft_length, text.room) for text in texts])
+        proposal = drafting.propose(cache, last, [min(draft_length, text.room) for text in texts])
         with stepping(model, cache) as history:
             logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
         if logits.isnan().any():
@@ -229,11 +235,11 @@ def _decode(
         if not going_on:
             return
         cache.roll_back([proposal.tokens.shape[1] - count for count in accepted], history)
-        drafter.settle(proposal, accepted)
+        drafting.settle(proposal, accepted)
         if len(going_on) < len(texts):
             texts = [texts[row] for row in going_on]
             cache.select(going_on)
-            drafter.select(going_on)
+            drafting.select(going_on)
             rule.select(going_on)
 
 
@@ -261,6 +267,6 @@ def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:
     for index, prompt in enumerate(prompts):
         if context is not None and len(prompt) >= context:
             raise RadistillError(
-                f"generate: prompt {index} has {len(prompt)} tokens, but the model's context is {context}, and the "
-                "response needs some of it; shorten the prompt"
+                f"generate: prompt {index} has {len(prompt)} tokens, but the context of {model.source} is {context}, "
+                "and the response needs some of it; shorten the prompt"
             )

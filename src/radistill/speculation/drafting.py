@@ -1,8 +1,8 @@
-"""The draft's half of a round: the masked model proposes tokens, and learns which of them became text.
+"""The drafter's half of a round: it proposes tokens, and learns which of them became text.
 
-With a cache of its own a draft reads its own keys and values all along, so what it proposes depends on the text alone,
-and one teacher-forced pass predicts it (`speculation.prediction`). With the target's it saves that memory and its own
-pass over the prompt, and reads what the full model made of the text so far.
+With a cache of its own a drafter reads its own keys and values all along, so what it proposes depends on the text
+alone, and one teacher-forced pass predicts it (`speculation.prediction`). A masked target can draft on the target's
+cache instead: that saves memory and a pass over the prompt, and it reads what the full model made of the text so far.
 """
 
 from collections.abc import Sequence
@@ -11,50 +11,49 @@ import torch
 from torch import Tensor
 
 from radistill.models.anatomy import Component
-from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, States, read_prompts, read_tokens
-from radistill.speculation.masks import ComponentMask, masked
+from radistill.speculation.drafters import Draft
+from radistill.speculation.masks import masked
 from radistill.speculation.sampling import Proposal, Rule
 
 
-class Drafter:
+class Drafting:
     """Drafts for a batch whose text grows by what the target accepts."""
 
     def __init__(
         self,
-        model: Model,
-        mask: ComponentMask,
+        draft: Draft,
         rule: Rule,
         *,
         prompts: Sequence[Sequence[int]] | None,
         stops: frozenset[int],
         confidence: float | None,
     ) -> None:
-        """A draft that skips `mask`.
+        """Nothing is drafted yet, but the prompts are read.
 
         Args:
-            model: the target.
-            mask: what the draft skips.
+            draft: what proposes tokens.
             rule: how it chooses tokens.
             prompts: the text so far, but for its last token, to be read into a cache of the draft's own; None to draft
-                on copies of the target's cache.
+                on copies of the target's cache, which only the masked target itself can.
             stops: tokens that end a response, and with it a proposal.
             confidence: a proposal ends with the first token whose distribution has no probability of this size (by the
                 draft's logits as they are, whatever the temperature); None never ends it.
         """
-        self._model = model
-        self._mask = mask
+        self._draft = draft
         self._rule = rule
         self._stops = stops
         self._confidence = confidence
-        self._has_states = any((layer, Component.SSM) not in mask.skipped for layer in model.anatomy.ssm_layers)
+        self._has_states = any(
+            (layer, Component.SSM) not in draft.mask.skipped for layer in draft.model.anatomy.ssm_layers
+        )
         self._history: list[States] = []  # after the last token of the text, and after each drafted one that was read
         self._behind: Tensor | None = None  # [batch, 1], a token of the text before the last that was not read
         self._own: RowCache | None = None
         if prompts is not None:
-            self._own = RowCache(model.network.config, len(prompts))
-            with masked(model, mask):
-                read_prompts(model, self._own, prompts)
+            self._own = RowCache(draft.model.network.config, len(prompts))
+            with masked(draft.model, draft.mask):
+                read_prompts(draft.model, self._own, prompts)
 
     def propose(self, target: RowCache, last: Tensor, limits: Sequence[int]) -> Proposal:
         """Draft up to `limits[b]` tokens for row b.
@@ -68,7 +67,7 @@ class Drafter:
         drafted: list[Tensor] = []
         distributions: list[Tensor] = []
         counts, open_rows = [0] * len(limits), list(range(len(limits)))
-        with masked(self._model, self._mask):
+        with masked(self._draft.model, self._draft.mask):
             logits = self._read_text(cache, last)
             while open_rows:
                 if drafted:
@@ -96,7 +95,7 @@ class Drafter:
             return
         read = drafted - 1
         if any(count == drafted for count in accepted):
-            with masked(self._model, self._mask):
+            with masked(self._draft.model, self._draft.mask):
                 self._read(self._own, last)
             read = drafted
         self._own.roll_back([read - count for count in accepted], self._history)
@@ -120,8 +119,8 @@ class Drafter:
         return self._read(cache, last)
 
     def _read(self, cache: RowCache, tokens: Tensor) -> Tensor:
-        """Logits after the last of these tokens, [batch, vocab]."""
-        logits = read_tokens(self._model, cache, tokens, keep=1)[:, -1]
+        """Logits after the last of these tokens, [batch, vocab of the target]."""
+        logits = self._draft.fit(read_tokens(self._draft.model, cache, tokens, keep=1)[:, -1])
         if self._has_states and self._own is not None:
             self._history.append(cache.recurrent_states())
         return logits

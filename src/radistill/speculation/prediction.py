@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 
 from radistill.models.loading import Model
-from radistill.models.logits import response_logits
-from radistill.models.sequences import Document, collate
-from radistill.speculation.acceptance import rounds_of
-from radistill.speculation.masks import ComponentMask, masked
+from radistill.models.sequences import Document
+from radistill.speculation.acceptance import likeliest_is, rounds_of
+from radistill.speculation.drafters import Draft, Drafter
 
 
 class Parting(NamedTuple):
@@ -28,7 +27,7 @@ class Parting(NamedTuple):
 def predict_rounds(
     model: Model,
     document: Document,
-    mask: ComponentMask,
+    drafter: Drafter,
     draft_lengths: Sequence[int],
     *,
     confidence: float | None = None,
@@ -38,21 +37,21 @@ def predict_rounds(
     Args:
         model: the target.
         document: a prompt and the target's own greedy response.
-        mask: what the draft skips.
+        drafter: a mask, with which the target drafts for itself, or another model.
         draft_lengths: tokens drafted in a round.
         confidence: as in `speculative_generate`.
 
     Returns:
         By draft length, what `Decoded.accepted_by_round` will be.
+
+    Raises:
+        RadistillError: if the drafter has another tokenizer.
     """
-    batch = collate([document], model.pad_token_id, model.network.device)
-    with masked(model, mask):
-        draft = response_logits(model.network, batch)
-    # A distribution that is no number proposes nothing, so it agrees with nothing.
-    agreement = (draft.logits.argmax(dim=-1) == draft.targets) & ~draft.logits.isnan().any(dim=-1)
+    logits = Draft.of(model, drafter).response_logits(document)
+    agreement = likeliest_is(logits, logits.new_tensor(document.tokens[document.response_start :], dtype=torch.long))
     unsure = None
     if confidence is not None:
-        unsure = (draft.logits.float().softmax(dim=-1).amax(dim=-1) < confidence).tolist()
+        unsure = (logits.float().softmax(dim=-1).amax(dim=-1) < confidence).tolist()
     return {length: rounds_of(agreement.tolist(), length, unsure) for length in draft_lengths}
 
 

@@ -1,10 +1,11 @@
 """Masks by name and from text: what a command line says about a draft.
 
 A mask is written as words: `attention:6,7 mlp:0-3` names a component and its layers, `exit:24` leaves after 24 layers,
-and a preset such as `attention-off` stands for a component of every layer that has it.
+`layer-skip:33%` passes over the middle third of the layers, and a preset such as `attention-off` stands for a component
+of every layer that has it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from radistill.errors import RadistillError
@@ -37,21 +38,31 @@ def early_exit(model: Model, kept: int) -> ComponentMask:
     layers = model.anatomy.num_layers
     if not 1 <= kept < layers:
         raise RadistillError(f"mask: exit:{kept} must leave after 1 to {layers - 1} of this model's {layers} layers")
-    return ComponentMask(
-        frozenset(
-            (layer, component)
-            for layer in range(kept, layers)
-            for component in Component
-            if model.anatomy.modules(model.network, layer, component)
+    return _whole_layers(model, range(kept, layers))
+
+
+def layer_skip(model: Model, percent: int) -> ComponentMask:
+    """Skip every component of so many percent of the layers, those in the middle (33: the layer skip of
+    arXiv 2605.01106).
+
+    Raises:
+        RadistillError: if no layer is left, or none skipped.
+    """
+    layers = model.anatomy.num_layers
+    count = round(layers * percent / 100)
+    if not 0 < count < layers:
+        raise RadistillError(
+            f"mask: layer-skip:{percent}% skips {count} layers; it must be 1 to {layers - 1} of {layers}"
         )
-    )
+    first = (layers - count) // 2
+    return _whole_layers(model, range(first, first + count))
 
 
 PRESETS: dict[str, Callable[[Model], ComponentMask]] = {
     f"{component.value}-off": partial(component_off, component=component) for component in Component
 }
 
-_HELP = f"write attention:6,7, ssm:0-5, mlp:3 or exit:24, or a preset ({', '.join(PRESETS)})"
+_HELP = f"write attention:6,7, ssm:0-5, mlp:3, exit:24 or layer-skip:33%, or a preset ({', '.join(PRESETS)})"
 
 
 def parse_mask(text: str, model: Model) -> ComponentMask:
@@ -82,6 +93,8 @@ def _word(word: str, model: Model) -> ComponentMask:
     if word in PRESETS:
         return PRESETS[word](model)
     name, _, numbers = word.partition(":")
+    if name == "layer-skip" and numbers.endswith("%"):
+        return layer_skip(model, _number(numbers[:-1], word))
     if name not in {"exit", *Component} or not numbers:
         raise RadistillError(f"mask: {word!r} means nothing; {_HELP}")
     if name == "exit":
@@ -99,6 +112,17 @@ def _word(word: str, model: Model) -> ComponentMask:
             )
         layers.update(range(start, end + 1))
     return ComponentMask(frozenset((layer, Component(name)) for layer in layers))
+
+
+def _whole_layers(model: Model, layers: Iterable[int]) -> ComponentMask:
+    return ComponentMask(
+        frozenset(
+            (layer, component)
+            for layer in layers
+            for component in Component
+            if model.anatomy.modules(model.network, layer, component)
+        )
+    )
 
 
 def _number(text: str, word: str) -> int:

@@ -1,13 +1,13 @@
-"""A teacher that reads other tokens is refused, and the message says which."""
+"""A model that reads other tokens is refused, and the message says which."""
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from radistill.distillation.checks import check_same_tokenizer
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
+from radistill.models.vocabularies import check_same_tokenizer
 
 
 def with_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Model:
