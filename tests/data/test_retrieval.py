@@ -16,7 +16,7 @@ SETTINGS = RetrievalSettings(contexts=[300, 700], train=3, calibration=4, heldou
 
 
 def records(split: str = "calibration", seed: int = 0, settings: RetrievalSettings = SETTINGS) -> list[Record]:
-    return retrieval_records(tiny.tokenizer(), settings, split, seed, 2048)
+    return retrieval_records(tiny.tokenizer(), settings, split, seed)
 
 
 @pytest.mark.parametrize("split", ["train", "calibration", "heldout"])
@@ -64,13 +64,20 @@ def test_half_of_the_texts_state_nothing_but_facts() -> None:
 @pytest.mark.parametrize(
     ("contexts", "complaint"),
     [
-        ([4096], r"4096 tokens are more than the 2048 of data\.max_length"),
-        ([64], r"no text fits into 64 tokens; name longer ones"),
+        ([4096], r"data\.retrieval\.contexts: 4096 tokens are more than the 512 of data\.max_length or the model's"),
+        ([64], r"data\.retrieval\.contexts: no text fits into 64 tokens; name longer ones"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(contexts: list[int], complaint: str) -> None:
+def test_lengths_that_cannot_be_are_refused_before_a_response_is_written(
+    tmp_path: Path, contexts: list[int], complaint: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(9)))
+    retrieval = RetrievalSettings(contexts=contexts, calibration=60)
+    settings = JsonlData(path=path, train=4, calibration=2, heldout=3, retrieval=retrieval)
     with pytest.raises(RadistillError, match=complaint):
-        records(settings=RetrievalSettings(contexts=contexts, calibration=60))
+        prepare(tiny.model("llama"), settings, seed=0, folder=tmp_path / "data")
+    assert not (tmp_path / "data" / "responses.jsonl").exists()
 
 
 def test_a_run_keeps_them_beside_its_documents(tmp_path: Path) -> None:

@@ -521,6 +521,20 @@ def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
     )
 
 
+def test_an_open_budget_needs_two_attention_layers(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe |= {"diagnose": {"budget": "auto", "keep": {"kl": 1.0}}}
+    message = refusal(recipe | {"model": str(tiny.save("llama", tmp_path / "one", layers=1))})
+    assert message.startswith("diagnose.budget is auto, but this model has 1 attention layers")
+
+
+def test_retrieval_texts_that_are_too_long(recipe: dict[str, Any]) -> None:
+    recipe["data"] |= {"retrieval": {"contexts": [512, 2048]}, "max_length": 1024}
+    wrong = "data.retrieval.contexts: 2048 tokens are more than the 512 of data.max_length or the model's context"
+    assert refusal(recipe) == wrong
+    data = recipe["data"] | {"retrieval": None}
+    assert refusal(recipe | {"data": data, "align": {"data": recipe["data"]}}) == f"align.{wrong}"
+
+
 @pytest.mark.parametrize(("family", "feature"), [("qwen3", "QK-norm"), ("mistral-window", "sliding-window attention")])
 def test_a_model_that_the_target_cannot_hold(recipe: dict[str, Any], tmp_path: Path, family: str, feature: str) -> None:
     tiny.save(family, tmp_path / "other")

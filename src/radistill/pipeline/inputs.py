@@ -101,7 +101,15 @@ def budget_of(context: Context, arm: Arm) -> int:
         return arm.budget
     if not arm.is_main:
         return len(plan_of(context, context.hybrids[0]).replace)
-    budget: int | None = read_json(context.folder.tradeoff, TradeOff).budget
+    found = read_json(context.folder.tradeoff, TradeOff)
+    base, recall = found.points[0], promised(context.recipe).get("recall", 0)
+    if recall > (base.recall_interval or (0.0,))[0]:
+        raise RadistillError(
+            f"{context.folder.tradeoff}: diagnose.keep.recall is {recall:g}, which cannot be shown: the model itself "
+            f"finds {base.of or 0} of {found.retrieval_texts} numbers; raise data.retrieval.heldout, or shorten its "
+            "contexts"
+        )
+    budget = found.budget
     if budget is None:
         raise RadistillError(
             f"{context.folder.tradeoff}: no budget keeps what diagnose.keep promises; choose a limit that the "
