@@ -62,7 +62,7 @@ def test_without_retrieval_texts_there_is_no_recall() -> None:
     assert not any("recall" in point for point in found["points"])
 
 
-def test_a_draft_whose_logits_overflow_has_no_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_whose_logits_overflow_has_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Trials.run
 
     def overflowing(self: Trials, layers: Any) -> Any:
@@ -70,7 +70,9 @@ def test_a_draft_whose_logits_overflow_has_no_point(monkeypatch: pytest.MonkeyPa
         return replace(found, nats=[math.nan] * len(found.nats)) if len(tuple(layers)) == 2 else found
 
     monkeypatch.setattr(Trials, "run", overflowing)
-    found = TradeOff.model_validate(json.loads(json.dumps(found_of(tiny.model("llama", layers=5)), allow_nan=False)))
+    found = TradeOff.model_validate(
+        json.loads(json.dumps(found_of(tiny.model("llama", layers=5), tmp_path), allow_nan=False))
+    )
     assert [point.budget for point in found.points] == [0, 1, 3, 4]
 
 

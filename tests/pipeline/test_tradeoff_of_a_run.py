@@ -85,6 +85,21 @@ def test_a_promise_decides_the_budget(folder: Path) -> None:
     assert 'id="tradeoff-kl-wide-title"' in page
 
 
+def test_a_report_has_no_trade_off_of_an_earlier_recipe(folder: Path) -> None:
+    out, stages = folder / "changed", [*STAGES, "report"]
+    run(load_recipe(write_recipe(folder)), out, stages)
+    page = out / "report.html"
+    assert "Promised: KL at most 1; kept by a budget of" in page.read_text()
+    number = write_recipe(folder, budget=2, keep=None)
+    run(load_recipe(number), out, stages)
+    assert "The best layers of each number, held out." in page.read_text()
+    assert "Promised" not in page.read_text()
+    run(load_recipe(number, ["seed=3"]), out, stages)
+    assert "Trade-off" not in page.read_text()
+    run(load_recipe(number, ["seed=3", "diagnose.tradeoff=true"]), out, stages)
+    assert "The best layers of each number, held out." in page.read_text()
+
+
 def test_a_promise_that_nothing_keeps_ends_with_the_trade_off(folder: Path) -> None:
     out = folder / "never"
     recipe = write_recipe(folder, keep={"kl": 1e-9})

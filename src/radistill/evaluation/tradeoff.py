@@ -80,7 +80,7 @@ def measured(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path |
             row = rows.get(str(layers))
             if row is None:
                 row = _row(trials.run(layers), trials.run_retrieval(layers))
-                if path is not None:
+                if path is not None and all(map(math.isfinite, row["nats"])):  # what overflows is no JSON
                     append_batch(path, str(layers), row)
             base = base or row["found"]
             figures[size] = _figures(row, base)
