@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from radistill.data.prepare import prepare
@@ -37,6 +39,24 @@ def test_every_number_that_is_asked_for_stands_in_the_text(split: str) -> None:
         document = record.document
         assert tiny.tokenizer().decode(document.tokens[document.response_start :]) == response
         assert tiny.tokenizer().decode(document.tokens[: document.response_start]) == text
+
+
+def test_tokens_are_those_of_the_whole_text_and_no_end() -> None:
+    """Also where a token spans the border and the tokenizer ends every text, as one that is made of SentencePiece."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"])
+    backend.train_from_iterator([str(record.example.text) for record in records()], trainer)
+    whole = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    ends = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    for record in retrieval_records(tokenizer, SETTINGS, "heldout", 0):
+        text, document = f"{record.example.text}{record.example.response}", record.document
+        assert document.tokens == (1, *whole(text)["input_ids"])
+        response = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.response_start :]))
+        assert text.replace(" ", "_").endswith(response)
+        assert re.fullmatch(r"\D*\d{5}", response)
 
 
 def test_a_text_is_the_longest_that_fits() -> None:

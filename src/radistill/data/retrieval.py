@@ -95,9 +95,11 @@ def _record(tokenizer: PreTrainedTokenizerBase, length: int, name: str, question
     def document(size: int) -> Document:
         prompt, response = written(size)
         before, tokens = _tokens(tokenizer, prompt), _tokens(tokenizer, prompt + response)
-        if tokens[: len(before)] != before:  # a token spans the border
-            tokens = before + list(tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"])
-        return Document(f"retrieval {name}", tuple(tokens), len(before))
+        while tokens[-1] in tokenizer.all_special_ids:  # some tokenizers end every text
+            tokens.pop()
+        # Where a token spans the border, the response begins with it.
+        start = next((at for at, (one, other) in enumerate(zip(before, tokens)) if one != other), len(before))  # noqa: B905
+        return Document(f"retrieval {name}", tuple(tokens), start)
 
     # A line has at least four tokens in any tokenizer.
     sizes = range(1, min(len(keys), length // 4) + 1)
