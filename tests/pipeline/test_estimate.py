@@ -327,6 +327,22 @@ def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dic
     assert "to judge layers without their attention" in " ".join(text(by_skips).split())
 
 
+def test_a_trade_off_keeps_the_held_out_texts_too(recipe: dict[str, Any]) -> None:
+    """As `Trials` has them: activations of the full model, for calibration also those of the set it stays near."""
+    recipe["data"] |= {"calibration": 2, "heldout": 3, "retrieval": {"contexts": [64], "calibration": 2, "heldout": 5}}
+    recipe["diagnose"] |= {"selector": "greedy"}
+    plain = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    recipe["diagnose"] |= {"tradeoff": True}
+    drawn = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    recipe["diagnose"] = {**recipe["diagnose"], "budget": "auto", "keep": {"kl": 1.0}, "tradeoff": False}
+    recipe["diagnose"].pop("selector")
+    auto = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    assert plain["cached activations"] == 5 * 32 * 4 * 2 * (2 * 64 + 2 * 64)
+    assert drawn["cached activations"] == plain["cached activations"] + 5 * 32 * 4 * (3 * 64 + 5 * 64)
+    assert drawn["cached logits"] == plain["cached logits"] * 5 // 2
+    assert auto == drawn
+
+
 def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: dict[str, Any]) -> None:
     full = estimate(Recipe.model_validate(recipe))
     recipe["dtype"] = "bfloat16"
