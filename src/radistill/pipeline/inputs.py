@@ -102,6 +102,8 @@ def budget_of(context: Context, arm: Arm) -> int:
     if not arm.is_main:
         return len(plan_of(context, context.hybrids[0]).replace)
     found = read_json(context.folder.tradeoff, TradeOff)
+    if found.budget is not None:
+        return found.budget
     base, recall = found.points[0], promised(context.recipe).get("recall", 0)
     if recall > (base.recall_interval or (0.0,))[0]:
         raise RadistillError(
@@ -109,13 +111,10 @@ def budget_of(context: Context, arm: Arm) -> int:
             f"finds {base.of or 0} of {found.retrieval_texts} numbers; raise data.retrieval.heldout, or shorten its "
             "contexts"
         )
-    budget = found.budget
-    if budget is None:
-        raise RadistillError(
-            f"{context.folder.tradeoff}: no budget keeps what diagnose.keep promises; choose a limit that the "
-            "trade-off shows to be possible, or fit the blocks on more text (data.train, align.steps)"
-        )
-    return budget
+    raise RadistillError(
+        f"{context.folder.tradeoff}: no budget keeps what diagnose.keep promises; choose a limit that the "
+        "trade-off shows to be possible, or fit the blocks on more text (data.train, align.steps)"
+    )
 
 
 def diagnose_inputs(context: Context, arm: Arm, with_budget: bool = True) -> dict[str, Any]:
