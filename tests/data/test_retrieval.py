@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from radistill.data.prepare import prepare
@@ -16,7 +18,7 @@ SETTINGS = RetrievalSettings(contexts=[300, 700], train=3, calibration=4, heldou
 
 
 def records(split: str = "calibration", seed: int = 0, settings: RetrievalSettings = SETTINGS) -> list[Record]:
-    return retrieval_records(tiny.tokenizer(), settings, split, seed, 2048)
+    return retrieval_records(tiny.tokenizer(), settings, split, seed)
 
 
 @pytest.mark.parametrize("split", ["train", "calibration", "heldout"])
@@ -37,6 +39,24 @@ def test_every_number_that_is_asked_for_stands_in_the_text(split: str) -> None:
         document = record.document
         assert tiny.tokenizer().decode(document.tokens[document.response_start :]) == response
         assert tiny.tokenizer().decode(document.tokens[: document.response_start]) == text
+
+
+def test_tokens_are_those_of_the_whole_text_and_no_end() -> None:
+    """Also where a token spans the border and the tokenizer ends every text, as one that is made of SentencePiece."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"])
+    backend.train_from_iterator([str(record.example.text) for record in records()], trainer)
+    whole = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    ends = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    for record in retrieval_records(tokenizer, SETTINGS, "heldout", 0):
+        text, document = f"{record.example.text}{record.example.response}", record.document
+        assert document.tokens == (1, *whole(text)["input_ids"])
+        response = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.response_start :]))
+        assert text.replace(" ", "_").endswith(response)
+        assert re.fullmatch(r"\D*\d{5}", response)
 
 
 def test_a_text_is_the_longest_that_fits() -> None:
@@ -64,13 +84,20 @@ def test_half_of_the_texts_state_nothing_but_facts() -> None:
 @pytest.mark.parametrize(
     ("contexts", "complaint"),
     [
-        ([4096], r"4096 tokens are more than the 2048 of data\.max_length"),
-        ([64], r"no text fits into 64 tokens; name longer ones"),
+        ([4096], r"data\.retrieval\.contexts: 4096 tokens are more than the 512 of data\.max_length or the model's"),
+        ([64], r"data\.retrieval\.contexts: no text fits into 64 tokens; name longer ones"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(contexts: list[int], complaint: str) -> None:
+def test_lengths_that_cannot_be_are_refused_before_a_response_is_written(
+    tmp_path: Path, contexts: list[int], complaint: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(9)))
+    retrieval = RetrievalSettings(contexts=contexts, calibration=60)
+    settings = JsonlData(path=path, train=4, calibration=2, heldout=3, retrieval=retrieval)
     with pytest.raises(RadistillError, match=complaint):
-        records(settings=RetrievalSettings(contexts=contexts, calibration=60))
+        prepare(tiny.model("llama"), settings, seed=0, folder=tmp_path / "data")
+    assert not (tmp_path / "data" / "responses.jsonl").exists()
 
 
 def test_a_run_keeps_them_beside_its_documents(tmp_path: Path) -> None:

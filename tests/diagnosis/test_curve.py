@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import tiny
 from diagnosis.test_diagnose import documents, naive
 from radistill.diagnosis.diagnose import allowed_passes, diagnose
-from radistill.diagnosis.objectives import Mixed, make_objective, objective_from
+from radistill.diagnosis.objectives import Figure, Mixed, make_objective, objective_from
 from radistill.diagnosis.search import search
 from radistill.diagnosis.selectors import Curve, Greedy
 from radistill.diagnosis.trials import Trials
@@ -118,13 +119,21 @@ def test_every_size_is_at_least_as_good_as_greedys_prefix(seed: int) -> None:
     assert spent <= 1 + Curve(width=2).most_passes(6, range(5, 6))
 
 
-def test_a_plan_takes_the_set_of_its_size() -> None:
-    model = tiny.model("llama", layers=6)
-    trials = Trials(model, documents(), KL)
-    search(Curve(), trials, 5, seed=0, passes=None, folder=None)
-    for budget in (1, 3, 5):
-        plan = diagnose(model, documents(), budget, selector="curve", by="redundancy")
-        assert tuple(plan.replace) == trials.best(range(budget, budget + 1))
+@pytest.mark.parametrize("passes", [None, 14, 25])
+def test_a_plan_takes_the_set_of_its_size(passes: float | None) -> None:
+    """Whatever the values are, the search for one size goes the way of the search for all."""
+    trials = Trials(tiny.model("llama", layers=6), documents(), KL)
+    for seed in range(8):
+        trials.objective = Figure("chance", lambda draft, seed=seed: Random(f"{seed} {draft.mask}").random())  # type: ignore[misc]
+        search(Curve(width=2), trials, 5, seed=0, passes=passes, folder=None)
+        sets = {size: trials.best(range(size, size + 1)) for size in range(1, 6)}
+        for size, layers in sets.items():
+            found = search(Curve(width=2), trials, size, seed=0, passes=passes, folder=None)
+            assert layers is None or tuple(found.selection.layers) == layers
+    plan = diagnose(trials.model, documents(), 3, selector="curve", by="redundancy", passes=passes)
+    trials.objective = KL
+    search(Curve(), trials, 5, seed=0, passes=passes, folder=None)
+    assert trials.best(range(3, 4)) in (None, tuple(plan.replace))
 
 
 def test_time_is_counted_in_passes_once(tmp_path: Path) -> None:

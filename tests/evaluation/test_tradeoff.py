@@ -1,6 +1,8 @@
 """The trade-off: figures against plain passes, caches against converted students, and what a promise chooses."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,20 @@ def test_every_size_is_measured_on_texts_that_the_search_has_not_seen() -> None:
 def test_without_retrieval_texts_there_is_no_recall() -> None:
     found = found_of(tiny.model("llama"), retrieval=False)
     assert not any("recall" in point for point in found["points"])
+
+
+def test_a_draft_whose_logits_overflow_has_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trials.run
+
+    def overflowing(self: Trials, layers: Any) -> Any:
+        found = run(self, layers)
+        return replace(found, nats=[math.nan] * len(found.nats)) if len(tuple(layers)) == 2 else found
+
+    monkeypatch.setattr(Trials, "run", overflowing)
+    found = TradeOff.model_validate(
+        json.loads(json.dumps(found_of(tiny.model("llama", layers=5), tmp_path), allow_nan=False))
+    )
+    assert [point.budget for point in found.points] == [0, 1, 3, 4]
 
 
 def test_a_killed_trade_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

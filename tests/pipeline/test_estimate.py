@@ -329,6 +329,22 @@ def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dic
     assert "to judge layers without their attention" in " ".join(text(by_skips).split())
 
 
+def test_a_trade_off_keeps_the_held_out_texts_too(recipe: dict[str, Any]) -> None:
+    """As `Trials` has them: activations of the full model, for calibration also those of the set it stays near."""
+    recipe["data"] |= {"calibration": 2, "heldout": 3, "retrieval": {"contexts": [64], "calibration": 2, "heldout": 5}}
+    recipe["diagnose"] |= {"selector": "greedy"}
+    plain = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    recipe["diagnose"] |= {"tradeoff": True}
+    drawn = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    recipe["diagnose"] = {**recipe["diagnose"], "budget": "auto", "keep": {"kl": 1.0}, "tradeoff": False}
+    recipe["diagnose"].pop("selector")
+    auto = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
+    assert plain["cached activations"] == 5 * 32 * 4 * 2 * (2 * 64 + 2 * 64)
+    assert drawn["cached activations"] == plain["cached activations"] + 5 * 32 * 4 * (3 * 64 + 5 * 64)
+    assert drawn["cached logits"] == plain["cached logits"] * 5 // 2
+    assert auto == drawn
+
+
 def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: dict[str, Any]) -> None:
     full = estimate(Recipe.model_validate(recipe))
     recipe["dtype"] = "bfloat16"
@@ -532,6 +548,20 @@ def test_a_budget_that_the_model_does_not_have(recipe: dict[str, Any]) -> None:
         "diagnose.budget is 4, but this model has 4 attention layers: it must be from 1 to 3, "
         "because a hybrid keeps at least 1"
     )
+
+
+def test_an_open_budget_needs_two_attention_layers(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe |= {"diagnose": {"budget": "auto", "keep": {"kl": 1.0}}}
+    message = refusal(recipe | {"model": str(tiny.save("llama", tmp_path / "one", layers=1))})
+    assert message.startswith("diagnose.budget is auto, but this model has 1 attention layers")
+
+
+def test_retrieval_texts_that_are_too_long(recipe: dict[str, Any]) -> None:
+    recipe["data"] |= {"retrieval": {"contexts": [512, 2048]}, "max_length": 1024}
+    wrong = "data.retrieval.contexts: 2048 tokens are more than the 512 of data.max_length or the model's context"
+    assert refusal(recipe) == wrong
+    data = recipe["data"] | {"retrieval": None}
+    assert refusal(recipe | {"data": data, "align": {"data": recipe["data"]}}) == f"align.{wrong}"
 
 
 @pytest.mark.parametrize(("family", "feature"), [("qwen3", "QK-norm"), ("mistral-window", "sliding-window attention")])

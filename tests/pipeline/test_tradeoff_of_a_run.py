@@ -19,6 +19,7 @@ from radistill.files import read_json, write_json
 from radistill.models.loading import Model, load
 from radistill.pipeline import stages
 from radistill.pipeline.run import run
+from radistill.report.page import write_report
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
@@ -86,6 +87,21 @@ def test_a_promise_decides_the_budget(folder: Path) -> None:
     assert 'id="tradeoff-kl-wide-title"' in page
 
 
+def test_a_report_has_no_trade_off_of_an_earlier_recipe(folder: Path) -> None:
+    out, stages = folder / "changed", [*STAGES, "report"]
+    run(load_recipe(write_recipe(folder)), out, stages)
+    page = out / "report.html"
+    assert "Promised: KL at most 1; kept by a budget of" in page.read_text()
+    number = write_recipe(folder, budget=2, keep=None)
+    run(load_recipe(number), out, stages)
+    assert "The best layers of each number, held out." in page.read_text()
+    assert "Promised" not in page.read_text()
+    run(load_recipe(number, ["seed=3"]), out, stages)
+    assert "Trade-off" not in page.read_text()
+    run(load_recipe(number, ["seed=3", "diagnose.tradeoff=true"]), out, stages)
+    assert "The best layers of each number, held out." in page.read_text()
+
+
 def test_a_promise_that_nothing_keeps_ends_with_the_trade_off(folder: Path) -> None:
     out = folder / "never"
     recipe = write_recipe(folder, keep={"kl": 1e-9})
@@ -93,6 +109,24 @@ def test_a_promise_that_nothing_keeps_ends_with_the_trade_off(folder: Path) -> N
         run(load_recipe(recipe), out, STAGES)
     assert read_json(out / "tradeoff.json")["budget"] is None
     assert not (out / "plan.json").exists()
+
+
+def test_recall_that_the_model_itself_does_not_have_cannot_be_promised(folder: Path) -> None:
+    with pytest.raises(RadistillError, match=r"which cannot be shown: the model itself finds 0 of 6 numbers; raise"):
+        run(load_recipe(write_recipe(folder, keep={"recall": 0.3})), folder / "none", STAGES)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [({"budget": 9}, "budget is 9, which no point has"), ({"keep": {"kl": 1, "speed": 2}}, r"keep\.speed")],
+)
+def test_a_report_refuses_an_edited_trade_off(folder: Path, edit: dict[str, Any], complaint: str) -> None:
+    path = folder / "out" / "tradeoff.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | edit))
+    with pytest.raises(RadistillError, match=rf"tradeoff\.json: {complaint}.*`radistill tradeoff` makes it anew"):
+        write_report(folder / "out")
+    path.write_text(whole)
 
 
 def test_the_command_prints_a_table_and_leaves_the_rest(folder: Path) -> None:

@@ -186,6 +186,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"diagnose.objective": {"kl": 1, "speed": 1}},
         "diagnose.objective: must have weights above 0 of acceptance, acceptance-sampled, accepted-length, kl, ",
     ),
+    "the same lengths": (
+        {"data.retrieval": {"contexts": [99, 99]}},
+        "data.retrieval.contexts: must be different lengths",
+    ),
     "retrieval": ({"data.retrieval": {"contexts": [9]}}, "data.retrieval.contexts: must be at least 64, not 9"),
     "promise": (
         {"diagnose": {"budget": "auto", "keep": {"kl": 0}}},
@@ -469,6 +473,10 @@ def test_pydantic_knows_no_other_depth() -> None:
             "diagnose.keep.recall needs texts; give data.retrieval a section",
         ),
         (
+            {"diagnose": {"budget": "auto", "keep": {"kl": 0.5}}, "data.heldout": 1},
+            "diagnose.keep.kl is about an interval, which one document does not have; raise data.heldout",
+        ),
+        (
             {"diagnose": {"budget": "auto", "keep": {"recall": 0.95}}, "data.retrieval": {}},
             "diagnose.keep.recall is 0.95, which 48 texts cannot show, even if all are found; raise "
             "data.retrieval.heldout",
@@ -506,6 +514,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "objective",
         "retrieval",
         "promise",
+        "one-document",
         "too-few-texts",
         "workers",
         "loss-on",

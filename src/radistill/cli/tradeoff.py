@@ -24,10 +24,13 @@ def tradeoff(
     from radistill.console import show
     from radistill.files import read_json
     from radistill.pipeline.run import run as run_pipeline
+    from radistill.processes import is_main
     from radistill.report.tradeoff_table import tradeoff_table
     from radistill.runs.contents import TradeOff
     from radistill.runs.folder import RunFolder
     from radistill.runs.recipe import load_recipe
 
     settings = load_recipe(recipe_of(recipe, run), [*(set_ or []), "diagnose.tradeoff=true"])
-    show(tradeoff_table(read_json(RunFolder(run_pipeline(settings, run, ["data", "tradeoff"])).tradeoff, TradeOff)))
+    folder = RunFolder(run_pipeline(settings, run, ["data", "tradeoff"]))
+    if is_main():
+        show(tradeoff_table(read_json(folder.tradeoff, TradeOff)))

@@ -11,7 +11,7 @@ from radistill.data.documents import prompt_tokens, response_tokens, with_kept_d
 from radistill.data.examples import Example
 from radistill.data.records import SPLITS, DataSplits, Record, example_of
 from radistill.data.responses import teacher_writes, write_responses
-from radistill.data.retrieval import retrieval_records
+from radistill.data.retrieval import check_contexts, retrieval_records
 from radistill.data.settings import DataSettings, ResponseSettings
 from radistill.data.sources import SOURCES, Draw, draw, settings_of, take
 from radistill.errors import RadistillError
@@ -44,8 +44,14 @@ def prepare(
     Raises:
         RadistillError: on whatever is wrong with the data.
     """
+    check_contexts(settings, teacher.context_length)
     drawn = _draw_once(settings, seed, folder, without)
     tokenizer = teacher.tokenizer if folder is None else with_kept_date(teacher.tokenizer, folder)
+    # First, because what cannot be is to be said before the teacher writes.
+    longer, *others = (
+        [] if settings.retrieval is None else retrieval_records(tokenizer, settings.retrieval, split, seed)
+        for split in SPLITS
+    )
     heldout = _records(teacher, tokenizer, drawn.heldout, settings, seed, folder, "heldout")
     train = _records(teacher, tokenizer, drawn.train, settings, seed, folder, "train")
     calibration = (
@@ -55,12 +61,7 @@ def prepare(
     )
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
-    splits = DataSplits(train, calibration, heldout)
-    if settings.retrieval is not None:
-        longer, *others = (
-            retrieval_records(tokenizer, settings.retrieval, split, seed, _limit(teacher, settings)) for split in SPLITS
-        )
-        splits = DataSplits([*train, *longer], calibration, heldout, *others)
+    splits = DataSplits([*train, *longer], calibration, heldout, *others)
     if folder is not None:
         replacing()
         splits.save(folder)

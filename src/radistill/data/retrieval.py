@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from radistill.data.examples import Example
 from radistill.data.records import Record
-from radistill.data.settings import RetrievalSettings
+from radistill.data.settings import DataSettings, RetrievalSettings
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document
 
@@ -30,8 +30,28 @@ _DOES = ("looked for", "asked about", "forgot", "bought", "described", "repaired
 _WHAT = ("a ladder", "the weather", "an old map", "two umbrellas", "the timetable", "a brass bell", "some bread")
 
 
+def check_contexts(settings: DataSettings, context: int | None) -> None:
+    """Check that the texts, if there are any, are no longer than a document may be.
+
+    Args:
+        settings: of the data.
+        context: of the model; None where it has no end.
+
+    Raises:
+        RadistillError: naming the length.
+    """
+    if settings.retrieval is None:
+        return
+    longest, most = max(settings.retrieval.contexts), min(settings.max_length, context or settings.max_length)
+    if longest > most:
+        raise RadistillError(
+            f"data.retrieval.contexts: {longest} tokens are more than the {most} of data.max_length or the model's "
+            "context"
+        )
+
+
 def retrieval_records(
-    tokenizer: PreTrainedTokenizerBase, settings: RetrievalSettings, split: str, seed: int, most_tokens: int
+    tokenizer: PreTrainedTokenizerBase, settings: RetrievalSettings, split: str, seed: int
 ) -> list[Record]:
     """The texts of a split, as many of each length as `settings` says.
 
@@ -40,16 +60,10 @@ def retrieval_records(
         settings: lengths and counts.
         split: train, calibration or heldout; no two have a text in common.
         seed: decides what the texts say.
-        most_tokens: longest document that the run permits.
 
     Raises:
-        RadistillError: for a length beyond `most_tokens`, or so short that no text fits.
+        RadistillError: for a length that is so short that no text fits, or longer than all that can be said.
     """
-    if (longest := max(settings.contexts)) > most_tokens:
-        raise RadistillError(
-            f"data.retrieval.contexts: {longest} tokens are more than the {most_tokens} of data.max_length or the "
-            "model's context"
-        )
     questions = _TRAINING_QUESTIONS if split == "train" else 1
     return [
         _record(tokenizer, length, f"{split} {seed} {length} {number}", questions, ledger=number % 2 == 0)
@@ -81,9 +95,11 @@ def _record(tokenizer: PreTrainedTokenizerBase, length: int, name: str, question
     def document(size: int) -> Document:
         prompt, response = written(size)
         before, tokens = _tokens(tokenizer, prompt), _tokens(tokenizer, prompt + response)
-        if tokens[: len(before)] != before:  # a token spans the border
-            tokens = before + list(tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"])
-        return Document(f"retrieval {name}", tuple(tokens), len(before))
+        while tokens[-1] in tokenizer.all_special_ids:  # some tokenizers end every text
+            tokens.pop()
+        # Where a token spans the border, the response begins with it.
+        start = next((at for at, (one, other) in enumerate(zip(before, tokens)) if one != other), len(before))  # noqa: B905
+        return Document(f"retrieval {name}", tuple(tokens), start)
 
     # A line has at least four tokens in any tokenizer.
     sizes = range(1, min(len(keys), length // 4) + 1)

@@ -49,6 +49,13 @@ class RetrievalSettings(_Settings):
     heldout: int = Field(default=16, ge=1)
     """Texts of each length on which `tradeoff` measures what is found."""
 
+    @field_validator("contexts")
+    @classmethod
+    def _each_once(cls, contexts: list[int]) -> list[int]:
+        if len(set(contexts)) < len(contexts):  # a text that is there twice would count as two
+            raise ValueError("must be different lengths")
+        return contexts
+
 
 class _Data(_Settings):
     train: int = Field(default=1000, ge=1)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import (
@@ -45,8 +45,12 @@ class SearchInterrupted(KeyboardInterrupt):
         self.plan = plan
 
 
-def check_budget(budget: int, anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget") -> None:
+def check_budget(
+    budget: int | Literal["auto"], anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget"
+) -> None:
     """Check that `budget`, as the recipe's `field` has it, attention layers can be replaced where `keeps` must stay.
+
+    `auto` is one layer or more.
 
     Raises:
         RadistillError: if there are not enough, or the model has no attention at all.
@@ -54,7 +58,7 @@ def check_budget(budget: int, anatomy: Anatomy, keeps: int = 1, field: str = "di
     count = len(anatomy.attention_layers)
     if count == 0:
         raise RadistillError("this model has no attention layers, so there is nothing to replace")
-    if not 1 <= budget <= count - keeps:
+    if not 1 <= (1 if budget == "auto" else budget) <= count - keeps:
         because = f", because a hybrid keeps at least {keeps}" if keeps else ""
         raise RadistillError(
             f"{field} is {budget}, but this model has {count} attention layers: "

@@ -1,5 +1,6 @@
 """The trade-off: what a model keeps, and what its cache needs, for every number of attention layers that may go."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def measured(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path |
             row = rows.get(str(layers))
             if row is None:
                 row = _row(trials.run(layers), trials.run_retrieval(layers))
-                if path is not None:
+                if path is not None and all(map(math.isfinite, row["nats"])):  # what overflows is no JSON
                     append_batch(path, str(layers), row)
             base = base or row["found"]
             figures[size] = _figures(row, base)
@@ -146,7 +147,7 @@ def trade_off(
         seed, passes, folder: as in `search`.
 
     Returns:
-        As `runs.contents.TradeOff` describes it.
+        As `runs.contents.TradeOff` describes it. A size whose draft's logits overflow has no point.
 
     Raises:
         RadistillError: as `best_sets`.
@@ -163,6 +164,13 @@ def trade_off(
         substitutes=trials.substitutes,
     )
     figures = measured(judge, best.sets, folder)
+    sets = {
+        size: layers
+        for size, layers in best.sets.items()
+        if math.isfinite(figures[size]["kl"] + best.judgements[size].kl)
+    }
+    if broken := best.sets.keys() - sets.keys():
+        note(f"tradeoff: no finite logits without {', '.join(map(str, sorted(broken)))} layers; left out")
     points = [
         {
             "budget": size,
@@ -170,7 +178,7 @@ def trade_off(
             **figures[size],
             "cache_bytes": cache_bytes(trials.model.anatomy, layers, state_numbers),
         }
-        for size, layers in [(0, ()), *sorted(best.sets.items())]
+        for size, layers in [(0, ()), *sorted(sets.items())]
     ]
     for point in points[1:]:
         size = point["budget"]

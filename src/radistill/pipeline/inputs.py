@@ -102,7 +102,10 @@ def budget_of(context: Context, arm: Arm) -> int:
     if not arm.is_main:
         return len(plan_of(context, context.hybrids[0]).replace)
     if context.recipe.diagnose.keep is not None and context.recipe.diagnose.keep.tasks:
-        return _promised_budget(context.folder.promise, Promise, "train the hybrids for longer")
+        found = read_json(context.folder.promise, Promise)
+        if found.budget is None:
+            raise _kept_by_none(context.folder.promise, "train the hybrids for longer")
+        return found.budget
     return most_layers(context)
 
 
@@ -112,17 +115,24 @@ def most_layers(context: Context) -> int:
     Raises:
         RadistillError: if not even one layer does.
     """
-    return _promised_budget(context.folder.tradeoff, TradeOff, "fit the blocks on more text (data.train, align.steps)")
-
-
-def _promised_budget(path: Path, kind: type[TradeOff | Promise], way_out: str) -> int:
-    budget = read_json(path, kind).budget
-    if budget is None:
+    found = read_json(context.folder.tradeoff, TradeOff)
+    if found.budget is not None:
+        return found.budget
+    base, recall = found.points[0], promised(context.recipe).get("recall", 0)
+    if recall > (base.recall_interval or (0.0,))[0]:
         raise RadistillError(
-            f"{path}: no budget keeps what diagnose.keep promises; choose a limit that these figures show to be "
-            f"possible, or {way_out}"
+            f"{context.folder.tradeoff}: diagnose.keep.recall is {recall:g}, which cannot be shown: the model itself "
+            f"finds {base.of or 0} of {found.retrieval_texts} numbers; raise data.retrieval.heldout, or shorten its "
+            "contexts"
         )
-    return budget
+    raise _kept_by_none(context.folder.tradeoff, "fit the blocks on more text (data.train, align.steps)")
+
+
+def _kept_by_none(path: Path, way_out: str) -> RadistillError:
+    return RadistillError(
+        f"{path}: no budget keeps what diagnose.keep promises; choose a limit that these figures show to be possible, "
+        f"or {way_out}"
+    )
 
 
 def diagnose_inputs(context: Context, arm: Arm, with_budget: bool = True) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from radistill.conversion import TARGETS
 from radistill.data.settings import DataSettings
-from radistill.diagnosis.selectors import All, Greedy
+from radistill.diagnosis.selectors import All, Curve, Greedy
 from radistill.distillation.heldout import CHUNK_NUMBERS as COMPARISON_CHUNK
 from radistill.distillation.losses.chunked import CHUNK_NUMBERS as DISTILL_CHUNK
 from radistill.distillation.settings import DistillSettings, FinetuneSettings, TrainingSettings
@@ -255,15 +255,16 @@ def _diagnose(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
     documents, texts = recipe.data.calibration, retrieval_tokens(recipe.data, "calibration")
     response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
+    draws = recipe.diagnose.tradeoff or recipe.diagnose.keep is not None
     # The full model's, and those of the set that a search stays near.
-    kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All) else 1
+    kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All | Curve) or draws else 1
+    tokens, logits = kept * (documents * bounds.document + texts), documents * bounds.response
+    if draws:  # on the held-out texts, beside the others
+        tokens += recipe.data.heldout * bounds.document + retrieval_tokens(recipe.data, "heldout")
+        logits += recipe.data.heldout * bounds.response
     return _blocks_to_choose_by(recipe, base, shape) | {
-        "cached activations": kept
-        * (base.num_layers + 1)
-        * (documents * bounds.document + texts)
-        * base.hidden_size
-        * number,
-        "cached logits": documents * bounds.response * base.vocab_size * 4,
+        "cached activations": (base.num_layers + 1) * tokens * base.hidden_size * number,
+        "cached logits": logits * base.vocab_size * 4,
         "logits of a step": response_tokens * base.vocab_size * copies,
     }
 

@@ -9,6 +9,7 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import PreTrainedConfig
 
 from radistill.conversion import TARGETS, check_conversion
+from radistill.data.retrieval import check_contexts
 from radistill.data.settings import DataSettings, HubData, JsonlData
 from radistill.data.sources import draw
 from radistill.diagnosis.diagnose import check_budget
@@ -68,9 +69,10 @@ def check(recipe: Recipe) -> Checked:
     for training in (recipe.distill, recipe.finetune):
         if training is not None:
             check_tracker(training.report_to, training.section)
-    _check_data("data", recipe.data, recipe.seed, warnings)
+    context = getattr(configs.get(recipe.teacher, base), "max_position_embeddings", None)
+    _check_data("data", recipe.data, recipe.seed, context, warnings)
     for stage, settings in recipe.own_data.items():
-        _check_data(f"{stage}.data", settings, recipe.seed, warnings)
+        _check_data(f"{stage}.data", settings, recipe.seed, context, warnings)
     return Checked(recipe, base, configs.get(recipe.teacher), warnings)
 
 
@@ -84,8 +86,8 @@ def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
     anatomy = anatomy_of(base)
     network = skeleton(base, recipe.model, recipe.trust_remote_code)
     for arm in recipe.hybrids:
-        if arm.budget is not None:
-            check_budget(arm.budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        budget = recipe.diagnose.budget if arm.budget is None else arm.budget
+        check_budget(budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
         try:
             check_conversion(recipe.model, network, arm.target, arm.init)
         except RadistillError as error:
@@ -135,13 +137,14 @@ def _vocabulary(source: str) -> dict[str, int] | None:
         return None
 
 
-def _check_data(section: str, settings: DataSettings, seed: int, warnings: list[str]) -> None:
+def _check_data(section: str, settings: DataSettings, seed: int, context: int | None, warnings: list[str]) -> None:
     if isinstance(settings, HubData):
         warnings.append(f"{section}.id: {settings.id} is not looked into by a dry run")
-        return
     missing = _missing(settings) if isinstance(settings, JsonlData) else []
     try:
-        draw(settings, seed)
+        check_contexts(settings, context)
+        if not isinstance(settings, HubData):
+            draw(settings, seed)
     except RadistillError as error:
         if not any(str(error).startswith(f"{path}:") for path in missing):
             # A field of these settings is named as if they were the recipe's own.

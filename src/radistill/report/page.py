@@ -64,7 +64,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
     samples, number_of_samples = samples_of(run.evaluation)
     left_out = list(problems)
     tasks = task_rows(results, left_out)
-    recipe, tradeoff = run.recipe, TradeOff.model_validate(run.tradeoff) if run.tradeoff else None
+    recipe, tradeoff = run.recipe, _tradeoff(run)
     html = _template().render(
         run=run,
         name=readable(run.path.resolve().name),
@@ -147,6 +147,25 @@ def outdated(run: Run) -> bool:
         ):
             return True
     return False
+
+
+def _tradeoff(run: Run) -> TradeOff | None:
+    """The trade-off that the hybrid was chosen from, or could have been; None where an earlier recipe has left it.
+
+    The promise of an earlier recipe is left out.
+    """
+    if not run.tradeoff:
+        return None
+    found = TradeOff.model_validate(run.tradeoff)
+    stages = mapping(run.record.get("stages"))
+    made, plan = (mapping(mapping(stages.get(step)).get("inputs")) for step in ("tradeoff", f"diagnose:{MAIN}"))
+    search = {name: value for name, value in mapping(made.get("search")).items() if name not in ("selector", "budget")}
+    if plan and (
+        any(plan.get(name) != value for name, value in search.items()) or not _reads(run, None, "heldout", made)
+    ):
+        return None
+    promises = run.recipe is None or run.recipe.diagnose.keep is not None
+    return found if promises else found.model_copy(update={"keep": {}, "budget": None})
 
 
 def _reads(run: Run, stage: str | None, split: str, inputs: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from radistill.files import read_json
 
@@ -121,8 +121,15 @@ class TradeOff(Content):
     """tradeoff.json: what is kept for every number of layers that go, and what was promised of it."""
 
     points: Annotated[list[TradeOffPoint], Field(min_length=1)]
-    keep: dict[str, Number] = {}
+    retrieval_texts: Count = 0
+    keep: dict[Literal["kl", "recall"], Number] = {}
     budget: Count | None = None
+
+    @model_validator(mode="after")
+    def _chosen(self) -> "TradeOff":
+        if self.budget is not None and self.budget not in [point.budget for point in self.points]:
+            raise ValueError(f"budget is {self.budget}, which no point has")
+        return self
 
 
 class TaskDifference(Content):

@@ -185,7 +185,7 @@ def read_run(path: Path | str) -> Run:
         evaluation,
         record,
         savings,
-        further(folder.tradeoff, asked is None or asked.tradeoff or asked.budget == "auto"),
+        further(folder.tradeoff, True),
         further(folder.promise, asked is None or bool(asked.keep and asked.keep.tasks)),
         missing,
         frozenset(off),

@@ -179,6 +179,8 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
     by, retrieval, keep = arm.field("diagnose", "by"), recipe.data.retrieval, recipe.diagnose.keep
     if retrieval is None and needs_retrieval(recipe.diagnose.objective):
         return f"diagnose.objective is {recipe.diagnose.objective}, which needs texts; give data.retrieval a section"
+    if keep is not None and keep.kl is not None and recipe.data.heldout < 2:
+        return "diagnose.keep.kl is about an interval, which one document does not have; raise data.heldout"
     if keep is not None and keep.recall is not None:
         if retrieval is None:
             return "diagnose.keep.recall needs texts; give data.retrieval a section"

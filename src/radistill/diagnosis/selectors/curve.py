@@ -8,6 +8,7 @@ from pydantic import Field
 from radistill.console import progress
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, only_this_layer
 from radistill.diagnosis.selectors.greedy import Costs
+from radistill.diagnosis.trials import OutOfTokens
 
 
 class Curve(Selector):
@@ -30,12 +31,27 @@ class Curve(Selector):
     def select(self, problem: Problem) -> Selection:
         """Choose the best set of a permitted size that was judged on the way.
 
+        The budget changes nothing on the way, so that a plan has the set that the trade-off has measured.
+
         Raises:
-            OutOfTokens: if the search's tokens are spent before the end; by then every size up to some has a set.
+            OutOfTokens: if the search's tokens are spent before the end, but not before such a set was judged. Where
+                the layers alone took them all, the answer is the best of these together.
         """
         trials = problem.trials
         scores = each_alone(problem)
-        trials.value(most_redundant(scores, problem.budget))  # something to return if the tokens are spent early
+        kind = f"{trials.objective.name} {only_this_layer(trials)}"
+        try:
+            self._follow(problem, scores)
+        except OutOfTokens:
+            if trials.best(problem.sizes) is not None:
+                raise
+            return Selection(most_redundant(scores, problem.budget), scores, kind)
+        best = trials.best(problem.sizes)
+        assert best is not None  # the chain passes through every size
+        return Selection(best, scores, kind)
+
+    def _follow(self, problem: Problem, scores: dict[int, float]) -> None:
+        trials = problem.trials
         costs, most = Costs(trials, scores), len(problem.candidates) - 1
         chain: set[int] = set()
         with progress(f"one after another to {most}", most, "layers") as advance:
@@ -48,9 +64,6 @@ class Curve(Selector):
                 costs.cheapest(self._best(problem, size - 1), problem.candidates, self.width)
                 self._swap(problem, costs, self._best(problem, size))
                 advance(1, f"{size} layers: {trials.value(self._best(problem, size)):.4f}")
-        best = trials.best(problem.sizes)
-        assert best is not None  # the chain passes through every size
-        return Selection(best, scores, f"{trials.objective.name} {only_this_layer(trials)}")
 
     def _best(self, problem: Problem, size: int) -> set[int]:
         best = problem.trials.best(range(size, size + 1))
