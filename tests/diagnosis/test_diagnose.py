@@ -107,6 +107,7 @@ def test_values_of_other_data_are_not_reused(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("trials-*.jsonl"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", sorted(set(SELECTORS) - {"all", "kl-guided"}))
 def test_a_plan_says_what_its_layers_do(selector: str, tmp_path: Path) -> None:
     model = tiny.model("llama", layers=4)

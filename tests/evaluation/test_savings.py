@@ -81,6 +81,7 @@ def test_decoding_is_the_models_own(base: Model, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(torch.cat(read, dim=1), plain)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(base: Model, hybrid: Model, tmp_path: Path) -> None:
     path = tmp_path / "savings.json"
     first = measure_savings(base, hybrid, SavingsSettings(contexts=(48,), decode_tokens=6, repeats=2), path)

@@ -132,6 +132,7 @@ def test_shipped_recipes_pass_a_dry_run_offline(name: str) -> None:
         assert term in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_recipes_state_the_memory_that_the_dry_run_estimates(name: str) -> None:
     comments = " ".join(line.lstrip("# ") for line in RECIPES[name].read_text().splitlines() if line.startswith("#"))

@@ -140,7 +140,14 @@ def test_the_command_prints_a_table_and_leaves_the_rest(folder: Path) -> None:
     assert before == {name: (out / name).read_bytes() for name in before}
 
 
-@pytest.mark.parametrize(("limit", "tried", "budget"), [(-0.5, [4], 4), (-0.25, [4, 2, 3], 2), (-0.31, [4, 2, 3], 3)])
+@pytest.mark.parametrize(
+    ("limit", "tried", "budget"),
+    [
+        pytest.param(-0.5, [4], 4, marks=pytest.mark.slow),
+        pytest.param(-0.25, [4, 2, 3], 2, marks=pytest.mark.slow),
+        (-0.31, [4, 2, 3], 3),
+    ],
+)
 def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, tried: list[int], budget: int
 ) -> None:
