@@ -75,6 +75,7 @@ def test_a_run_is_its_base_and_its_hybrid(shell: Shell, tmp_path: Path) -> None:
     assert "hybrid" in out
 
 
+@pytest.mark.slow
 def test_savings_of_a_run(shell: Shell, tmp_path: Path) -> None:
     run = small_run(tmp_path / "small")
     options = ("--contexts", "32", "--decode-tokens", "4", "--repeats", "1")

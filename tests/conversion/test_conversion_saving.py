@@ -111,6 +111,7 @@ def by_full_forward(network: PreTrainedModel, prompt: list[int], steps: int) -> 
     return tokens[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "replace", "target"),
     [

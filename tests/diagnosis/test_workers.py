@@ -377,6 +377,7 @@ def test_a_worker_that_cannot_load_the_model_is_named_and_missed(
     assert "search: a worker ended ('tiny llama': no such file" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_worker_searches_what_it_was_started_for(model: Model, tmp_path: Path) -> None:
     """Also where the number of layers is free: another problem would be another study."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"

@@ -150,6 +150,7 @@ def test_cross_entropy_and_hidden_states_are_added_as_the_settings_say() -> None
     assert result.curve[0]["loss"] == pytest.approx(sum(values) / len(values), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [None, {"kind": "cosine"}])
 @pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation"])
 def test_every_loss_brings_the_student_nearer(kind: str, hidden: dict[str, Any] | None) -> None:

@@ -111,6 +111,7 @@ def test_small_models_give_the_same_tokens(tmp_path: Path, settings: dict[str, A
     assert ties <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "phi3", "granite"])
 def test_converted_models_give_the_same_tokens(tmp_path: Path, family: str) -> None:
     student = convert(small.model(family), [0, 2], init="random")

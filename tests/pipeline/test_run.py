@@ -153,6 +153,7 @@ def test_fine_tuning_on_documents_of_its_own(finished: Path) -> None:
     assert {step for step in again if again[step] != after[step]} == changed
 
 
+@pytest.mark.slow
 def test_fit_and_distillation_on_documents_of_their_own(finished: Path) -> None:
     """Each stage reads its own documents, none of them those of the evaluation, and is redone when they change."""
 
@@ -309,6 +310,7 @@ def _assert_same(out: Path, finished: Path, recipe: Any) -> None:
     assert read_json(out / "evaluation.json") == read_json(reference / "evaluation.json")
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_say_by_what_searches_by_replaceability_and_fits_its_blocks_once(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,6 +216,7 @@ def test_rounds_are_those_of_the_naive_loop_and_of_the_prediction(
                 assert (response, accepted) == naive_rounds(model, mask, prompt, 4, 10, confidence)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_acceptance_is_predicted_on_the_real_model(smollm2: Model) -> None:
     mask = ComponentMask.attention([6, 7, 10, 11, 12, 22, 25, 26, 28, 29])
