@@ -110,7 +110,7 @@ def _records(
     split: str,
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
-    limit = _limit(teacher, settings)
+    limit = settings.longest(teacher.context_length)
     prompts = [prompt_tokens(example, tokenizer, settings.system) for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
     asked = [
@@ -147,11 +147,6 @@ def _records(
         note(f"data: the chat template leaves out a part of {shortened} of {len(records)} {split} responses")
     _say_what_happened(split, len(examples), records, limit)
     return records
-
-
-def _limit(teacher: Model, settings: DataSettings) -> int:
-    """Tokens of the longest document."""
-    return min(settings.max_length, teacher.context_length or settings.max_length)
 
 
 def _say_what_happened(split: str, asked: int, records: list[Record], limit: int) -> None:

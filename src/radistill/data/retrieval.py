@@ -42,7 +42,7 @@ def check_contexts(settings: DataSettings, context: int | None) -> None:
     """
     if settings.retrieval is None:
         return
-    longest, most = max(settings.retrieval.contexts), min(settings.max_length, context or settings.max_length)
+    longest, most = max(settings.retrieval.contexts), settings.longest(context)
     if longest > most:
         raise RadistillError(
             f"data.retrieval.contexts: {longest} tokens are more than the {most} of data.max_length or the model's "

@@ -87,6 +87,10 @@ class _Data(_Settings):
     system: str | None = None
     """System prompt for conversations that have none; without it, the chat template decides."""
 
+    def longest(self, context: int | None) -> int:
+        """Tokens of the longest document, for a model of this context; None has no end."""
+        return min(self.max_length, context or self.max_length)
+
 
 class JsonlData(_Data):
     """Rows of a JSON-lines file."""

@@ -138,16 +138,15 @@ class Penalised(Objective):
         return {**self.inner.to_json(), "penalty": self.penalty}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mixed(Objective):
-    """A weighted sum of figures: each with its weight, in the order of the recipe."""
+    """A weighted sum of figures, in the order of the recipe. Its name has the weights, as `kl + 0.5 retrieval`."""
 
     weights: Mapping[str, float]
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The figures and their weights, as `kl + 0.5 retrieval`."""
-        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items())
+    def __post_init__(self) -> None:
+        parts = (name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items())
+        self.name = " + ".join(parts)
 
     def value(self, draft: Judgement) -> float:
         """The sum."""

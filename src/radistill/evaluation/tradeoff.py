@@ -27,13 +27,11 @@ class Best:
 
     Attributes:
         sets: the layers that go, sorted.
-        values: of the objective, on the calibration texts.
-        judgements: likewise.
+        judgements: on the calibration texts.
         forward_tokens: calibration tokens through the whole model.
     """
 
     sets: dict[int, tuple[int, ...]]
-    values: dict[int, float]
     judgements: dict[int, Judgement]
     forward_tokens: float
 
@@ -52,10 +50,9 @@ def best_sets(trials: Trials, selector: Curve, *, seed: int, passes: float | Non
         raise KeyboardInterrupt
     sets = {size: best for size in range(1, most + 1) if (best := trials.best(range(size, size + 1)))}
     judgements = {size: trials.judge(layers, limited=False) for size, layers in sets.items()}
-    values = {size: trials.objective.value(judgement) for size, judgement in judgements.items()}
     if len(sets) < most:
         note(f"tradeoff: the search was ended early, so that {most - len(sets)} of {most} sizes have no set")
-    return Best(sets, values, judgements, found.forward_tokens)
+    return Best(sets, judgements, found.forward_tokens)
 
 
 def measured(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path | None) -> dict[int, dict[str, Any]]:
@@ -181,8 +178,8 @@ def trade_off(
         for size, layers in [(0, ()), *sorted(sets.items())]
     ]
     for point in points[1:]:
-        size = point["budget"]
-        point["calibration"] = {"value": best.values[size], "kl": best.judgements[size].kl}
+        judged = best.judgements[point["budget"]]
+        point["calibration"] = {"value": trials.objective.value(judged), "kl": judged.kl}
     return {
         "objective": trials.objective.to_json(),
         "selector": selector.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from radistill.runs.arms import Arm
 from radistill.runs.contents import Promise, TradeOff
 from radistill.runs.recipe import Recipe
 
-Stage = Literal["convert", "distill", "finetune"]
+Stage = Literal["diagnose", "convert", "distill", "finetune"]
 
 _OF_ONE_OBJECTIVE = {"context_length": "throughput-modelled", "draft_length": "throughput-measured"}
 """Settings of the diagnosis that only this objective reads."""
@@ -258,6 +258,8 @@ def finetune_inputs(context: Context, arm: Arm) -> dict[str, Any]:
 def outputs_of(context: Context, arm: Arm, stage: Stage) -> list[Path]:
     """What a stage leaves of a hybrid."""
     files = context.files(arm)
+    if stage == "diagnose":
+        return [files.plan]
     if stage == "convert":
         return [files.start]
     if stage == "finetune":

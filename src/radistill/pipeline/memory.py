@@ -82,7 +82,7 @@ class Lengths:
 def lengths(recipe: Recipe, context: int) -> Lengths:
     """Upper bounds that follow from the recipe and the context length of the model."""
     data = recipe.data
-    document = min(data.max_length, context)
+    document = data.longest(context)
     response = document - 1
     if data.responses.source == "teacher":
         response = min(response, data.responses.max_new_tokens)
@@ -255,7 +255,7 @@ def _diagnose(recipe: Recipe, base: Anatomy, shape: HybridShape, bounds: Lengths
     documents, texts = recipe.data.calibration, retrieval_tokens(recipe.data, "calibration")
     response_tokens = min(bounds.tokens(recipe.diagnose.tokens_per_batch, documents), documents * bounds.response)
     copies = number + 4 * _FLOAT32_COPIES_OF_LOGITS
-    draws = recipe.diagnose.tradeoff or recipe.diagnose.keep is not None
+    draws = recipe.diagnose.draws_tradeoff
     # The full model's, and those of the set that a search stays near.
     kept = 2 if isinstance(recipe.diagnose.selector, Greedy | All | Curve) or draws else 1
     tokens, logits = kept * (documents * bounds.document + texts), documents * bounds.response

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 from radistill.console import note
 from radistill.conversion import TARGETS, convert, new_parameters
@@ -90,7 +90,7 @@ def run_tradeoff(context: Context) -> None:
     """Find the best set of every size for the main hybrid and measure it, where the recipe wants that."""
     recipe, main, path = context.recipe, context.hybrids[0], context.folder.tradeoff
     settings = recipe.diagnose
-    if settings.budget != "auto" and not settings.tradeoff:
+    if not settings.draws_tradeoff:
         return
     selector = main.selector if isinstance(main.selector, Curve) else Curve()
     inputs = tradeoff_inputs(context, selector)
@@ -152,10 +152,10 @@ def _keep_tasks(context: Context, limits: dict[str, float]) -> None:
             replacing()
             write_json(path, {"keep": limits, "candidates": candidates, "budget": holds or None})
     main, chosen = context.hybrids[0], _candidate(context, budget_of(context, context.hybrids[0]))
-    for stage in ("diagnose", "convert", "distill", "finetune"):
+    for stage in get_args(Stage):
         step = f"{stage}:{chosen.name}"
         if step in context.folder.steps:
-            of, to = (_left(context, arm, stage) for arm in (chosen, main))
+            of, to = (outputs_of(context, arm, stage) for arm in (chosen, main))
             moved = list(zip(of, to, strict=True))
             context.folder.hand_over(step, f"{stage}:{MAIN}", moved, context.recipe.seed)
     for folder in context.folder.arms.glob(f"{_CANDIDATE}*"):
@@ -172,10 +172,6 @@ def _candidate(context: Context, size: int) -> Arm:
     return replace(context.hybrids[0], name=f"{_CANDIDATE}{size}", budget=size)
 
 
-def _left(context: Context, arm: Arm, stage: str) -> list[Path]:
-    return [context.files(arm).plan] if stage == "diagnose" else outputs_of(context, arm, cast(Stage, stage))
-
-
 def _asked(context: Context, size: int, limits: dict[str, float]) -> dict[str, Any]:
     """How a trained hybrid with `size` layers replaced does the tasks, beside the model."""
     arm = _candidate(context, size)
@@ -187,8 +183,9 @@ def _asked(context: Context, size: int, limits: dict[str, float]) -> dict[str, A
     for name, folder in folders.items():
         _ask(context, models[name], folder)
     lines = compare_results([read_results(name, folder) for name, folder in folders.items()])
-    found = {line.task: line.differences[0] for line in lines if not line.group and line.task in limits}
-    points = [f"{task} {100 * of.difference:+.1f} points" for task, of in found.items() if of is not None]
+    by_task = {line.task: line.differences[0] for line in lines if not line.group}
+    found = {task: of for task in limits if (of := by_task.get(task)) is not None}
+    points = [f"{task} {100 * of.difference:+.1f} points" for task, of in found.items()]
     note(f"promise: {size} layers replaced, {', '.join(points)}")
     return {
         "budget": size,
@@ -196,9 +193,8 @@ def _asked(context: Context, size: int, limits: dict[str, float]) -> dict[str, A
         "tasks": {
             task: {"difference": of.difference, "interval": of.interval, "p": of.p, "n": of.n}
             for task, of in found.items()
-            if of is not None
         },
-        "is_kept": all(of is not None and of.difference >= limits[task] for task, of in found.items()),
+        "is_kept": all(task in found and found[task].difference >= limit for task, limit in limits.items()),
     }
 
 

@@ -143,6 +143,11 @@ class DiagnoseSettings(BaseModel):
         return self
 
     @property
+    def draws_tradeoff(self) -> bool:
+        """Whether every size is searched and measured: because it was asked for, or to find the budget."""
+        return self.tradeoff or self.keep is not None
+
+    @property
     def sizes(self) -> range:
         """How many layers may be chosen; where that is found out, one size stands for all."""
         budget = 1 if self.budget == "auto" else self.budget

@@ -53,12 +53,7 @@ class Curve(Selector):
     def _follow(self, problem: Problem, scores: dict[int, float]) -> None:
         trials = problem.trials
         costs, most = Costs(trials, scores), len(problem.candidates) - 1
-        chain: set[int] = set()
-        with progress(f"one after another to {most}", most, "layers") as advance:
-            while len(chain) < most:
-                layer, value = costs.cheapest(chain, problem.candidates, self.width)
-                chain.add(layer)
-                advance(1, f"layer {layer}: {value:.4f}")
+        costs.grow(problem.candidates, most, self.width)
         with progress("the best of each size", max(0, most - 1), "sizes") as advance:
             for size in range(2, most + 1):
                 costs.cheapest(self._best(problem, size - 1), problem.candidates, self.width)

@@ -1,6 +1,6 @@
 """Forward selection, then a local search by swaps."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -37,14 +37,9 @@ class Greedy(Selector):
         scores = each_alone(problem)
         trials.value(most_redundant(scores, problem.budget))  # something to return if the tokens are spent early
         costs = Costs(trials, scores)
-        chosen: set[int] = set()
-        with progress(f"one after another to {problem.budget}", problem.budget, "layers") as advance:
-            while len(chosen) < problem.budget:
-                layer, value = costs.cheapest(chosen, problem.candidates, self.width)
-                chosen.add(layer)
-                advance(1, f"layer {layer}: {value:.4f}")
+        costs.grow(problem.candidates, problem.budget, self.width)
         best = trials.best(problem.sizes)
-        assert best is not None  # the last set of the loop has the right size
+        assert best is not None  # the last set of the chain has the right size
         chosen = set(best)
         with progress("swaps", self.swaps, "swaps") as advance:
             for _ in range(self.swaps):
@@ -84,6 +79,15 @@ class Costs:
     def dearest(self, chosen: Iterable[int], count: int) -> list[int]:
         """The `count` layers of a set that cost most when they were last tried; of equals the lower ones."""
         return sorted(chosen, key=lambda layer: (self._last[layer], layer))[:count]
+
+    def grow(self, candidates: Sequence[int], size: int, width: int) -> None:
+        """Judge a chain of sets, up to `size` layers: each has the cheapest layer beside those of the one before."""
+        chain: set[int] = set()
+        with progress(f"one after another to {size}", size, "layers") as advance:
+            while len(chain) < size:
+                layer, value = self.cheapest(chain, candidates, width)
+                chain.add(layer)
+                advance(1, f"layer {layer}: {value:.4f}")
 
     def cheapest(self, chosen: set[int], candidates: Iterable[int], width: int) -> tuple[int, float]:
         """The best layer to take beside `chosen`, and the value of both, among the `width` most promising."""
