@@ -328,6 +328,28 @@ def test_a_set_that_two_processes_queued_at_the_same_moment_is_judged_once() -> 
     assert [trial.state for trial in study.trials].count(TrialState.PRUNED) == 2
 
 
+def test_a_set_that_is_drawn_because_another_process_took_the_queued_one_is_not_judged() -> None:
+    """It would be any set, and one that comes first would be judged twice."""
+    study = open_study(None, "s")
+    study.enqueue_trial({"layer": 1})
+    search = shared(study, Asked())
+    search.first = [{"layer": 1}, {"layer": 0}]
+    draw, took = search._sampler, []
+
+    def after_the_other(completed: int, alone: bool) -> optuna.samplers.BaseSampler:
+        if not took:
+            took.append(other_process(study, [1]))
+            took[0].set_user_attr("judgement", {"acceptance_rate": 0.25})
+            study.tell(took[0], 0.25)
+        return draw(completed, alone)
+
+    search._sampler = after_the_other
+    search.judge(lambda found: len(found) >= 2)
+    assert [trial.user_attrs["layers"] for trial in search.complete()] == [[1], [0]]
+    assert [trial.system_attrs.get("fixed_params") for trial in search.complete()] == search.first
+    assert [trial.state for trial in study.trials].count(TrialState.PRUNED) == 1
+
+
 def test_a_process_that_was_given_up_goes_on() -> None:
     study = open_study(None, "s")
     trials = Asked()

@@ -193,8 +193,8 @@ class SharedStudy:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the Gaussian process warns when a fit does not converge
                 self.study.optimize(objective, n_trials=1)
-        except (ValueError, UpdateFinishedTrialError):
-            if not judged:
+        except (ValueError, UpdateFinishedTrialError) as error:
+            if not judged and not isinstance(error, UpdateFinishedTrialError):
                 raise
             # This process was silent for so long (a suspended machine) that others gave it up; they judge in its place.
 
@@ -204,15 +204,18 @@ class SharedStudy:
         """The complete trial of the same set, if there is one.
 
         Raises:
-            optuna.TrialPruned: if another process is judging this set, those before this trial are enough, or this one
-                was put into the queue by two processes at the same moment.
+            optuna.TrialPruned: if another process is judging this set, those before this trial are enough, or two
+                processes asked at the same moment: both put this set into the queue, or the other one took what this
+                one had found there, and this trial was drawn before those that come first.
         """
         while True:
             living = self._living()
             before = [trial for trial in living if trial.number < number]
             queued = {trial.number: trial.system_attrs.get("fixed_params") for trial in living}
-            twin = queued.get(number) is not None and any(queued[t.number] == queued[number] for t in before)
-            if twin or enough(before):
+            earlier = [queued[trial.number] for trial in before]
+            own = queued.get(number)
+            astray = own in earlier if own is not None else any(first not in earlier for first in self.first)
+            if astray or enough(before):
                 raise optuna.TrialPruned
             running = [trial for trial in before if trial.state is TrialState.RUNNING]
             if any(trial.user_attrs.get("layers") == layers for trial in running):
