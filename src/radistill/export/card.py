@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from radistill.conversion.targets import target_of
+from radistill.conversion.targets import gguf_formats, target_of
 from radistill.diagnosis.plan import Plan
 from radistill.export.source import Source
 from radistill.models.anatomy import Anatomy, anatomy_of
@@ -38,7 +38,7 @@ def model_card(source: Source) -> str:
             architecture=", ".join(source.config.architectures or [anatomy.model_type]),
             blocks=_blocks(anatomy),
             remarks=[] if target is None else target.remarks(source.config),
-            gguf=target is not None and target.gguf is not None,
+            gguf=source.config.model_type in gguf_formats(),
             layers=anatomy.num_layers,
             ssm_layers=layer_list(list(anatomy.ssm_layers)),
             attention_layers=layer_list(list(anatomy.attention_layers)),

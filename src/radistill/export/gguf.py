@@ -11,7 +11,7 @@ from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.console import progress
-from radistill.conversion.targets import TARGETS, target_of
+from radistill.conversion.targets import gguf_formats
 from radistill.conversion.targets.interface import GGUFFormat
 from radistill.errors import RadistillError
 from radistill.export.gguf_tensors import TYPES, encode, storage_type, stored_bytes
@@ -74,11 +74,12 @@ def write_gguf(
 
 
 def _layout(folder: Path, config: PreTrainedConfig) -> GGUFFormat:
-    target = target_of(config)
-    if target is None or target.gguf is None:
-        written = ", ".join(name for known in TARGETS.values() if known.gguf is not None for name in known.model_types)
-        raise RadistillError(f"{folder}: architecture {config.model_type} (a GGUF is written for {written} only)")
-    return target.gguf
+    known = gguf_formats()
+    if config.model_type not in known:
+        raise RadistillError(
+            f"{folder}: architecture {config.model_type} (a GGUF is written for {', '.join(known)} only)"
+        )
+    return known[config.model_type]
 
 
 def _write_weights(

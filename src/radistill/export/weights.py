@@ -7,7 +7,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from radistill.conversion.targets import target_of
+from radistill.conversion.targets import gguf_formats, target_of
+from radistill.conversion.targets.interface import weight_shapes
 from radistill.errors import RadistillError
 from radistill.models.checkpoint import check_weights
 
@@ -23,8 +24,7 @@ def find_weights(folder: Path, config: PreTrainedConfig) -> dict[str, Path]:
     for path in check_weights(folder):
         with safe_open(path, framework="pt") as handle:
             found |= dict.fromkeys(handle.keys(), path)
-    target = target_of(config)
-    for name, wanted in target.weight_shapes(config).items() if target is not None else ():
+    for name, wanted in _shapes(config).items():
         if name not in found:
             some = next(iter(found.values())).parent if found else "the model"
             raise RadistillError(f"{some}: {name} is missing")
@@ -32,6 +32,13 @@ def find_weights(folder: Path, config: PreTrainedConfig) -> dict[str, Path]:
         if shape != wanted:
             raise RadistillError(f"{found[name]}: {name} has shape {shape}, but config.json asks for {wanted}")
     return dict(sorted(found.items()))
+
+
+def _shapes(config: PreTrainedConfig) -> dict[str, list[int]]:
+    """What an architecture that is known here stores; empty for others."""
+    if (target := target_of(config)) is not None:
+        return target.weight_shapes(config)
+    return weight_shapes(config) if config.model_type in gguf_formats() else {}
 
 
 def shape_of(name: str, path: Path) -> Tensor:

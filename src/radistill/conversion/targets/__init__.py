@@ -6,8 +6,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid
+from radistill.conversion.targets.interface import GGUFFormat
 from radistill.conversion.targets.interface import Target as Target
 from radistill.conversion.targets.interface import TargetSettings as TargetSettings
+from radistill.conversion.targets.plain_gguf import FORMATS
 from radistill.conversion.targets.qwen3_5 import Qwen35
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Initialisation, Mixer
@@ -119,3 +121,11 @@ def find_initialisation(name: str, target: TargetSettings | dict[str, Any] | str
 def target_of(config: PreTrainedConfig) -> Target | None:
     """The target whose students have this config; None for a model that cannot be a student."""
     return next((target for target in TARGETS.values() if config.model_type in target.model_types), None)
+
+
+def gguf_formats() -> dict[str, GGUFFormat]:
+    """How llama.cpp wants the models that it can run, by transformers' model type."""
+    students = {
+        name: target.gguf for target in TARGETS.values() if target.gguf is not None for name in target.model_types
+    }
+    return students | FORMATS

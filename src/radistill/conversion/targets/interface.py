@@ -85,6 +85,14 @@ def dictated(own: Geometry, asked: Mapping[str, Any], layers: str) -> None:
             )
 
 
+def weight_shapes(config: PreTrainedConfig) -> dict[str, list[int]]:
+    """Shapes of the weights in the folder of a model that is stored as its network has it, by name."""
+    with torch.device("meta"), quiet():
+        network = AutoModelForCausalLM.from_config(config)
+    tied = set(network.all_tied_weights_keys)
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
+
+
 class Target(ABC):
     """An architecture that holds the source's weights as they are and can replace attention layer by layer.
 
@@ -151,10 +159,7 @@ class Target(ABC):
 
     def weight_shapes(self, config: PreTrainedConfig) -> dict[str, list[int]]:
         """Shapes of the weights in a student's folder, by name."""
-        with torch.device("meta"), quiet():
-            network = AutoModelForCausalLM.from_config(config)
-        tied = set(network.all_tied_weights_keys)
-        return {name: list(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
+        return weight_shapes(config)
 
     def remarks(self, config: PreTrainedConfig) -> list[str]:
         """What engines and their versions make of a student, in sentences for its card."""
