@@ -11,15 +11,16 @@ float32; llama.cpp in the type of the file, with a float32 cache. Result: benchm
 import json
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.llama_cpp import VERSION, asked, llama_cpp
 from common.result import parser_of, write_result
 from radistill import convert, load
 from radistill.export import write_gguf
+from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.models.loading import Model
 from radistill.provenance import seed_everything
 
@@ -66,12 +67,11 @@ def by_transformers(model: Model, prompts: list[list[int]], tokens: int) -> tupl
 
 def by_llama_cpp(path: Path, prompts: list[list[int]], tokens: int, never: list[int]) -> tuple[list[list[int]], float]:
     """Greedy tokens and tokens a second, the reading of the prompts included."""
-    settings = {"n_predict": tokens, "temperature": 0, "cache_prompt": False, "return_tokens": True}
-    settings |= {"ignore_eos": True, "logit_bias": [[token, False] for token in never]}
-    with llama_cpp(path) as address:
-        started = time.perf_counter()
-        answers = [asked(f"{address}/completion", settings | {"prompt": prompt})["tokens"] for prompt in prompts]
-        return answers, len(prompts) * tokens / (time.perf_counter() - started)
+    engine = LlamaCpp(path)
+    settings: dict[str, Any] = {"ignore_eos": True, "logit_bias": [[token, False] for token in never]}
+    started = time.perf_counter()
+    answers = [engine.greedy(prompt, tokens, **settings)["tokens"] for prompt in prompts]
+    return answers, len(prompts) * tokens / (time.perf_counter() - started)
 
 
 def compare(expected: list[int], found: list[int], margins: list[float]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def main() -> None:
             compared = list(map(compare, expected, answers, margins))
             found = {"bytes": path.stat().st_size, "tokens_per_second": speed, "prompts": compared}
             result["llama_cpp"][dtype] = found
-    result["llama_cpp_package"] = VERSION
+    result["llama_cpp_package"] = f"xllamacpp {version('xllamacpp')}"
     print(json.dumps(write_result("export", **result), indent=2))
 
 

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 
-from common.llama_cpp import VERSION, asked, llama_cpp
 from common.result import ROOT, options, write_result
 from qwen3 import exercises
 from radistill import load
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.export import write_gguf
+from radistill.export.engines.llama_cpp import LlamaCpp, ask
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
 
@@ -143,17 +143,15 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "student.gguf"
         write_gguf(folder, path, "float32")
-        with llama_cpp(path) as address:
-            for prompt, new in zip(prompts, tokens, strict=True):
-                greedy = {"prompt": prompt, "n_predict": len(new), "temperature": 0, "cache_prompt": False}
-                theirs.append(asked(f"{address}/completion", {**greedy, "return_tokens": True})["tokens"])
-            openai = asked(
-                f"{address}/v1/completions",
-                {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0},
-            )["choices"][0]["text"]
+        engine = LlamaCpp(path)
+        for prompt, new in zip(prompts, tokens, strict=True):
+            theirs.append(engine.greedy(prompt, len(new))["tokens"])
+        openai = engine.ask(
+            "/v1/completions", {"prompt": model.tokenizer.decode(prompts[0]), "max_tokens": COUNT, "temperature": 0}
+        )["choices"][0]["text"]
     return {
         "engine": "llama.cpp",
-        "version": VERSION,
+        "version": engine.version,
         "dtype": "float32",
         "teacher_forced": False,
         **compared(tokens, theirs, margins, NEAR_TIE["float32"], forced=False),
@@ -179,7 +177,7 @@ def vllm_serve(python: str, folder: Path, prompt: list[int], dtype: str, expecte
                 time.sleep(2)
                 continue
             content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
-            answer = asked(f"http://127.0.0.1:{PORT}/v1/completions", content)
+            answer = ask(f"http://127.0.0.1:{PORT}/v1/completions", content)
             return bool(answer["choices"][0]["text"].strip() == expected.strip())
         return False
     finally:

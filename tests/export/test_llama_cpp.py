@@ -10,7 +10,6 @@ from students import PROMPTS, REPLACED, wake
 from transformers import AutoModelForCausalLM
 
 import tiny
-from llama_cpp import LlamaCpp
 from radistill.conversion import convert
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
@@ -18,6 +17,7 @@ from radistill.distillation.distill import finetune
 from radistill.distillation.settings import FinetuneSettings
 from radistill.export import gguf as gguf_module
 from radistill.export import write_gguf
+from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 

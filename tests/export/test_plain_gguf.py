@@ -8,11 +8,11 @@ import small
 import torch
 from test_llama_cpp import SCALINGS, differences, random_prompts
 
-from llama_cpp import LlamaCpp
 from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
 from radistill.conversion.targets.plain_gguf import FORMATS
 from radistill.errors import RadistillError
 from radistill.export import export, gguf, write_gguf
+from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.models.loading import load
 
 BASE = {"rope_theta": 10000.0}

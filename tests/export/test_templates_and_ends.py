@@ -10,9 +10,9 @@ from gguf import GGUFReader
 from transformers import AutoTokenizer
 
 import tiny
-from llama_cpp import LlamaCpp
 from radistill.errors import RadistillError
 from radistill.export import export
+from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.files import read_json, write_json
 from radistill.models.gguf.account import Account
 from radistill.models.gguf.file import read_contents

@@ -15,7 +15,7 @@ from gguf import GGUFWriter, TokenType
 from hard_texts import hard_texts
 
 import tiny
-from llama_cpp import LlamaCpp
+from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.models.aliases import ALIASES
 from radistill.models.gguf import read_gguf
 from radistill.models.gguf.tokenizer import RULES

@@ -1,0 +1,120 @@
+"""A target and its drafter in every engine: the same text, and the engine's own acceptance."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from test_plain_gguf import cache as cache  # every test here writes GGUF files
+
+from radistill.cli import main
+from radistill.errors import RadistillError
+from radistill.export import drafter_check
+from radistill.export.drafter_check import DrafterCheck, Served, check_drafter
+from radistill.models.anatomy import anatomy_of
+from radistill.models.loading import Model
+
+PROMPTS = [[20, 30, 40], [50, 60, 70, 80, 90, 100], [200, 210, 5]]
+
+
+def by_engine(found: DrafterCheck) -> dict[str, Served]:
+    return {served.engine: served for served in found.engines}
+
+
+def near(target: Model, noise: float, rows: int = small.ROWS) -> Model:
+    """A drafter that nearly says what the target does, with an embedding of so many rows."""
+    draft = small.model("llama")
+    draft.network.resize_token_embeddings(rows)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for ours, theirs in zip(draft.network.parameters(), target.network.parameters(), strict=True):
+            shape = theirs.shape
+            ours[: len(theirs)] = theirs + noise * theirs.std() * torch.randn(shape, generator=generator)
+    return dataclasses.replace(draft, anatomy=anatomy_of(draft.network))
+
+
+def test_every_engine_writes_the_targets_text() -> None:
+    target = small.model("llama")
+    found = by_engine(check_drafter(target, near(target, 0.02), PROMPTS, draft_length=3, max_new_tokens=32))
+    assert list(found) == ["radistill", "transformers", "llama.cpp", "vllm"]
+    for name in ("radistill", "transformers", "llama.cpp"):
+        served = found[name]
+        assert served.obstacle is None
+        assert (served.different, served.near_ties) == (0, 0)
+        assert served.equal == served.tokens
+        assert 0 < served.accepted < served.drafted
+        assert served.rounds + served.accepted == pytest.approx(served.tokens, abs=len(PROMPTS))
+        assert min(served.plain_tokens_per_second or 0, served.tokens_per_second or 0) > 0
+    # Each has its own way to end a text; in between, all accept the same tokens.
+    rates = [found[name].accepted / found[name].rounds for name in ("radistill", "transformers", "llama.cpp")]
+    assert max(rates) - min(rates) < 0.15
+    assert (found["vllm"].obstacle, found["vllm"].ran) == (None, False)
+
+
+def test_an_identical_drafter_is_always_right() -> None:
+    target = small.model("llama")
+    found = by_engine(check_drafter(target, small.model("llama"), PROMPTS[1:2], draft_length=4, max_new_tokens=21))
+    for name in ("radistill", "transformers", "llama.cpp"):
+        assert found[name].acceptance_rate == 1.0, name
+
+
+def test_padded_vocabularies() -> None:
+    target = small.model("llama")
+    found = by_engine(check_drafter(target, near(target, 0.02, small.ROWS + 12), PROMPTS, max_new_tokens=16))
+    for name in ("radistill", "transformers", "llama.cpp"):
+        assert (found[name].obstacle, found[name].different) == (None, 0), name
+    assert found["vllm"].obstacle == f"vocab_size differs: {small.ROWS} and {small.ROWS + 12}"
+    wide = near(target, 0.02, small.ROWS + 400)
+    assert "more than 128 apart" in str(by_engine(check_drafter(target, wide, PROMPTS[:1]))["llama.cpp"].obstacle)
+
+
+def test_hybrids() -> None:
+    hybrid = small.model()
+    found = by_engine(check_drafter(hybrid, hybrid, PROMPTS[:1], max_new_tokens=8))
+    assert found["transformers"].obstacle == "assisted generation takes no hybrid as target"
+    assert found["vllm"].obstacle == "a hybrid does not draft"
+    assert found["radistill"].different == 0
+
+
+def test_an_engine_that_changes_the_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(drafter_check.LlamaCpp):
+        def greedy(self, prompt: Any, count: int, **options: Any) -> dict[str, Any]:
+            answer = super().greedy(prompt, count, **options)
+            return {**answer, "tokens": [*answer["tokens"][:3], 7, *answer["tokens"][4:]]}
+
+    monkeypatch.setattr(drafter_check, "LlamaCpp", Wrong)
+    target = small.model("llama")
+    served = by_engine(check_drafter(target, near(target, 0.02), PROMPTS, max_new_tokens=8))["llama.cpp"]
+    assert (served.different, served.equal) == (3, 9)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    target = small.save(tmp_path / "target", "llama")
+    near(target, 0.02).save(tmp_path / "eagle-draft")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Say 12."}\n{"prompt": "And 7 * 8?"}\n', encoding="utf-8")
+    command = ["drafter", "check", str(tmp_path / "target"), str(tmp_path / "eagle-draft")]
+    command += ["--data", str(tmp_path / "p.jsonl"), "--count", "2", "--max-new-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", ["radistill", *command, "--json", str(tmp_path / "check.json")])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "'eagle-' in the drafter's path stands for another way to draft; rename the folder" in shown
+    figures = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
+    assert [engine["engine"] for engine in figures["engines"]] == ["radistill", "transformers", "llama.cpp", "vllm"]
+    assert figures["versions"]["torch"]
+
+
+def test_bad_input() -> None:
+    target, other = small.model("llama"), small.model("llama", pre="gpt-2")
+    other.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(RadistillError, match=r"drafter .* has another tokenizer than the target"):
+        check_drafter(target, other, PROMPTS)
+    with pytest.raises(RadistillError, match="no prompts"):
+        check_drafter(target, target, [])
+    with pytest.raises(RadistillError, match="draft_length is 0"):
+        check_drafter(target, target, PROMPTS, draft_length=0)
