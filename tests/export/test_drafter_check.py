@@ -11,6 +11,7 @@ import small
 import torch
 from test_plain_gguf import cache as cache  # every test here writes GGUF files
 
+import tiny
 from radistill.cli import main
 from radistill.errors import RadistillError
 from radistill.export import drafter_check
@@ -82,14 +83,30 @@ def test_hybrids() -> None:
 
 def test_an_engine_that_changes_the_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(drafter_check.LlamaCpp):
+        def __init__(self, path: Path, context: int, draft: Path | None, draft_length: int) -> None:
+            super().__init__(path, context, draft, draft_length)
+            self.drafts = draft is not None
+
         def greedy(self, prompt: Any, count: int, **options: Any) -> dict[str, Any]:
             answer = super().greedy(prompt, count, **options)
-            return {**answer, "tokens": [*answer["tokens"][:3], 7, *answer["tokens"][4:]]}
+            return {**answer, "tokens": [*answer["tokens"][:3], 7, *answer["tokens"][4:]]} if self.drafts else answer
 
     monkeypatch.setattr(drafter_check, "LlamaCpp", Wrong)
     target = small.model("llama")
     served = by_engine(check_drafter(target, near(target, 0.02), PROMPTS, max_new_tokens=8))["llama.cpp"]
     assert (served.different, served.equal) == (3, 9)
+
+
+def test_where_the_engine_ends_a_text_by_itself_the_drafter_is_not_to_blame() -> None:
+    """llama.cpp takes a token called <|endoftext|> for an end, though this model has another."""
+    target = small.model("llama")
+    padding = target.tokenizer.convert_tokens_to_ids(tiny.PAD)
+    assert tiny.PAD == "<|endoftext|>"
+    with torch.no_grad():
+        target.network.lm_head.weight[padding] = 3 * target.network.lm_head.weight[414]  # which it writes at first
+    served = by_engine(check_drafter(target, target, PROMPTS[:1], max_new_tokens=8))["llama.cpp"]
+    assert (served.peculiar, served.different) == (1, 0)
+    assert served.equal < served.tokens
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

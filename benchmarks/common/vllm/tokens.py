@@ -5,12 +5,15 @@
 The request has `folder`, `dtype`, `prompts` (token ids, one batch), `count` (tokens to write after each) and `texts`
 (token ids to read). The answer has vLLM's `version`; `written`, the greedy tokens after each prompt, with the
 `log_probabilities` of these; and `likeliest`, for each text and each of its tokens but the first the token that was
-likeliest there.
+likeliest there. With a `draft` (a folder) and its `draft_length`, that model drafts, and the answer says how many
+tokens were `drafted` and `accepted`, in how many `rounds`.
 """
 
 import json
 import sys
 from pathlib import Path
+
+COUNTS = {"rounds": "drafts", "drafted": "draft_tokens", "accepted": "accepted_tokens"}
 
 
 def main() -> None:
@@ -18,14 +21,19 @@ def main() -> None:
     import vllm
 
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    engine = vllm.LLM(request["folder"], dtype=request["dtype"], max_model_len=512, enforce_eager=True)
+    settings = {"dtype": request["dtype"], "max_model_len": 512, "enforce_eager": True, "disable_log_stats": False}
+    if draft := request.get("draft"):
+        length = request["draft_length"]
+        settings["speculative_config"] = {"method": "draft_model", "model": draft, "num_speculative_tokens": length}
+    engine = vllm.LLM(request["folder"], **settings)
 
     def run(texts: list[list[int]], **settings: int) -> list[vllm.RequestOutput]:
         parameters = vllm.SamplingParams(temperature=0, **settings)
         return engine.generate([{"prompt_token_ids": tokens} for tokens in texts], parameters)
 
     written = [answer.outputs[0] for answer in run(request["prompts"], max_tokens=request["count"], logprobs=1)]
-    read = run(request["texts"], max_tokens=1, prompt_logprobs=1)
+    counts = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
+    read = run(request["texts"], max_tokens=1, prompt_logprobs=1) if request["texts"] else []
     answer = {
         "version": vllm.__version__,
         "written": [list(one.token_ids) for one in written],
@@ -36,6 +44,7 @@ def main() -> None:
             [next(token for token, entry in place.items() if entry.rank == 1) for place in one.prompt_logprobs[1:]]
             for one in read
         ],
+        **{name: counts.get(f"vllm:spec_decode_num_{key}") for name, key in COUNTS.items()},
     }
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 

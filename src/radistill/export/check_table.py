@@ -44,4 +44,9 @@ def _caption(found: DrafterCheck) -> str:
             lines.append(f"{served.engine} was not run; nothing that is known of it stands in the way.")
         elif served.different:
             lines.append(f"{served.engine} CHANGES the text of {served.different} prompts.")
+        if served.peculiar:
+            lines.append(
+                f"{served.engine} writes {served.peculiar} texts in its own way, without the drafter too; it may end "
+                "them at other tokens."
+            )
     return " ".join(lines)

@@ -40,7 +40,9 @@ class Served:
         tokens: of the target's own greedy text.
         equal: those of them that the engine wrote with the drafter.
         near_ties: texts that part from it where two logits are within `NEAR_TIE`.
-        different: texts that part from it elsewhere.
+        different: texts that part from it elsewhere, because of the drafter.
+        peculiar: texts that part from it, and that the engine writes without the drafter too. llama.cpp ends at tokens
+            such as <|endoftext|> by their text, whatever the model's end tokens are.
         drafted, accepted, rounds: tokens proposed and accepted, passes of the target that judged them. At the end of a
             text engines count differently: some propose beyond it, or count its end token as the target's own.
         plain_tokens_per_second, tokens_per_second: without and with the drafter, on these prompts.
@@ -53,6 +55,7 @@ class Served:
     equal: int = 0
     near_ties: int = 0
     different: int = 0
+    peculiar: int = 0
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
@@ -188,15 +191,16 @@ def _llama_cpp(pair: _Pair) -> Served:
     drafted, accepted = (sum(answer["timings"].get(key, 0) for answer in answers[1]) for key in _DRAFT_COUNTS)
     # With a drafter it hands out the token that ends a text, and without it does not.
     ends = end_tokens(target)
-    written, own = (
+    plain, written, own = (
         [text[:-1] if text[-1:] and text[-1] in ends else text for text in texts]
-        for texts in ([answer["tokens"] for answer in answers[1]], pair.texts)
+        for texts in (*([answer["tokens"] for answer in each] for each in answers), pair.texts)
     )
     return _compared(
         replace(pair, texts=own),
         "llama.cpp",
         version,
         written,
+        plain,
         drafted=drafted,
         accepted=accepted,
         # It drafts for the first time after the first token.
@@ -238,12 +242,28 @@ def _speed(answers: Sequence[dict[str, Any]]) -> float:
     return sum(timing["predicted_n"] for timing in timings) / seconds
 
 
-def _compared(pair: _Pair, engine: str, version: str, written: Sequence[list[int]], **figures: Any) -> Served:
-    equal = ties = different = 0
-    for prompt, own, text in zip(pair.prompts, pair.texts, written, strict=True):
+def _compared(
+    pair: _Pair,
+    engine: str,
+    version: str,
+    written: Sequence[list[int]],
+    plain: Sequence[list[int]] | None = None,
+    **figures: Any,
+) -> Served:
+    """Count what was `written` with the drafter; `plain` is what the engine writes without it, where that was tried."""
+    equal = ties = different = peculiar = 0
+    for number, (prompt, own, text) in enumerate(zip(pair.prompts, pair.texts, written, strict=True)):
         parting = find_parting(pair.target, prompt, own, text)
         equal += len(own) if parting is None else parting.position
-        ties += parting is not None and parting.margin < NEAR_TIE
-        different += parting is not None and parting.margin >= NEAR_TIE
+        if parting is None:
+            continue
+        if parting.margin < NEAR_TIE:
+            ties += 1
+        elif plain is not None and text == plain[number]:
+            peculiar += 1
+        else:
+            different += 1
     total = sum(map(len, pair.texts))
-    return Served(engine, version, tokens=total, equal=equal, near_ties=ties, different=different, **figures)
+    return Served(
+        engine, version, tokens=total, equal=equal, near_ties=ties, different=different, peculiar=peculiar, **figures
+    )
