@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import radistill
+from radistill.runs.recipe import load_recipe
 from report import example_run
 
 ROOT = Path(radistill.__file__).parent
@@ -131,6 +132,7 @@ def test_an_import_that_is_hidden_is_found(tmp_path: Path) -> None:
         (["plan", "diff", "plan.json", "plan.json"], "replace"),
         (["compare", "one", "two"], "svamp"),
         (["compare", "run"], "svamp"),
+        (["report", "--out", "example"], ""),
     ],
 )
 def test_what_only_reads_files_answers_without_torch(
@@ -146,6 +148,8 @@ def test_what_only_reads_files_answers_without_torch(
         summary = {"model": folder, "tasks": {"svamp": {"n": 2, "settings": {"max_new_tokens": 8}}}}
         (tmp_path / folder / "tasks.json").write_text(json.dumps(summary))
     (tmp_path / "run/run.json").write_text("{}")
+    example = example_run.write_example_run(tmp_path / "example")
+    example_run.put_on_record(example, load_recipe(example / "recipe.yaml"))
     code = "from radistill.cli import main; sys.argv = ['', *sys.argv[1:]]; main()"
     slow = ("torch", "transformers", "optuna", "scipy")
     look = (
@@ -154,3 +158,4 @@ def test_what_only_reads_files_answers_without_torch(
     done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True)
     assert answer in done.stdout, done
     assert done.stdout.splitlines()[-1] == "[]"
+    assert (example / "report.html").exists() == (command[0] == "report")

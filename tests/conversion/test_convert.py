@@ -354,6 +354,7 @@ def test_other_arguments_that_are_refused() -> None:
         convert(teacher, [0], seed=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_converts_exactly(smollm2: Model) -> None:
     replace = [3, 6, 7, 9, 11, 14, 20, 25, 28, 29]

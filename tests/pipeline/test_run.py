@@ -22,6 +22,7 @@ from radistill.files import read_json
 from radistill.models.loading import load
 from radistill.pipeline.run import run
 from radistill.pipeline.stages import STAGES
+from radistill.runs.read import read_run
 from radistill.runs.recipe import load_recipe
 from small_recipe import small_recipe
 
@@ -54,6 +55,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save("llama", folder / "model")
     run(load_recipe(write_recipe(folder)), folder / "out")
     return folder
+
+
+def test_a_finished_run_is_told_of_without_the_classes_of_its_recipe(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They import torch, for which nobody who only reads files should wait."""
+    out = finished / "out"
+    recipe = load_recipe(out / "recipe.yaml")
+    monkeypatch.setattr("radistill.runs.recipe.load_recipe", None)
+    monkeypatch.setattr("radistill.conversion.targets.mixer_of", None)
+    told = read_run(out)
+    assert told.recipe is not None
+    assert told.recipe.fields == recipe.model_dump(mode="json")
+    assert told.recipe.text == (out / "recipe.yaml").read_text()
+    assert told.block == "an SSM (Mamba-2)"
+    assert [hybrid.name for hybrid in told.hybrids] == ["hybrid", "uniform"]
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:

@@ -108,6 +108,7 @@ def test_the_rate_of_an_arm_is_the_best_of_those_it_names(finished: Path) -> Non
     assert max(point["learning_rate"] for point in trained) == pytest.approx(found["best"])
 
 
+@pytest.mark.slow
 def test_an_arm_alone_ends_as_beside_others(finished: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(finished, arms={"rad-jsd": ARMS["rad-jsd"]}))
     out = run(recipe, tmp_path / "out", ["data", "diagnose", "convert", "distill"])

@@ -113,9 +113,8 @@ def test_the_report_tells_how_the_hybrid_was_made_not_what_came_after(finished: 
     assert load_recipe(out / "recipe.yaml") == recipe  # of the step that was run
     made = read_run(out).recipe
     assert made is not None
-    assert made.diagnose.selector.kind == "leave-one-out"
-    assert made.distill is not None
-    assert made.distill.steps == 3
+    assert made.fields["diagnose"]["selector"]["kind"] == "leave-one-out"
+    assert made.fields["distill"]["steps"] == 3
     assert "99999" not in (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -149,6 +148,7 @@ def test_other_weights_of_the_same_size_and_time_are_noticed(finished: Path, tmp
     assert changed(before, steps(out)) == {"data"}
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_renamed_and_renamed_back_has_its_name(finished: Path, out: Path) -> None:
     names = list(read_json(out / "evaluation.json"))
     other = load_recipe(write_recipe(finished, arms={"other": ARMS["plain"]}))
@@ -190,7 +190,9 @@ def test_a_recipe_changed_in_place_gives_what_a_fresh_run_does(
     run(recipe, tmp_path / "fresh")
     ours, theirs = lasting(out), lasting(tmp_path / "fresh")
     assert {name for name in theirs if ours.get(name) != theirs[name]} == set()
-    assert read_run(out).recipe == recipe
+    told = read_run(out).recipe
+    assert told is not None
+    assert told.fields == recipe.model_dump(mode="json")
 
 
 def cut(path: Path) -> None:

@@ -66,6 +66,7 @@ def test_another_teacher_is_gone_before_the_student_trains(
     assert len([step for step in read_json(out / "run.json")["stages"] if step.startswith("teacher-store:")]) == 1
 
 
+@pytest.mark.slow
 def test_another_teacher_is_gone_if_only_an_earlier_stage_needed_it(
     recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

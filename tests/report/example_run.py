@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from radistill.runs.recipe import Recipe
+
 RECIPE = """\
 model: smollm2-135m
 teacher: null
@@ -52,6 +54,18 @@ def write_example_run(folder: Path) -> Path:
     }.items():
         write(folder / name, content)
     return folder
+
+
+def put_on_record(folder: Path, recipe: Recipe) -> None:
+    """Let `folder` be of a run that was made with this recipe from its beginning to its end."""
+    recipe.save(folder / "recipe.yaml")
+    sections = recipe.model_dump(mode="json")
+    record = run()
+    for name, arm in sections.pop("arms").items():
+        record["stages"][f"diagnose:{name}"] = {"recipe": {"arms": {name: arm}}}
+    record["stages"]["convert:hybrid"]["blocks"] = "an SSM (Mamba-2)"
+    record["stages"]["evaluate"]["recipe"] = sections
+    write(folder / "run.json", record)
 
 
 def write(path: Path, content: Any) -> None:

@@ -190,7 +190,12 @@ def test_sliding_windows_are_lossless_beyond_the_window(family: str, batch_size:
 
 @pytest.mark.parametrize(
     ("family", "batch_size", "confidence"),
-    [("llama", 1, 0.05), ("llama", 4, None), ("student", 3, 0.05), ("jamba", 3, None)],
+    [
+        ("llama", 1, 0.05),
+        ("llama", 4, None),
+        ("student", 3, 0.05),
+        pytest.param("jamba", 3, None, marks=pytest.mark.slow),
+    ],
 )
 def test_rounds_are_those_of_the_naive_loop_and_of_the_prediction(
     family: str, batch_size: int, confidence: float | None

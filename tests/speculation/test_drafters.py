@@ -47,7 +47,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Model, Model]:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_greedy_text_is_the_targets_own(pair: tuple[Model, Model], batch_size: int) -> None:
     target, drafter = pair
-    prompts = prompts_of(7, seed=3)
+    prompts = prompts_of(2 * batch_size + 1, seed=3)
     expected = generate(target, prompts, max_new_tokens=9)
     for draft_length in (1, 4):
         decoded = speculative_generate(
@@ -57,7 +57,7 @@ def test_greedy_text_is_the_targets_own(pair: tuple[Model, Model], batch_size: i
         assert 0 < decoded.accepted < decoded.drafted
 
 
-@pytest.mark.parametrize("confidence", [None, 0.1])
+@pytest.mark.parametrize("confidence", [pytest.param(None, marks=pytest.mark.slow), 0.1])
 def test_rounds_of_50_prompts_are_those_of_the_prediction(pair: tuple[Model, Model], confidence: float | None) -> None:
     target, drafter = pair
     prompts = prompts_of(50, longest=16, seed=2)

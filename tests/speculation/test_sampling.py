@@ -136,9 +136,9 @@ def p_values_of_decoding(drafter: str, temperature: float = 1.5, top_p: float = 
 @pytest.mark.parametrize(
     ("drafter", "settings"),
     [
-        ("mask", {}),
+        pytest.param("mask", {}, marks=pytest.mark.slow),
         ("mask", {"temperature": 1.2, "top_p": 0.9, "draft_cache": "shared", "confidence": 0.4}),
-        ("4 tokens", {}),
+        pytest.param("4 tokens", {}, marks=pytest.mark.slow),
         ("8 tokens", {}),
         pytest.param("8 tokens", {"temperature": 1.2, "top_p": 0.9, "confidence": 0.4}, marks=pytest.mark.slow),
     ],
@@ -147,7 +147,7 @@ def test_decoded_tokens_have_the_targets_distribution(drafter: str, settings: di
     assert min(p_values_of_decoding(drafter, **settings)) > LEVEL
 
 
-@pytest.mark.parametrize("drafter", ["mask", "8 tokens"])
+@pytest.mark.parametrize("drafter", [pytest.param("mask", marks=pytest.mark.slow), "8 tokens"])
 def test_the_chi_square_test_of_decoding_can_fail(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a rejection the next token is drawn from p, not from what is left of it."""
     monkeypatch.setattr(sampling, "residual", lambda target, rejected: target)

@@ -7,6 +7,7 @@ import typer
 
 from radistill.cli.evaluate import evaluate
 from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
+from radistill.cli.report import report
 from radistill.cli.tradeoff import tradeoff
 
 _QUICK = "Instead of a recipe, with --model, --data and --budget:"
@@ -120,6 +121,6 @@ _STAGES: dict[str, str | Callable[..., None]] = {
     "distill": "Fit the new blocks and train the hybrid: student/.",
     "finetune": "Train the distilled hybrid on response tokens, where the recipe has a section for it.",
     "evaluate": evaluate,
-    "report": "Write report.html from what the run folder holds.",
+    "report": report,
 }
 STAGE_COMMANDS = {stage: _stage_command(stage, of) if isinstance(of, str) else of for stage, of in _STAGES.items()}

@@ -44,9 +44,9 @@ def model_card(source: Source) -> str:
             attention_layers=layer_list(list(anatomy.attention_layers)),
             rows=[] if run is None else rows_of(run),
             footnotes=[] if run is None or not run.evaluation else footnotes(run),
-            trained=arm is None or arm.align is not None or arm.is_trained,
+            trained=arm is None or bool(arm.trainings),
             outdated=run is not None and outdated(run),
-            recipe="" if run is None or run.recipe is None else _public_recipe(run.recipe.model_dump(mode="json")),
+            recipe="" if run is None or run.recipe is None else _public_recipe(run.recipe.fields),
             versions=versions() if run is None else run.versions,
             seed=None if run is None else run.record.get("seed"),
         )

@@ -273,7 +273,8 @@ def run_convert(context: Context, arms: Sequence[Arm] = ()) -> None:
         inputs, outputs = convert_inputs(context, arm), outputs_of(context, arm, "convert")
         if _current(context, step, inputs, outputs):
             continue
-        with _step(context, step, inputs, outputs) as replacing:
+        blocks = mixer_of(arm.target).phrase
+        with _step(context, step, inputs, outputs, blocks=blocks) as replacing:
             plan = plan_of(context, arm)
             plan.check(context.base.anatomy, str(files.plan))
             student = convert(context.base, plan.replace, target=arm.target, init=arm.init, seed=context.recipe.seed)
@@ -496,7 +497,7 @@ def _current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> b
 
 
 @contextmanager
-def _step(context: Context, step: str, inputs: Any, outputs: list[Path]) -> Iterator[Callable[[], None]]:
+def _step(context: Context, step: str, inputs: Any, outputs: list[Path], **told: str) -> Iterator[Callable[[], None]]:
     """Record a step and the recipe when the block ends well, see `RunFolder.step`; the main process does.
 
     A recipe that is refused does not take the place of the one that made what is there.
@@ -512,7 +513,7 @@ def _step(context: Context, step: str, inputs: Any, outputs: list[Path]) -> Iter
         made_with: dict[str, Any] = {"arms": {name: recipe["arms"][name]}}
     else:
         made_with = {} if name in recipe and stage == "data" else {one: recipe[one] for one in _SECTIONS[stage]}
-    with context.folder.step(step, inputs, outputs, recipe=made_with, seed=context.recipe.seed) as replacing:
+    with context.folder.step(step, inputs, outputs, recipe=made_with, seed=context.recipe.seed, **told) as replacing:
         yield replacing
     context.recipe.save(context.folder.recipe)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.numbers import integer, interval, number
+from radistill.runs.contents import mapping
 from radistill.runs.folder import MAIN
-from radistill.runs.read import mapping
 
 START = f"{MAIN}_start"
 _NAMES = {"base": "base", "draft": "draft at start", START: "hybrid at start", MAIN: "hybrid"}

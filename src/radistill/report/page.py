@@ -26,9 +26,9 @@ from radistill.report.savings import cache_rows, savings_note, speed_rows
 from radistill.report.tasks import task_commands, task_rows, task_samples, task_sentence, task_settings
 from radistill.report.tradeoff_table import promise, task_promise
 from radistill.report.verdict import verdict
-from radistill.runs.contents import Promise, TradeOff
+from radistill.runs.contents import Promise, TradeOff, mapping, records
 from radistill.runs.folder import MAIN, RunFolder
-from radistill.runs.read import Run, mapping, read_run, records
+from radistill.runs.read import Run, read_run
 from radistill.texts import readable
 
 # Without these a run has not come to its end.
@@ -69,7 +69,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         run=run,
         name=readable(run.path.resolve().name),
         results=results,
-        target=recipe.target.kind if recipe is not None else "",
+        target=recipe.target["kind"] if recipe is not None else "",
         model=readable(run.plan.model or "unnamed model").rstrip("/").rpartition("/")[2],
         verdict=[paragraph for paragraph in (*verdict(run), task_sentence(tasks)) if paragraph],
         unfinished=any(name in run.missing for name in _ESSENTIAL),
@@ -164,7 +164,7 @@ def _tradeoff(run: Run) -> TradeOff | None:
         any(plan.get(name) != value for name, value in search.items()) or not _reads(run, None, "heldout", made)
     ):
         return None
-    promises = run.recipe is None or run.recipe.diagnose.keep is not None
+    promises = run.recipe is None or bool(run.recipe.keep)
     return found if promises else found.model_copy(update={"keep": {}, "budget": None})
 
 

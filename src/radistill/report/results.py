@@ -156,8 +156,8 @@ def _same_budget(run: Run, arm: HybridResults) -> bool:
 def _arm_note(run: Run, arm: HybridResults) -> str:
     """How an arm differs from the hybrid, and whether it had as much training."""
     text = ""
-    if run.recipe is not None and arm.name in run.recipe.arms:
-        given = run.recipe.arms[arm.name].differences()
+    if run.recipe is not None:
+        given = run.recipe.differences(arm.name)
         text = f"as the hybrid, but {'; '.join(f'{field}: {_brief(value)}' for field, value in given.items())}. "
     ours, theirs = _budget(run, arm)
     if ours is None or theirs is None:

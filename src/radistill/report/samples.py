@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.model_results import model_name
-from radistill.runs.read import records
+from radistill.runs.contents import records
 from radistill.texts import readable
 
 MOST_SAMPLES = 20

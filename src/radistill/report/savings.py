@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
-from radistill.runs.read import mapping, records
+from radistill.runs.contents import mapping, records
 
 
 @dataclass(frozen=True)

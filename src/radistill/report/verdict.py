@@ -1,6 +1,5 @@
 """The answer in a few sentences, computed from the figures: never kinder than they are."""
 
-from radistill.conversion.targets import find_initialisation
 from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import absent, percent, significant, whole
 from radistill.runs.folder import MAIN
@@ -69,11 +68,14 @@ def _distance(run: Run, arms: dict[str, ModelResult]) -> str:
 
 
 def _start(run: Run) -> str:
-    """What the draft that the search judged is to the hybrid: its start, if the new blocks put out zero at first."""
+    """What the draft that the search judged is to the hybrid: its start, if the new blocks put out zero at first.
+
+    Another start is evaluated by itself.
+    """
     if run.judged == START:
         return "where its fitted blocks started"
     arm = run.main.arm
-    started = arm is not None and arm.align is None and find_initialisation(arm.init, arm.target).silent
+    started = arm is not None and "align" not in arm.trainings and START not in run.evaluation
     return "where it started" if started else "the draft that only skips these layers"
 
 

@@ -29,6 +29,8 @@ class Step(Content):
     seconds: Positive | None = None
     finished: str = ""
     versions: dict[str, str] = {}
+    recipe: dict[str, Any] = {}
+    blocks: str = ""
 
 
 class Record(Content):
@@ -259,3 +261,13 @@ def read_content(path: Path) -> dict[str, Any]:
     """
     kind, command = CONTENTS[path.name]
     return read_json(path, kind, way_out=f"; without this file, `radistill {command}` makes it anew").given()
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The mappings in the list `value`; anything else is left out."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -16,6 +16,8 @@ from radistill.provenance import machine, versions
 
 MAIN = "hybrid"
 """Name of the hybrid that a run is about; the others are the recipe's arms."""
+MOST_RECIPE_BYTES = 2**17
+"""Reading more YAML than this takes seconds."""
 
 
 class HybridFiles:
@@ -103,7 +105,14 @@ class RunFolder:
 
     @contextmanager
     def step(
-        self, step: str, inputs: Any, outputs: Sequence[Path] = (), *, recipe: dict[str, Any] | None = None, seed: int
+        self,
+        step: str,
+        inputs: Any,
+        outputs: Sequence[Path] = (),
+        *,
+        recipe: dict[str, Any] | None = None,
+        seed: int,
+        **told: str,
     ) -> Iterator[Callable[[], None]]:
         """Record `step` as finished if the block ends well.
 
@@ -116,6 +125,7 @@ class RunFolder:
             outputs: what it leaves; the block may add to it.
             recipe: what of the recipe it is made with.
             seed: of the run.
+            told: what else a reader of the record is told.
         """
         started = time.perf_counter()
         yield lambda: self.forget(step, seed)
@@ -124,6 +134,7 @@ class RunFolder:
             "inputs": _plain(inputs),
             "outputs": [_hashes(output) for output in outputs],
             "recipe": recipe or {},
+            **told,
             "versions": versions(),
             "seconds": round(time.perf_counter() - started, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

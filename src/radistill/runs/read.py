@@ -6,18 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from radistill.conversion.targets import mixer_of
 from radistill.diagnosis.plan import Plan
 from radistill.errors import RadistillError
-from radistill.files import read_text
-from radistill.runs.arms import Arm
-from radistill.runs.contents import read_content
+from radistill.runs.contents import mapping, read_content
 from radistill.runs.folder import MAIN, RunFolder
-from radistill.runs.recipe import Recipe, load_recipe
+from radistill.runs.run_recipe import TRAININGS, HybridRecipe, RunRecipe, read_run_recipe
 
-_TRAININGS = ("align", "distill", "finetune")
 _WORDS = {
     "plan": "the layers of {}",
     "align": "the layer-wise fit of {}",
@@ -38,7 +32,7 @@ class HybridResults:
     """
 
     name: str
-    arm: Arm | None
+    arm: HybridRecipe | None
     plan: Plan | None
     files: dict[str, dict[str, Any]]
 
@@ -58,7 +52,6 @@ class Run:
     Attributes:
         path: the folder.
         recipe: what the steps on record were made with, and recipe.yaml for the rest; None where the folder has none.
-        recipe_text: the same as YAML.
         main: the hybrid that the run is about; its plan is there.
         arms: the hybrids that it is compared with.
         evaluation, record, savings, tradeoff, promise: content of the files of these names; one that is not there, or
@@ -68,8 +61,7 @@ class Run:
     """
 
     path: Path
-    recipe: Recipe | None
-    recipe_text: str
+    recipe: RunRecipe | None
     main: HybridResults
     arms: tuple[HybridResults, ...]
     evaluation: dict[str, Any]
@@ -111,7 +103,15 @@ class Run:
     @property
     def block(self) -> str:
         """What stands in place of attention, as precisely as the folder says."""
-        return mixer_of(self.recipe.target).phrase if self.recipe is not None else "an SSM"
+        stages = mapping(self.record.get("stages"))
+        if blocks := mapping(stages.get(f"convert:{MAIN}")).get("blocks"):
+            return str(blocks)
+        if self.recipe is None:
+            return "an SSM"
+        # Not above: this imports torch, which takes seconds.
+        from radistill.conversion.targets import mixer_of
+
+        return mixer_of(self.recipe.target).phrase
 
     @property
     def judged(self) -> str:
@@ -136,13 +136,9 @@ def read_run(path: Path | str) -> Run:
     if not path.is_dir():
         raise RadistillError(f"{path}: no such run folder; `radistill run RECIPE --out {path}` makes one")
     folder = RunFolder(path)
-    recipe, text = None, ""
     missing: dict[str, str] = {}
     off: set[str] = set()
-    if folder.recipe.is_file():
-        recipe = load_recipe(folder.recipe)
-        text = read_text(folder.recipe)
-    else:
+    if not folder.recipe.is_file():
         missing[folder.recipe.name] = "the recipe"
 
     def content(file: Path, words: str) -> dict[str, Any]:
@@ -155,10 +151,9 @@ def read_run(path: Path | str) -> Run:
         return read_content(file) if is_asked_for and file.is_file() else {}
 
     record = content(folder.record, "seeds, versions, machine and seconds per stage")
-    if recipe is not None and (made := _made_with(recipe, record)) != recipe:
-        recipe, text = made, made.to_yaml()
+    recipe = read_run_recipe(folder.recipe, record) if folder.recipe.is_file() else None
     if recipe is not None:
-        known: list[tuple[str, Arm | None]] = [(arm.name, arm) for arm in recipe.hybrids]
+        known: list[tuple[str, HybridRecipe | None]] = [(arm.name, arm) for arm in recipe.hybrids]
     else:  # an earlier recipe may have left more than its last run had
         known = [(name, None) for name in (MAIN, *sorted(path.name for path in folder.arms.glob("*")))]
     hybrids = [_hybrid(folder, name, arm, content, off) for name, arm in known]
@@ -175,40 +170,27 @@ def read_run(path: Path | str) -> Run:
                 f"{folder.hybrid(arm.name).plan}: num_layers is {arm.plan.num_layers}, but plan.json has "
                 f"{main.plan.num_layers}: the two plans are for different models"
             )
-    asked = recipe.diagnose if recipe is not None else None
     return Run(
         path,
         recipe,
-        text,
         main,
         tuple(arms),
         evaluation,
         record,
         savings,
         further(folder.tradeoff, True),
-        further(folder.promise, asked is None or bool(asked.keep and asked.keep.tasks)),
+        further(folder.promise, recipe is None or bool(recipe.keep.get("tasks"))),
         missing,
         frozenset(off),
     )
 
 
-def _made_with(recipe: Recipe, record: dict[str, Any]) -> Recipe:
-    """The recipe with what each step was made with, whatever recipe.yaml has become since."""
-    made = recipe.model_dump(mode="json")
-    for step in mapping(record.get("stages")).values():
-        sections = dict(mapping(mapping(step).get("recipe")))
-        arms = mapping(sections.pop("arms", None))
-        made["arms"] |= {name: arm for name, arm in arms.items() if name in made["arms"]}
-        made |= sections
-    try:
-        found = Recipe.model_validate(made)
-        return found if found.hybrids else recipe
-    except (ValidationError, RadistillError):  # steps of several recipes need not make one
-        return recipe
-
-
 def _hybrid(
-    folder: RunFolder, name: str, arm: Arm | None, content: Callable[[Path, str], dict[str, Any]], off: set[str]
+    folder: RunFolder,
+    name: str,
+    arm: HybridRecipe | None,
+    content: Callable[[Path, str], dict[str, Any]],
+    off: set[str],
 ) -> HybridResults:
     files = folder.hybrid(name)
     plan = None
@@ -217,23 +199,13 @@ def _hybrid(
     else:
         content(files.plan, _WORDS["plan"].format(name))
     found = {}
-    for training in _TRAININGS:
+    for training in TRAININGS:
         file: Path = getattr(files, training)
         # Without a recipe, only what is usual is expected.
         usual = training == "distill" or (training == "align" and name == MAIN)
-        wanted = usual or file.is_file() if arm is None else getattr(arm, training) is not None
+        wanted = usual or file.is_file() if arm is None else training in arm.trainings
         if wanted:
             found[training] = content(file, _WORDS[training].format("the hybrid" if name == MAIN else name))
         else:
             off.add(str(file.relative_to(folder.path)))
     return HybridResults(name, arm, plan, found)
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def records(value: Any) -> list[dict[str, Any]]:
-    """The mappings in the list `value`; anything else is left out."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

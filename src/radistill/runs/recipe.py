@@ -25,15 +25,12 @@ from radistill.files import read_text, read_yaml, shortened, write_text, yaml_of
 from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
 from radistill.runs.evaluate_settings import EvaluateSettings
-from radistill.runs.folder import MAIN
+from radistill.runs.folder import MAIN, MOST_RECIPE_BYTES
 from radistill.runs.recipe_errors import explain, has_fields
 from radistill.runs.sections import AlignStage, ConvertSettings, DiagnoseSettings, DistillStage, FinetuneStage, kind_of
 
 _Z_SQUARED = 3.84
 """Of a 95 % interval: Wilson's lower end is n / (n + z^2) where all of n are found."""
-
-_MOST_BYTES = 2**17
-"""Of a recipe: reading more YAML than this takes seconds."""
 
 
 def _arm_name(name: str) -> str:
@@ -136,7 +133,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RadistillError: naming the file, the field and what it may be.
     """
     path = Path(path)
-    data = read_yaml(read_text(path, most_bytes=_MOST_BYTES), str(path))
+    data = read_yaml(read_text(path, most_bytes=MOST_RECIPE_BYTES), str(path))
     if not isinstance(data, dict):
         what = "is empty" if data is None else "is not a recipe"
         raise RadistillError(f"{path}: {what}; a recipe is a mapping of fields such as `model: smollm2-135m`")

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from radistill.report.figures import Figure
 from radistill.report.numbers import number, significant, whole
 from radistill.report.svg import Axes, Scale, Size, figure, key, label_heights, marker, path, text, value_scale
+from radistill.runs.contents import records
 from radistill.runs.folder import MAIN
-from radistill.runs.read import Run, records
+from radistill.runs.read import Run
 
 _LOG_ABOVE = 8
 _MOST_POINTS = 120

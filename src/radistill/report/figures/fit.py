@@ -7,7 +7,8 @@ from markupsafe import Markup
 from radistill.report.figures import Figure
 from radistill.report.numbers import integer, number, percent, significant
 from radistill.report.svg import Axes, Scale, Size, figure, key, line, marker, tag, text, value_scale
-from radistill.runs.read import Run, records
+from radistill.runs.contents import records
+from radistill.runs.read import Run
 
 _LOG_ABOVE = 30
 

@@ -5,7 +5,7 @@ from typing import Any
 from radistill.report.figures import Figure
 from radistill.report.figures.lines import context_figure, points_of
 from radistill.report.numbers import integer, number
-from radistill.runs.read import mapping, records
+from radistill.runs.contents import mapping, records
 
 _MIB = 2**20
 
