@@ -127,3 +127,11 @@ def test_peak_memory_sees_what_was_held_for_a_moment() -> None:
 def test_a_text_has_as_many_tokens_as_are_asked_for(base: Model) -> None:
     assert [len(tokens_of_text(base, count)) for count in (1, 100, 20_000)] == [1, 100, 20_000]
     assert tokens_of_text(base, 100) == tokens_of_text(base, 20_000)[:100]
+
+
+def test_contexts_beyond_the_model_are_timed_if_that_is_asked_for(base: Model, hybrid: Model, tmp_path: Path) -> None:
+    settings = SavingsSettings((600,), decode_tokens=2, repeats=2, draft_length=None, beyond_context=True)
+    [row] = measure_savings(base, hybrid, settings, tmp_path / "s.json")["contexts"]
+    low, high = row["hybrid"]["decode_range"]
+    assert 0 < low <= row["hybrid"]["decode_tokens_per_second"] <= high
+    assert row["base"]["first_token_seconds"] == pytest.approx(600 / row["base"]["prefill_tokens_per_second"])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from radistill.cli.options import Device, Dtype, TrustRemoteCode, lengths
+from radistill.cli.options import Device, TrustRemoteCode, lengths
 
 
 def savings(
@@ -26,7 +26,15 @@ def savings(
     draft_length: Annotated[
         int, typer.Option("--draft-length", min=0, help="Of self-speculation; 0 leaves it out.")
     ] = 4,
-    dtype: Dtype = "float32",
+    engine: Annotated[
+        str, typer.Option("--engine", help="transformers, or llama.cpp, for which both are written as GGUF.")
+    ] = "transformers",
+    beyond_context: Annotated[
+        bool, typer.Option("--beyond-context", help="Time contexts beyond the models' own; text there means nothing.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16 or float16; for llama.cpp q8_0 too.")
+    ] = "float32",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -34,10 +42,13 @@ def savings(
 
     Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
     """
+    import tempfile
+
     from radistill.console import note, show
     from radistill.errors import RadistillError
     from radistill.evaluation.places import subjects_of
-    from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+    from radistill.evaluation.savings.measure import Engine, SavingsSettings, Transformers, measure_savings
+    from radistill.export.engines.llama_cpp import LlamaCppEngine
     from radistill.files import output_place
     from radistill.locks import locked
     from radistill.models.loading import load
@@ -47,18 +58,25 @@ def savings(
     sources = [subject.model for subject in subjects_of(base)] + ([] if hybrid is None else [hybrid])
     if len(sources) != 2:
         raise RadistillError("savings: name a run folder alone, or a base model and a hybrid")
+    if engine not in ("transformers", "llama.cpp"):
+        raise RadistillError(f"savings: --engine is {engine!r}; it can be transformers or llama.cpp")
+    own = engine == "transformers"
     settings = SavingsSettings(
         contexts=None if contexts is None else lengths(contexts),
         batch_size=batch_size,
         decode_tokens=decode_tokens,
         repeats=repeats,
-        draft_length=draft_length or None,
+        draft_length=(draft_length or None) if own else None,
+        beyond_context=beyond_context,
     )
     path = output_place(out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings))
-    with locked(path.parent):
+    with locked(path.parent), tempfile.TemporaryDirectory() as scratch:
+        kind = dtype if own else "float32"
         one, other = (
-            load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for source in sources
+            load(source, dtype=kind, device=device, trust_remote_code=trust_remote_code) for source in sources
         )
-        figures = measure_savings(one, other, settings, path)
+        served: Engine
+        served = Transformers() if own else LlamaCppEngine(dtype, Path(scratch))
+        figures = measure_savings(one, other, settings, path, served)
     note(f"{path}: every figure")
     show(savings_tables(figures))

@@ -7,6 +7,8 @@ from typing import Any
 from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
 from radistill.runs.contents import mapping, records
 
+_DECODING = "decode_tokens_per_second"
+
 
 @dataclass(frozen=True)
 class SavingsRow:
@@ -45,7 +47,7 @@ def speed_rows(savings: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = []
         for name, key, form in (
             ("prefill, tokens/s", "prefill_tokens_per_second", significant),
-            ("decoding, tokens/s", "decode_tokens_per_second", significant),
+            ("decoding, tokens/s", _DECODING, significant),
             ("peak memory", "peak_bytes", bytes_),
         ):
             base, hybrid = (model.get(key) for model in models)
@@ -58,6 +60,25 @@ def speed_rows(savings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def crossover(savings: Mapping[str, Any]) -> str:
+    """From which context on the hybrid decodes faster, in a sentence; as far as was measured."""
+    speeds = []
+    for row in records(savings.get("contexts")):
+        base, hybrid = (number(mapping(row.get(name)).get(_DECODING)) for name in ("base", "hybrid"))
+        if base and hybrid:
+            speeds.append((integer(row.get("context")) or 0, hybrid >= base))
+    if not speeds:
+        return ""
+    speeds.sort()
+    slower = [context for context, is_faster in speeds if not is_faster]
+    if not slower:
+        return f"The hybrid decodes at least as fast as the base from the shortest context on, {speeds[0][0]:,} tokens."
+    later = [context for context, _ in speeds if context > slower[-1]]
+    if not later:
+        return f"The hybrid decodes more slowly than the base, also at {slower[-1]:,} tokens."
+    return f"The hybrid decodes more slowly than the base at {slower[-1]:,} tokens, and faster from {later[0]:,} on."
+
+
 def savings_note(savings: dict[str, Any]) -> str:
     """How it was measured."""
     settings, machine = mapping(savings.get("settings")), mapping(savings.get("machine"))
@@ -67,7 +88,9 @@ def savings_note(savings: dict[str, Any]) -> str:
         processor = str(machine.get("accelerators", "unknown accelerator")).strip("[]'")
     return (
         f"Medians of {settings.get('repeats', '?')} passes after one to warm up, base and hybrid in turns, batch "
-        f"{settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}). Peak memory is "
+        f"{settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}), "
+        f"{savings.get('engine', 'transformers')}. "
+        f"{crossover(savings)} Peak memory is "
         "beyond the weights. With a draft: self-speculation, the base without the attention that the hybrid replaces, "
         "the hybrid without any."
     )

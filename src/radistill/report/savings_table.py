@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group
 
 from radistill.console import table
-from radistill.report.savings import cache_rows, speed_rows
+from radistill.report.savings import cache_rows, crossover, speed_rows
 
 _MODELS = ("base", "hybrid", "hybrid / base")
 
@@ -19,7 +19,8 @@ def savings_tables(savings: Mapping[str, Any]) -> Group:
         cache.add_row(row.name, row.base, row.hybrid, row.ratio)
     speed = table(
         f"Medians of {settings['repeats']} passes after one to warm up, batch {settings['batch_size']}, "
-        f"{savings['dtype']} on {savings['device']}; memory beyond the weights.",
+        f"{savings['dtype']} on {savings['device']}, {savings['engine']}; memory beyond the weights. "
+        f"{crossover(savings)}",
         *("context", "", *_MODELS),
     )
     for group in speed_rows(savings):

@@ -215,7 +215,9 @@ class Speed(Content):
     """Of a model at a context."""
 
     prefill_tokens_per_second: Positive | None = None
+    first_token_seconds: Positive | None = None
     decode_tokens_per_second: Positive | None = None
+    decode_range: list[Positive] = []
     peak_bytes: Count | None = None
     cache_bytes: Count | None = None
     self_speculation: Drafted | None = None
@@ -234,6 +236,7 @@ class Savings(Content):
 
     settings: dict[str, int | None] = {}
     device: str = ""
+    engine: str = "transformers"
     dtype: str = ""
     machine: dict[str, Any] = {}
     models: dict[str, Size] = {}

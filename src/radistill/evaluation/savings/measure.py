@@ -1,10 +1,11 @@
 """Base and hybrid side by side, over growing contexts: cache, prefill, decoding, peak memory."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,6 +24,44 @@ CONTEXTS = (512, 1024, 2048, 4096)
 CACHE_LENGTHS = (4096, 32_768, 131_072)
 """Lengths for which the cache is stated; it follows from the config, so no model has to read that much."""
 
+_NO_MATTER = ("contexts", "beyond_context")
+"""Settings that make no other figures of a context."""
+
+Reader = Callable[[Sequence[int]], Pass]
+"""Reads a context in every row of a batch and decodes behind it."""
+
+
+class Engine(Protocol):
+    """What runs a model."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine, with its version where that is not among `versions()`."""
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the weights that it reads; None is that of the model."""
+
+    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> AbstractContextManager[Reader]:
+        """The model, ready to read so many tokens and to decode so many behind them."""
+
+
+class Transformers:
+    """The model as it is loaded."""
+
+    name = "transformers"
+    dtype = None
+
+    @contextmanager
+    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+        """As `Engine`."""
+
+        def read(tokens: Sequence[int]) -> Pass:
+            rows = torch.tensor([list(tokens)] * batch_size, device=model.network.device)
+            return timed_pass(model, rows, room[1])
+
+        yield read
+
 
 @dataclass(frozen=True)
 class SavingsSettings:
@@ -34,6 +73,7 @@ class SavingsSettings:
         decode_tokens: decoding steps after each context.
         repeats: timed passes of each model over each context, after one to warm up.
         draft_length: tokens that self-speculation drafts in a round; None leaves it out.
+        beyond_context: allow contexts beyond the models' own. What they write there means nothing, but its speed does.
     """
 
     contexts: tuple[int, ...] | None = None
@@ -41,14 +81,23 @@ class SavingsSettings:
     decode_tokens: int = 32
     repeats: int = 3
     draft_length: int | None = 4
+    beyond_context: bool = False
 
 
-def measure_savings(base: Model, hybrid: Model, settings: SavingsSettings, path: Path) -> dict[str, Any]:
+def measure_savings(
+    base: Model, hybrid: Model, settings: SavingsSettings, path: Path, engine: Engine | None = None
+) -> dict[str, Any]:
     """Measure both models and write the figures to `path`, after each context.
 
     Passes of base and hybrid alternate, so that what slows the machine down for a while slows both. The pass that warms
     up is also the one whose memory is watched, and is not timed. What `path` holds already, measured with the same
     models and settings on the same machine, is not measured again.
+
+    Args:
+        base, hybrid: what is compared.
+        settings: see there; self-speculation is transformers' alone.
+        path: where the figures go.
+        engine: None is transformers.
 
     Returns:
         What was written: `models` (by `base` and `hybrid`: weights, bytes of the cache) and `contexts` (for each, by
@@ -57,13 +106,15 @@ def measure_savings(base: Model, hybrid: Model, settings: SavingsSettings, path:
     Raises:
         RadistillError: if a model cannot hold a context, or `path` holds something else.
     """
+    serving: Engine = engine or Transformers()
     models = {"base": base, "hybrid": hybrid}
     contexts = _contexts(list(models.values()), settings)
     identity = {
         "fingerprints": {name: model.fingerprint for name, model in models.items()},
-        "settings": {name: value for name, value in asdict(settings).items() if name != "contexts"},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in _NO_MATTER},
         "device": str(base.network.device),
-        "dtype": str(base.network.dtype).removeprefix("torch."),
+        "engine": serving.name,
+        "dtype": serving.dtype or str(base.network.dtype).removeprefix("torch."),
         "machine": machine(),
         "versions": versions(),
     }
@@ -73,7 +124,7 @@ def measure_savings(base: Model, hybrid: Model, settings: SavingsSettings, path:
         for length in contexts:
             if length in found:
                 continue
-            found[length] = _at(length, models, drafts, settings)
+            found[length] = _at(length, models, drafts, settings, serving)
             result = identity | {
                 "models": {name: _size(model) for name, model in models.items()},
                 "contexts": [found[context] for context in sorted(found)],
@@ -84,25 +135,34 @@ def measure_savings(base: Model, hybrid: Model, settings: SavingsSettings, path:
 
 
 def _at(
-    length: int, models: dict[str, Model], drafts: dict[str, ComponentMask], settings: SavingsSettings
+    length: int,
+    models: dict[str, Model],
+    drafts: dict[str, ComponentMask],
+    settings: SavingsSettings,
+    engine: Engine,
 ) -> dict[str, Any]:
     """All figures at one context length."""
     prompts = {name: tokens_of_text(model, length) for name, model in models.items()}
     passes: dict[str, list[Pass]] = {name: [] for name in models}
     drafted: dict[str, list[Drafted]] = {name: [] for name in drafts}
     peaks: dict[str, int | None] = {}
-    for repeat in range(settings.repeats + 1):
-        for name, model in models.items():
-            context = torch.tensor([prompts[name]] * settings.batch_size, device=model.network.device)
-            if repeat == 0:
-                with peak_memory(model.network.device) as peak:
-                    timed_pass(model, context, settings.decode_tokens)
-                peaks[name] = peak.bytes
-            else:
-                passes[name].append(timed_pass(model, context, settings.decode_tokens))
-            if name in drafts and settings.draft_length is not None:
-                found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, settings.decode_tokens)
-                drafted[name] += [found] if repeat and found else []
+    with ExitStack() as stack:
+        readers = {
+            name: stack.enter_context(engine.reading(model, (length, settings.decode_tokens), settings.batch_size))
+            for name, model in models.items()
+        }
+        for repeat in range(settings.repeats + 1):
+            for name, model in models.items():
+                if repeat == 0:
+                    with peak_memory(model.network.device) as peak:
+                        readers[name](prompts[name])
+                    peaks[name] = peak.bytes
+                else:
+                    passes[name].append(readers[name](prompts[name]))
+                if name in drafts and settings.draft_length is not None:
+                    steps = settings.decode_tokens
+                    found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, steps)
+                    drafted[name] += [found] if repeat and found else []
     return {"context": length} | {
         name: _figures(passes[name], peaks[name], drafted.get(name, []), length * settings.batch_size, settings)
         for name in models
@@ -114,13 +174,16 @@ def _figures(
 ) -> dict[str, Any]:
     prefill = statistics.median(one.prefill_seconds for one in passes)
     step = statistics.median(seconds for one in passes for seconds in one.step_seconds)
+    speeds = [settings.batch_size / statistics.median(one.step_seconds) for one in passes]
     speculation = drafted and {
         "tokens_per_second": statistics.median(one.tokens_per_second for one in drafted),
         "acceptance_rate": drafted[0].acceptance_rate,  # greedy, so the same each time
     }
     return {
         "prefill_tokens_per_second": tokens / prefill,
+        "first_token_seconds": prefill,
         "decode_tokens_per_second": settings.batch_size / step,
+        "decode_range": [min(speeds), max(speeds)],
         "peak_bytes": peak,
         "cache_bytes": passes[0].cache_bytes,
         "self_speculation": speculation or None,
@@ -159,10 +222,10 @@ def _contexts(models: list[Model], settings: SavingsSettings) -> list[int]:
     more = settings.decode_tokens + (settings.draft_length or 0) + 1
     wanted = settings.contexts or tuple(c for c in CONTEXTS if longest is None or c + more <= longest)
     for context in wanted or (min(CONTEXTS),):
-        if longest is not None and context + more > longest:
+        if longest is not None and context + more > longest and not settings.beyond_context:
             raise RadistillError(
                 f"savings: a context of {context} tokens and {more} more are beyond the {longest} tokens of the model; "
-                "name shorter ones with --contexts"
+                "name shorter ones with --contexts, or add --beyond-context to time text that means nothing"
             )
     return sorted(wanted)
 

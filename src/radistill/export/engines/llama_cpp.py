@@ -1,24 +1,45 @@
 """llama.cpp through xllamacpp's server: token ids in, token ids out, no tokenizer and no cache in between."""
 
 import json
+import os
+import re
+import sys
+import tempfile
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from radistill.errors import RadistillError
+from radistill.evaluation.savings.measure import Reader
+from radistill.evaluation.savings.speed import Pass
+from radistill.export.gguf import write_gguf
+from radistill.models.loading import Model
+
+_QUIET, _SAYS_SIZES = -1, 4
 
 
 class LlamaCpp:
-    """A GGUF file, loaded by llama.cpp on the CPU with a float32 cache; one text at a time.
+    """A GGUF file, loaded by llama.cpp on the CPU; one text at a time.
 
     Attributes:
         version: of the package that brings llama.cpp.
         address: of its HTTP server, on this machine.
     """
 
-    def __init__(self, path: Path, context: int = 512, draft: Path | None = None, draft_length: int = 4) -> None:
+    def __init__(
+        self,
+        path: Path,
+        context: int = 512,
+        draft: Path | None = None,
+        draft_length: int = 4,
+        *,
+        exact: bool = True,
+        verbosity: int = _QUIET,
+    ) -> None:
         """Load a file, and the file of another model that drafts for it.
 
         Args:
@@ -26,20 +47,19 @@ class LlamaCpp:
             context: most tokens of a text, prompt included.
             draft: a GGUF file with the same tokens.
             draft_length: tokens drafted in a round.
+            exact: keep keys and values in float32, and do without flash attention; otherwise as llama.cpp would itself.
+            verbosity: how much llama.cpp writes to standard error.
 
         Raises:
             RadistillError: if xllamacpp is not installed, or llama.cpp cannot load a file.
         """
-        try:
-            import xllamacpp
-        except ImportError:
-            raise RadistillError("llama.cpp: xllamacpp is not installed; pip install 'radistill[serve]'") from None
-        self.version = f"xllamacpp {xllamacpp.__version__}"
+        self.version = _version()
+        import xllamacpp
+
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup = context, 1, True
-        params.verbosity = -1  # its log is not for the reader of ours
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.verbosity = verbosity
         params.sampling.temp = 0.0
         parts = [params]
         if draft is not None:
@@ -48,16 +68,19 @@ class LlamaCpp:
             drafting.n_max, drafting.n_min, drafting.p_min = draft_length, 0, 0.0
             params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
             parts.append(drafting)
+        if exact:
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         for part in parts:
             part.cpuparams.n_threads = part.cpuparams_batch.n_threads = torch.get_num_threads()
-            part.cache_type_k = part.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            if exact:
+                part.cache_type_k = part.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise RadistillError(f"{path}: llama.cpp cannot load this ({error})") from None
         self.address = self._server.listening_address
 
-    def greedy(self, prompt: list[int] | str, count: int, **options: Any) -> dict[str, Any]:
+    def greedy(self, prompt: Sequence[int] | str, count: int, **options: Any) -> dict[str, Any]:
         """The server's answer to `prompt`: `tokens` holds the most likely token, `count` times; `timings` how fast, and
         of a draft how many tokens were proposed (`draft_n`) and accepted (`draft_n_accepted`)."""
         request = {"prompt": prompt, "n_predict": count, "temperature": 0, "cache_prompt": False, "return_tokens": True}
@@ -72,8 +95,76 @@ class LlamaCpp:
         return ask(self.address + path, content)
 
 
+def _version() -> str:
+    try:
+        import xllamacpp
+    except ImportError:
+        raise RadistillError("llama.cpp: xllamacpp is not installed; pip install 'radistill[serve]'") from None
+    return f"xllamacpp {xllamacpp.__version__}"
+
+
 def ask(url: str, content: dict[str, Any]) -> Any:
-    """The answer of a server on this machine to a JSON request."""
+    """The answer of a server on this machine to a JSON request, however long it takes."""
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
+    with urllib.request.urlopen(request) as answer:
         return json.load(answer)
+
+
+def cache_bytes(path: Path, context: int) -> int:
+    """Bytes of keys, values and states that llama.cpp makes room for, by its own account."""
+    with _standard_error() as log:
+        LlamaCpp(path, context, exact=False, verbosity=_SAYS_SIZES)
+        text = log()
+    return round(sum(map(float, re.findall(r"(?:KV|RS) buffer size = +([0-9.]+) MiB", text))) * 2**20)
+
+
+class LlamaCppEngine:
+    """llama.cpp as an engine of `savings`: each model is written as a GGUF file once."""
+
+    def __init__(self, dtype: str, folder: Path) -> None:
+        """Let the files, with matrices of `dtype`, lie in a folder that the caller removes."""
+        self.name = f"llama.cpp by {_version()}"
+        self.dtype: str | None = dtype
+        self._folder = folder
+
+    @contextmanager
+    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+        """As `Engine`; the first token is decoded with the context, as servers do.
+
+        Raises:
+            RadistillError: for several sequences at once, or a model that has no GGUF.
+        """
+        if batch_size != 1:
+            raise RadistillError("savings: llama.cpp is timed with one sequence; leave --batch-size at 1")
+        path = self._folder / f"{model.fingerprint[:16]}.gguf"
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=self._folder) as place:
+                model.save(Path(place))
+                write_gguf(Path(place), path, self.dtype)
+        longest, steps = sum(room) + 1, room[1]
+        held, server = cache_bytes(path, longest), LlamaCpp(path, longest, exact=False)
+
+        def read(tokens: Sequence[int]) -> Pass:
+            found = server.greedy(list(tokens), steps + 1, ignore_eos=True)["timings"]
+            return Pass(found["prompt_ms"] / 1000, [found["predicted_per_token_ms"] / 1000] * steps, held)
+
+        yield read
+
+
+@contextmanager
+def _standard_error() -> Iterator[Any]:
+    """Take what this process, libraries included, writes to standard error; the value is called for the text."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def text() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield text
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

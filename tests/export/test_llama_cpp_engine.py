@@ -1,0 +1,68 @@
+"""Savings by llama.cpp: a base and its hybrid as GGUF files of one type, in turns."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import small
+
+from radistill.cli import main
+from radistill.conversion import convert
+from radistill.errors import RadistillError
+from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.export.engines.llama_cpp import LlamaCpp, LlamaCppEngine, cache_bytes
+from radistill.export.gguf import write_gguf
+
+SETTINGS = SavingsSettings((64, 128), decode_tokens=4, repeats=2, draft_length=None)
+
+
+def test_both_are_measured_at_every_context(tmp_path: Path) -> None:
+    base = small.model("llama", hidden_size=64)
+    hybrid = convert(base, [0, 2], init="random")
+    found = measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", LlamaCppEngine("q8_0", tmp_path))
+    assert found["engine"].startswith("llama.cpp by xllamacpp 20")
+    assert found["dtype"] == "q8_0"
+    assert [row["context"] for row in found["contexts"]] == [64, 128]
+    for row in found["contexts"]:
+        for name in ("base", "hybrid"):
+            assert min(row[name][key] for key in ("first_token_seconds", "decode_tokens_per_second")) > 0
+        assert 0 < row["hybrid"]["cache_bytes"] < row["base"]["cache_bytes"]
+    assert len(list(tmp_path.glob("*.gguf"))) == 2  # each written once
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_cache_is_llama_cpps_own_account(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = small.save(tmp_path / "model", "llama")
+    write_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    # It makes room for a multiple of 256 tokens, in float16.
+    number = model.anatomy.kv_bytes_per_token(2)
+    assert cache_bytes(tmp_path / "m.gguf", 500) == pytest.approx(512 * number, abs=2**20 / 100)
+    assert cache_bytes(tmp_path / "m.gguf", 1000) == pytest.approx(1024 * number, abs=2**20 / 100)
+    LlamaCpp(tmp_path / "m.gguf").greedy([5, 6], 2)
+    assert capfd.readouterr().err.count("\n") <= 1  # the bar of the export, and nothing of llama.cpp's
+
+
+def test_what_it_does_not_time(tmp_path: Path) -> None:
+    base = small.model("llama")
+    several = SavingsSettings((64,), batch_size=2, decode_tokens=4, repeats=1, draft_length=None)
+    with pytest.raises(RadistillError, match="leave --batch-size at 1"):
+        measure_savings(base, base, several, tmp_path / "s.json", LlamaCppEngine("float32", tmp_path))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    base = small.save(tmp_path / "base", "llama")
+    convert(base, [0, 2], init="random").save(tmp_path / "hybrid")
+    command = ["savings", str(tmp_path / "base"), str(tmp_path / "hybrid"), "--out", str(tmp_path / "s.json")]
+    command += ["--contexts", "64", "--decode-tokens", "2", "--repeats", "1", "--engine"]
+    monkeypatch.setattr(sys, "argv", ["radistill", *command, "llama.cpp"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    assert "llama.cpp by xllamacpp" in capsys.readouterr().out
+    assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["dtype"] == "float32"
+    monkeypatch.setattr(sys, "argv", ["radistill", *command, "sglang"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "--engine is 'sglang'; it can be transformers or llama.cpp" in capsys.readouterr().err
