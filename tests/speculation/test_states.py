@@ -97,6 +97,17 @@ def test_any_number_of_tokens(family: str) -> None:
             assert_same(verified(model, tokens_of(4, 7), time, dropped), expected)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["granitemoehybrid", "qwen3_5_text"])
+def test_half_precision(family: str) -> None:
+    model = hybrid(family)
+    model.network.to(torch.bfloat16)
+    expected = verified(model, tokens_of(6, 3), 5, [2, 4], one_by_one=True)
+    for one, other in zip(verified(model, tokens_of(6, 3), 5, [2, 4]), expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() < 0.03 * other.norm()
+
+
 def with_steps(network: nn.Module, bias: float) -> None:
     for name, parameter in network.named_parameters():
         if name.endswith("dt_bias"):

@@ -2,7 +2,7 @@
 
 A state cannot be cropped. Either it was copied after every token (`Copies`), or several tokens were read in one pass,
 and what they do to the state is done again for those that count (`OnePass`): Mamba-2 and Gated DeltaNet on a CPU, and
-short convolutions. Both need as much memory for T tokens as T states or T rows of the block's activations.
+short convolutions. Copies take the memory of a state for each token, a pass only that of the block's activations.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,6 +80,8 @@ def read_at_once(cache: Any, layer: int, time: int, forward: Callable[[], Tensor
         What the block puts out, and its states; None where the block is not known to start from the stored ones.
     """
     held = cache.layers[layer]
+    if not isinstance(held, LinearAttentionCacheLayerMixin):
+        return None
     watched = cache.layers[layer] = _Watched(held)
     try:
         with listening(cache.get_recurrent_state(layer)) as tape:
@@ -130,9 +132,10 @@ class _Watched(LinearAttentionLayer):
         memory = self.conv_states[state_idx]
         if memory is not None:
             window = torch.cat([memory, conv_states], dim=-1)
-        else:
-            assert conv_kernel_size is not None
+        elif conv_kernel_size is not None:
             window = F.pad(conv_states, (conv_kernel_size, 0))
+        else:
+            return conv_states
         self.windows.append(window)
         return window
 
