@@ -2,7 +2,7 @@
 
     python benchmarks/speculation.py [--model smollm2-135m] [--skip attention:6,7,10-12,22,25,26,28,29] [--prompts 50]
         [--max-new-tokens 48] [--draft-lengths 4]
-    python benchmarks/speculation.py --hybrids runs/quickstart/student runs/qwen3/run/student [--repeats 30]
+    python benchmarks/speculation.py --hybrids runs/quickstart/student runs/qwen3/run/student [--repeats 60]
         [--threads 2]
 
 Each prompt is answered plainly and then with the draft, greedily and one at a time, so that both see the same machine;
@@ -178,7 +178,7 @@ def main() -> None:
         draft_lengths=[4],
         draft_cache="separate",
         hybrids=[""],
-        repeats=30,
+        repeats=60,
         threads=2,
         seed=0,
     )
