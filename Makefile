@@ -20,7 +20,7 @@ newest := --upgrade transformers
 # Where a change of transformers shows first: names of blocks and caches, conversion, saving, decoding, a whole run.
 COMPAT_TESTS := tests/models/test_cache_names.py tests/models/test_anatomy.py tests/mixers/test_ssd_install.py \
 	tests/conversion/test_convert.py tests/conversion/test_conversion_saving.py tests/speculation/test_row_cache.py \
-	tests/pipeline/test_tasks_of_a_run.py
+	tests/speculation/test_states.py tests/pipeline/test_tasks_of_a_run.py
 
 .PHONY: demo test test-all lint serve-check compat $(COMPAT:%=compat-%) bench clean
 

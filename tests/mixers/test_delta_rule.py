@@ -219,7 +219,7 @@ def test_the_inverse_is_one(size: int) -> None:
     torch.testing.assert_close(chunked._inverse(system) @ (system + identity), identity, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("broken", ["_inverse", "_factors", "pairwise", "crossing", "sum_from", "sum_before"])
+@pytest.mark.parametrize("broken", ["_inverse", "factors", "pairwise", "crossing", "sum_from", "sum_before"])
 def test_a_broken_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """The negative control: each part of the rule matters to what is compared above."""
     real = getattr(chunked, broken)

@@ -7,7 +7,8 @@ import tiny
 from radistill.mixers import use_fast_paths
 from radistill.models.anatomy import ARCHITECTURES
 from radistill.models.loading import Model
-from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
+from radistill.speculation.caches import RowCache, read_prompts, read_tokens, verifying
+from radistill.speculation.states import stored
 
 HYBRIDS = [family for family in tiny.ARCHITECTURES if ARCHITECTURES[(tiny.FAMILIES | tiny.REFUSED)[family][0]].ssm]
 
@@ -30,7 +31,7 @@ def test_reading_rolling_back_and_reading_on_is_reading_at_once(family: str) -> 
     prompts, new = tokens_of(6, 0, 11, 3), tokens_of(4, 4, 4, 4)
     cache = RowCache(model.network.config, 4)
     read_prompts(model, cache, prompts)
-    with stepping(model, cache) as history:
+    with verifying(model, cache) as history:
         logits = read_tokens(model, cache, torch.tensor(new))
     for row, (prompt, drafted) in enumerate(zip(prompts, new, strict=True)):
         torch.testing.assert_close(logits[row], fresh(model, prompt + drafted)[-4:], rtol=1e-3, atol=1e-4)
@@ -67,7 +68,7 @@ def test_empty_prompts_read_nothing() -> None:
     cache = RowCache(model.network.config, 2)
     read_prompts(model, cache, [[], []])
     assert cache.width == 0
-    assert cache.recurrent_states() == {}
+    assert not any(map(stored, cache.layers))
 
 
 @torch.inference_mode()

@@ -4,9 +4,8 @@ Rows stay padded on the left: after a roll-back each row's tokens are moved so t
 So a batch whose rows accept different numbers of tokens has no holes, and every mask that transformers builds (causal,
 sliding window) is right as it is. The move copies the keys and values once; a batch of one is only sliced.
 
-A recurrent state cannot be cropped, so it is noted after every token and the right note is put back. transformers' own
-scans give the last state only, and that of Jamba does not start from a state at all; therefore state-space blocks take
-the tokens of a verification one by one (`stepping`).
+A recurrent state cannot be cropped, so it is known after every token (`speculation.states`). Blocks that start from the
+stored state read the tokens of a verification in one pass, others one by one (`verifying`).
 """
 
 import copy
@@ -30,8 +29,7 @@ from radistill.models.cache_names import cache_argument
 from radistill.models.loading import Model
 from radistill.speculation.drafters import known_tokens
 from radistill.speculation.masks import shadowed
-
-States = dict[int, list[Tensor]]
+from radistill.speculation.states import Copies, History, read_at_once, store, stored
 
 
 class RowCache(DynamicCache):
@@ -43,6 +41,7 @@ class RowCache(DynamicCache):
     Attributes:
         width: slots of each row, padding included.
         lengths: tokens of each row.
+        stepped: layers whose state-space blocks are known to read a verification token by token.
     """
 
     layers: list[Any]
@@ -53,6 +52,7 @@ class RowCache(DynamicCache):
         self.layers = [_without_window(layer) for layer in self.layers]
         self.width = 0
         self.lengths = [0] * rows
+        self.stepped: set[int] = set()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of slots, the same for every layer that is not skipped."""
@@ -69,21 +69,20 @@ class RowCache(DynamicCache):
         twin.lengths = list(self.lengths)
         return twin
 
-    def recurrent_states(self) -> States:
-        """Copies of the states of every layer that has some, by layer."""
-        found = {}
+    def note_states(self, history: History) -> None:
+        """Add copies of the present states of every layer that has some."""
         for index, layer in enumerate(self.layers):
-            states = [table[key].clone() for table, key in _slots(layer)]
-            if states:
-                found[index] = states
-        return found
+            if stored(layer):
+                noted = history.setdefault(index, Copies())
+                assert isinstance(noted, Copies)
+                noted.add(layer)
 
-    def roll_back(self, dropped: Sequence[int], history: Sequence[States]) -> None:
+    def roll_back(self, dropped: Sequence[int], history: History) -> None:
         """Forget the last tokens.
 
         Args:
             dropped: number of tokens to forget, for each row.
-            history: the recurrent states after each of the last tokens; after `history[-1]` no token was read.
+            history: the recurrent states after each of the last tokens, the very last one included.
         """
         common = min(dropped)
         shifts = [drop - common for drop in dropped]
@@ -94,48 +93,49 @@ class RowCache(DynamicCache):
             if _holds_keys(layer):
                 layer.keys = _moved(layer.keys, start, end, shifts)
                 layer.values = _moved(layer.values, start, end, shifts)
-        if any(dropped) and history:
-            self._put_back([history[-1 - drop] for drop in dropped])
+        for index, states in history.items():
+            store(self.layers[index], states.without(dropped))
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only `rows`, in that order."""
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
-                for table, key in _slots(layer):
+                for table, key in stored(layer):
                     table[key] = table[key][list(rows)]
             if _holds_keys(layer):
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
         self.lengths = [self.lengths[row] for row in rows]
-        self.roll_back([0] * len(rows), ())
-
-    def _put_back(self, states: Sequence[States]) -> None:
-        """Row b of every recurrent state becomes row b of `states[b]`."""
-        for index in states[0]:
-            for number, (table, key) in enumerate(_slots(self.layers[index])):
-                table[key] = torch.stack([noted[index][number][row] for row, noted in enumerate(states)])
+        self.roll_back([0] * len(rows), {})
 
 
 @contextmanager
-def stepping(model: Model, cache: RowCache) -> Iterator[list[States]]:
-    """Let the state-space blocks read the tokens of a pass one by one, and note their states.
+def verifying(model: Model, cache: RowCache) -> Iterator[History]:
+    """Let the state-space blocks read the several tokens of a pass so that the cache can forget some of them.
 
-    Everything else in the network reads all tokens at once. The cost: the weights of the state-space blocks are read
-    once a token instead of once a pass.
+    Blocks that are seen to start from the stored state read all tokens in one pass, as everything else in the network
+    does. Others read them one by one, so that their weights are read once a token.
 
     Yields:
-        A list that the pass fills: the states after each token.
+        What the pass fills, for `RowCache.roll_back`. Until then the recurrent states in the cache are nobody's.
     """
-    history: list[States] = []
+    history: History = {}
 
-    def stepped(layer: int, forward: Any) -> Any:
+    def reading(layer: int, forward: Any) -> Any:
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             kwargs["attention_mask"] = None  # only prompts are padded
-            outputs = []
-            for position in range(hidden_states.shape[1]):
+            time = hidden_states.shape[1]
+            if time > 1 and layer not in cache.stepped:
+                found = read_at_once(cache, layer, time, lambda: forward(hidden_states, *args, **kwargs))
+                if found is not None:
+                    output, history[layer] = found
+                    return output
+                if stored(cache.layers[layer]):
+                    cache.stepped.add(layer)
+            outputs, copies = [], Copies()
+            for position in range(time):
                 outputs.append(forward(hidden_states[:, position : position + 1], *args, **kwargs))
-                if position == len(history):
-                    history.append({})
-                history[position][layer] = [table[key].clone() for table, key in _slots(cache.layers[layer])]
+                copies.add(cache.layers[layer])
+            history[layer] = copies
             return torch.cat(outputs, dim=1)
 
         return run
@@ -143,7 +143,7 @@ def stepping(model: Model, cache: RowCache) -> Iterator[list[States]]:
     with ExitStack() as stack:
         for layer in model.anatomy.ssm_layers:
             for module in model.anatomy.modules(model.network, layer, Component.SSM):
-                stack.enter_context(shadowed(module, stepped(layer, module.forward)))
+                stack.enter_context(shadowed(module, reading(layer, module.forward)))
         yield history
 
 
@@ -211,14 +211,6 @@ def _fork(layer: Any) -> Any:
             copied = {key: entry.clone() if isinstance(entry, Tensor) else entry for key, entry in value.items()}
             setattr(twin, name, copied)
     return twin
-
-
-def _slots(layer: Any) -> list[tuple[dict[int, Tensor], int]]:
-    """Where a layer keeps its convolution's memory and its recurrent state; empty before the first token."""
-    if not isinstance(layer, LinearAttentionCacheLayerMixin):
-        return []
-    tables: list[dict[int, Any]] = [layer.conv_states, layer.recurrent_states]
-    return [(table, key) for table in tables for key, state in table.items() if state is not None]
 
 
 def _holds_keys(layer: Any) -> bool:

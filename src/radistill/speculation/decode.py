@@ -16,7 +16,7 @@ from radistill.files import hash_json
 from radistill.models.endings import end_tokens
 from radistill.models.generation import check_prompts, check_sampling, evaluating
 from radistill.models.loading import Model
-from radistill.speculation.caches import RowCache, read_prompts, read_tokens, stepping
+from radistill.speculation.caches import RowCache, read_prompts, read_tokens, verifying
 from radistill.speculation.drafters import Draft, Drafter
 from radistill.speculation.drafting import Drafting
 from radistill.speculation.sampling import Greedy, Rule, Sampling
@@ -219,7 +219,7 @@ def _decode(
     while texts:
         last = torch.tensor([text.tokens[-1:] for text in texts], device=model.network.device)
         proposal = drafting.propose(cache, last, [min(draft_length, text.room) for text in texts])
-        with stepping(model, cache) as history:
+        with verifying(model, cache) as history:
             logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
         if logits.isnan().any():
             raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from radistill.models.anatomy import Component
-from radistill.speculation.caches import RowCache, States, read_prompts, read_tokens
+from radistill.speculation.caches import RowCache, read_prompts, read_tokens
 from radistill.speculation.drafters import Draft
 from radistill.speculation.masks import masked
 from radistill.speculation.sampling import Proposal, Rule
+from radistill.speculation.states import History
 
 
 class Drafting:
@@ -47,7 +48,7 @@ class Drafting:
         self._has_states = any(
             (layer, Component.SSM) not in draft.mask.skipped for layer in draft.model.anatomy.ssm_layers
         )
-        self._history: list[States] = []  # after the last token of the text, and after each drafted one that was read
+        self._history: History = {}  # after the last token of the text, and after each drafted one that was read
         self._behind: Tensor | None = None  # [batch, 1], a token of the text before the last that was not read
         self._own: RowCache | None = None
         if prompts is not None:
@@ -122,7 +123,7 @@ class Drafting:
         """Logits after the last of these tokens, [batch, vocab of the target]."""
         logits = self._draft.fit(read_tokens(self._draft.model, cache, tokens, keep=1)[:, -1])
         if self._has_states and self._own is not None:
-            self._history.append(cache.recurrent_states())
+            cache.note_states(self._history)
         return logits
 
     def _count(

@@ -86,7 +86,7 @@ class _GatedDeltaRule(torch.autograd.Function):
         sizes = _Sizes(k, v, chunk)
         decays = _Decays(g, sizes)
         beta_h = sizes.by_head(beta)
-        k_factor, q_factor = _factors(k, normalise), _factors(q, normalise).mul_(k.shape[-1] ** -0.5)
+        k_factor, q_factor = factors(k, normalise), factors(q, normalise).mul_(k.shape[-1] ** -0.5)
         kq = sizes.by_key_head(k, k_factor, q, q_factor)
 
         # Inside the chunks.
@@ -296,7 +296,7 @@ class _Decays:
         return pairwise(self._cum, self._cum, self._dtype)
 
 
-def _factors(x: Tensor, normalise: bool) -> Tensor:
+def factors(x: Tensor, normalise: bool) -> Tensor:
     """One over the norm of each vector, [b, t, g, 1], or ones."""
     if not normalise:
         return x.new_ones(*x.shape[:-1], 1)

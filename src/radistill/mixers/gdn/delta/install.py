@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from radistill.mixers.fast.replay import tape_for
 from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
 from radistill.mixers.gdn.delta.chunked import gated_delta_rule
+from radistill.mixers.gdn.delta.continued import continued_rule
 from radistill.mixers.gdn.delta.gated_norm import norm_then_gate
 
 # Classes of transformers that norm, weigh and then gate by SiLU.
@@ -42,15 +44,12 @@ def _rule(
 ) -> Any:
     if not is_ours(query, settings):
         return original(query, key, value, g, beta, **settings)
-    o, state = gated_delta_rule(
-        query,
-        key,
-        value,
-        g,
-        beta,
-        initial_state=settings.get("initial_state"),
-        normalise=settings.get("use_qk_l2norm_in_kernel", False),
-    )
+    initial, normalise = settings.get("initial_state"), settings.get("use_qk_l2norm_in_kernel", False)
+    tape = tape_for(initial)
+    if tape is not None:
+        o, tape.replay = continued_rule(query, key, value, g, beta, initial_state=initial, normalise=normalise)
+        return o.to(query.dtype), initial
+    o, state = gated_delta_rule(query, key, value, g, beta, initial_state=initial, normalise=normalise)
     return o.to(query.dtype), state if settings.get("output_final_state") else None
 
 

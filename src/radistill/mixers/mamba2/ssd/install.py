@@ -7,9 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridRMSNormGated
 
+from radistill.mixers.fast.replay import tape_for
 from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
 from radistill.mixers.mamba2.ssd.chunked import chunked_scan
+from radistill.mixers.mamba2.ssd.continued import continued_scan
 from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
+
+_NO_LIMIT = (0.0, float("inf"))
 
 
 def use_fast_ssd(network: nn.Module) -> None:
@@ -42,17 +46,13 @@ def _scan(
     D, dt_bias = settings.get("D"), settings.get("dt_bias")
     if D is None or D.dim() != 1 or dt_bias is None or not settings.get("dt_softplus") or not is_ours(dt, settings):
         return original(hidden_states, dt, A, B, C, chunk_size, **settings)
-    y, state = chunked_scan(
-        hidden_states,
-        dt,
-        A,
-        B,
-        C,
-        D=D,
-        dt_bias=dt_bias,
-        initial_state=settings.get("initial_states"),
-        dt_limit=settings.get("dt_limit", (0.0, float("inf"))),
-    )
+    initial, limit = settings.get("initial_states"), settings.get("dt_limit", _NO_LIMIT)
+    tape = tape_for(initial)
+    # transformers limits steps in a scan, but not in decoding from a state, which a verification must repeat.
+    if tape is not None and (initial is not None or tuple(limit) == _NO_LIMIT):
+        y, tape.replay = continued_scan(hidden_states, dt, A, B, C, D=D, dt_bias=dt_bias, initial_state=initial)
+        return y, initial
+    y, state = chunked_scan(hidden_states, dt, A, B, C, D=D, dt_bias=dt_bias, initial_state=initial, dt_limit=limit)
     return (y, state) if settings.get("return_final_states") else y
 
 
