@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from radistill.evaluation.statistics import holm, mcnemar, paired_bootstrap, wilson
+from radistill.statistics import holm, mcnemar, paired_bootstrap, wilson
 
 
 def naive_mcnemar(only_first: int, only_second: int) -> float:
