@@ -107,7 +107,7 @@ class RoundCosts:
         draft: of drafting so many tokens; between the timed counts, on a straight line.
         verify: of the target's pass over so many tokens, with judging them and forgetting the rejected ones.
         catch_up: of reading the last drafted token, which a drafter reads only if all are accepted.
-        turns: the single timings whose medians these are.
+        turns: the single timings whose means these are.
     """
 
     context: int
@@ -119,27 +119,31 @@ class RoundCosts:
     turns: tuple["RoundCosts", ...] = ()
 
     @classmethod
-    def median(cls, turns: Sequence["RoundCosts"]) -> "RoundCosts":
-        """The median of each cost over several timings of the same."""
+    def mean(cls, turns: Sequence["RoundCosts"]) -> "RoundCosts":
+        """The mean of each cost over several timings of the same.
 
-        def middle(costs: Sequence[dict[int, float]]) -> dict[int, float]:
-            return {count: float(np.median([cost[count] for cost in costs])) for count in costs[0]}
+        A median would be no fairer where other work shares the machine: it forgets what holds up a few short steps, but
+        not what holds up a long one, which is as many steps in a row.
+        """
+
+        def means(costs: Sequence[dict[int, float]]) -> dict[int, float]:
+            return {count: float(np.mean([cost[count] for cost in costs])) for count in costs[0]}
 
         return cls(
             context=turns[0].context,
             batch_size=turns[0].batch_size,
-            plain=float(np.median([turn.plain for turn in turns])),
-            draft=middle([turn.draft for turn in turns]),
-            verify=middle([turn.verify for turn in turns]),
-            catch_up=max(0.0, float(np.median([turn.catch_up for turn in turns]))),
+            plain=float(np.mean([turn.plain for turn in turns])),
+            draft=means([turn.draft for turn in turns]),
+            verify=means([turn.verify for turn in turns]),
+            catch_up=max(0.0, float(np.mean([turn.catch_up for turn in turns]))),
             turns=tuple(turns),
         )
 
     def resampled(self, generator: np.random.Generator) -> "RoundCosts":
-        """The medians of timings that are drawn from these with replacement; itself where none are known."""
+        """The means of timings that are drawn from these with replacement; itself where none are known."""
         if not self.turns:
             return self
-        return self.median([self.turns[index] for index in generator.integers(0, len(self.turns), len(self.turns))])
+        return self.mean([self.turns[index] for index in generator.integers(0, len(self.turns), len(self.turns))])
 
     def round(self, drafted: np.ndarray, full: np.ndarray) -> np.ndarray:
         """Seconds of rounds, from the drafted tokens of each and the chance that a row accepts all of them."""

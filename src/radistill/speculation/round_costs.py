@@ -18,7 +18,7 @@ from radistill.speculation.sampling import Greedy, Rule, Sampling
 
 REPEATS = 7
 _DRAFTED = (1, 2, 4, 8, 16)
-_PLAIN_STEPS = 3
+_PLAIN_STEPS = 8
 
 
 def time_rounds(
@@ -33,7 +33,7 @@ def time_rounds(
 ) -> RoundCosts:
     """Time plain steps, drafts of 1 to 16 tokens and verifications of 2 to 17, with a separate draft cache.
 
-    They take turns, so that what slows the machine down for a while slows all of them; each figure is the median of
+    They take turns, so that what slows the machine down for a while slows all of them; each figure is the mean of
     `repeats` turns after one to warm up. Nothing is accepted; in a batch, rows take turns to accept one token, because
     rows that are rolled back by different numbers of tokens are moved. The caches grow by some hundred tokens at most.
 
@@ -60,7 +60,7 @@ def time_rounds(
         for number in range(repeats + 1):
             turns.append(clock.turn(number))
             advance()
-    return RoundCosts.median(turns[1:])
+    return RoundCosts.mean(turns[1:])
 
 
 class _Clock:
@@ -82,7 +82,7 @@ class _Clock:
 
     def turn(self, number: int) -> RoundCosts:
         """Every cost once."""
-        plain = statistics.median(self.plain() for _ in range(_PLAIN_STEPS))
+        plain = statistics.fmean(self.plain() for _ in range(_PLAIN_STEPS))
         draft, verified = {}, {}
         for drafted in _DRAFTED:
             accepted = [(row + number) % 2 * (drafted > 1 < len(self.rows)) for row in self.rows]
