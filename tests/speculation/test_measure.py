@@ -189,6 +189,8 @@ def test_what_cannot_draft_is_refused() -> None:
     stranger.tokenizer = other_tokenizer()
     with pytest.raises(RadistillError, match="has another tokenizer than the target"):
         check_drafter(target, stranger)
+    with pytest.raises(RadistillError, match="long has 65 tokens with its answer, but the context of tiny llama is 64"):
+        acceptance_of(target, tiny.model("llama", max_position_embeddings=64), [Document("long", (5,) * 65, 1)], 0.0)
     with pytest.raises(RadistillError, match="no documents to measure on"):
         measure_drafter(target, ComponentMask(), {0.0: []})
     with pytest.raises(RadistillError, match="context is 600, but tiny llama takes from 2 to 512 tokens"):

@@ -214,6 +214,7 @@ def acceptance_of(
     found: dict[str, list[list[float]]] = {rule: [] for rule in ([SAMPLED, LIKELIEST] if temperature else [GREEDY])}
     with progress(f"acceptance at {temperature:g}", len(documents), "documents") as advance:
         for document in documents:
+            _check_room(draft, document)
             q = draft.response_logits(document)
             if temperature:
                 p = whole.response_logits(document)
@@ -227,6 +228,15 @@ def acceptance_of(
                 found[rule].append(acceptance.tolist())
             advance()
     return found
+
+
+def _check_room(draft: Draft, document: Document) -> None:
+    longest, tokens = draft.model.context_length, len(document.tokens)
+    if longest is not None and tokens > longest:
+        raise RadistillError(
+            f"drafter: {document.id} has {tokens} tokens with its answer, but the context of {draft.model.source} is "
+            f"{longest}; shorten prompts or answers"
+        )
 
 
 def _sampled(p: Tensor, q: Tensor, temperature: float, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
