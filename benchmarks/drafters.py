@@ -1,12 +1,12 @@
 """Drafters: the speed that `radistill drafter measure` predicts, against the speed of decoding.
 
     python benchmarks/drafters.py [--model smollm2-135m] [--pairs skip self cut] [--prompts 4] [--max-new-tokens 48]
-        [--draft-lengths 1 4] [--threads 2]
+        [--draft-lengths 1 4] [--temperature 0] [--threads 2]
 
 Pairs: the model without the middle third of its layers (`skip`), with itself as a second model (`self`), and with a
-model of its first layers, untrained (`cut`). Every prompt is answered greedily, plainly and with each draft length in
-turn, one at a time, so that all see the same machine. The speed is that after the first round, which reads the prompt.
-The result goes to the part `payoff` of benchmarks/results/drafters.json; other parts stay.
+model of its first layers, untrained (`cut`). Every prompt is answered plainly and with each draft length in turn, one
+at a time, so that all see the same machine. The speed is that after the first round, which reads the prompt. Each pair
+goes to the part `payoff` of benchmarks/results/drafters.json; other pairs and other parts stay.
 """
 
 import argparse
@@ -15,16 +15,16 @@ import tempfile
 import time
 from typing import Any
 
-from common.result import RESULTS, options, write_result
+from common.result import add_part, options
 from radistill import load, load_data
-from radistill.files import read_json
+from radistill.models.checkpoint import quiet
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import machine, versions
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.drafters import Drafter
-from radistill.speculation.measure import GREEDY, measure_drafter
+from radistill.speculation.measure import measure_drafter
 from radistill.speculation.presets import layer_skip
 
 KEPT_LAYERS = 6
@@ -36,7 +36,8 @@ def first_layers(model: Model, layers: int) -> Model:
         config = type(model.network.config).from_dict(model.network.config.to_dict() | {"num_hidden_layers": layers})
         small = type(model.network)(config)
         small.load_state_dict(model.network.state_dict(), strict=False)
-        small.save_pretrained(folder)
+        with quiet():
+            small.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
         loaded = load(folder)
     loaded.source = f"the first {layers} layers of {model.source}"
@@ -50,25 +51,24 @@ def drafter_of(pair: str, model: Model) -> Drafter:
     return model if pair == "self" else first_layers(model, KEPT_LAYERS)
 
 
-def plain_seconds(model: Model, prompt: list[int], tokens: int) -> float:
+def plain_seconds(model: Model, prompt: list[int], tokens: int, temperature: float) -> float:
     """Seconds of a step of plain decoding, without the first, which reads the prompt."""
     seconds = []
     for count in (1, tokens):
         started = time.perf_counter()
-        [written] = generate(model, [prompt], max_new_tokens=count, description=None)
+        [written] = generate(model, [prompt], max_new_tokens=count, temperature=temperature, description=None)
         seconds.append(time.perf_counter() - started)
     return (seconds[1] - seconds[0]) / max(1, len(written) - 1)
 
 
-def drafted_seconds(model: Model, prompt: list[int], drafter: Drafter, length: int, tokens: int) -> float | None:
+def drafted_seconds(model: Model, prompt: list[int], drafter: Drafter, **settings: Any) -> float | None:
     """Seconds of a token with a drafter, without the first round; None where it was the only one."""
     rounds: list[tuple[float, int]] = []
     speculative_generate(
         model,
         [prompt],
         drafter,
-        draft_length=length,
-        max_new_tokens=tokens,
+        **settings,
         on_tokens=lambda _, new: rounds.append((time.perf_counter(), len(new))),
     )
     if len(rounds) < 2:
@@ -84,8 +84,15 @@ def decoded(
     for document in documents:
         prompt = list(document.tokens[: document.response_start])
         for length in arguments.draft_lengths:
-            plain = plain_seconds(model, prompt, arguments.max_new_tokens)
-            drafted = drafted_seconds(model, prompt, drafter, length, arguments.max_new_tokens)
+            plain = plain_seconds(model, prompt, arguments.max_new_tokens, arguments.temperature)
+            drafted = drafted_seconds(
+                model,
+                prompt,
+                drafter,
+                draft_length=length,
+                max_new_tokens=arguments.max_new_tokens,
+                temperature=arguments.temperature,
+            )
             ratios[length] += [] if drafted is None else [(plain, drafted)]
     return {
         length: {
@@ -102,8 +109,8 @@ def measure(pair: str, model: Model, documents: list[Document], arguments: argpa
     drafter = drafter_of(pair, model)
     # In the middle of a response.
     context = statistics.median(one.response_start + len(one.tokens) for one in documents) / 2
-    figures = measure_drafter(model, drafter, {0.0: documents}, contexts=[round(context)])
-    [outcome] = figures.outcomes
+    figures = measure_drafter(model, drafter, {arguments.temperature: documents}, contexts=[round(context)])
+    outcome = figures.outcomes[0]
     found = decoded(model, documents, drafter, arguments)
     for length, one in found.items():
         one["predicted"] = outcome.payoff.by_length[length]
@@ -120,7 +127,10 @@ def measure(pair: str, model: Model, documents: list[Document], arguments: argpa
             "catch_up": 1000 * outcome.costs.catch_up,
         },
         "draft_lengths": found,
-        "rule": GREEDY,
+        "rule": outcome.rule,
+        "settings": vars(arguments) | {"fingerprint": model.fingerprint},
+        "versions": versions(),
+        "machine": machine(),
     }
 
 
@@ -133,6 +143,7 @@ def main() -> None:
         prompts=4,
         max_new_tokens=48,
         draft_lengths=[1, 4],
+        temperature=0.0,
         threads=2,
         seed=0,
     )
@@ -143,18 +154,16 @@ def main() -> None:
         arguments.prompts,
         arguments.seed,
         arguments.max_new_tokens,
+        temperature=arguments.temperature,
         rewrite=True,
     )
-    settings = vars(arguments) | {"versions": versions(), "machine": machine(), "fingerprint": model.fingerprint}
-    pairs = {}
     for pair in arguments.pairs:
-        pairs[pair] = measure(pair, model, documents, arguments)
-        print(f"{pair}: {pairs[pair]['verdict']}")
-        for length, one in pairs[pair]["draft_lengths"].items():
+        found = measure(pair, model, documents, arguments)
+        print(f"{pair}: {found['verdict']}")
+        for length, one in found["draft_lengths"].items():
             print(f"  draft length {length}: predicted {one['predicted']:.2f}, measured {one['measured']:.2f}")
-    path = RESULTS / "drafters.json"
-    others = dict(read_json(path)) if path.exists() else {}
-    write_result("drafters", **others | {"payoff": {"settings": settings, "pairs": pairs}})
+        name = pair if arguments.temperature == 0 else f"{pair}, temperature {arguments.temperature:g}"
+        add_part("drafters", "payoff", {name: found})
 
 
 if __name__ == "__main__":

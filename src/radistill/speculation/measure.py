@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,9 @@ def measure_drafter(
     turns = len(contexts) * len(batch_sizes) * (1 + sampled) * (repeats + 1)
     outcomes = []
     with progress("timing", turns, "turns") as advance:
-        for context in contexts:
-            for batch_size in batch_sizes:
-                time = partial(
+        for context, batch_size in product(contexts, batch_sizes):
+            costs = _costs(
+                partial(
                     time_rounds,
                     target,
                     drafter,
@@ -174,17 +175,13 @@ def measure_drafter(
                     batch_size=batch_size,
                     repeats=repeats,
                     advance=advance,
-                )
-                costs = {GREEDY: time()}
-                if sampled:
-                    costs[SAMPLED] = time(sampled=True)
-                    # Drafts as greedy decoding does, and is judged as samples are.
-                    greedily = {name: getattr(costs[GREEDY], name) for name in ("draft", "catch_up")}
-                    costs[LIKELIEST] = replace(costs[SAMPLED], **greedily)
-                outcomes += [
-                    Outcome(one.temperature, one.rule, costs[one.rule], Payoff.of(one.tokens, costs[one.rule]))
-                    for one in acceptances
-                ]
+                ),
+                sampled,
+            )
+            outcomes += [
+                Outcome(one.temperature, one.rule, costs[one.rule], Payoff.of(one.tokens, costs[one.rule]))
+                for one in acceptances
+            ]
     return DrafterFigures(
         target=target.source,
         drafter=describe_mask(drafter) if isinstance(drafter, ComponentMask) else drafter.source,
@@ -228,6 +225,18 @@ def acceptance_of(
                 found[rule].append(acceptance.tolist())
             advance()
     return found
+
+
+def _costs(time: Callable[..., RoundCosts], sampled: bool) -> dict[str, RoundCosts]:
+    """Costs of rounds by rule."""
+    greedy = time()
+    if not sampled:
+        return {GREEDY: greedy}
+    both = time(sampled=True)
+    # The likeliest token is drafted as in greedy decoding, and judged as samples are.
+    pairs = zip(both.turns, greedy.turns, strict=True)
+    likeliest = [replace(one, draft=other.draft, catch_up=other.catch_up) for one, other in pairs]
+    return {GREEDY: greedy, SAMPLED: both, LIKELIEST: RoundCosts.mean(likeliest)}
 
 
 def _check_room(draft: Draft, document: Document) -> None:
