@@ -2,11 +2,14 @@
 
     python benchmarks/drafters.py [--model smollm2-135m] [--pairs skip self cut] [--prompts 4] [--max-new-tokens 48]
         [--draft-lengths 1 4] [--temperature 0] [--threads 2]
+        [--cpu-time 0]
 
 Pairs: the model without the middle third of its layers (`skip`), with itself as a second model (`self`), and with a
 model of its first layers, untrained (`cut`). Every prompt is answered plainly and with each draft length in turn, one
 at a time, so that all see the same machine. The speed is that after the first round, which reads the prompt. Each pair
-goes to the part `payoff` of benchmarks/results/drafters.json; other pairs and other parts stay.
+goes to the part `payoff` of benchmarks/results/drafters.json; other pairs and other parts stay. With `--cpu-time 1` and
+one thread, seconds are those that the processor worked for this process, here and in what is measured: on a machine
+that other work shares, wall time tells more about that work.
 """
 
 import argparse
@@ -145,8 +148,11 @@ def main() -> None:
         draft_lengths=[1, 4],
         temperature=0.0,
         threads=2,
+        cpu_time=0,
         seed=0,
     )
+    if arguments.cpu_time:
+        time.perf_counter = time.process_time
     model = load(arguments.model)
     documents = load_data(
         "reasoning-gym:gsm_symbolic",
