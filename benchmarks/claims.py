@@ -34,7 +34,6 @@ from radistill.distillation.heldout import distance
 from radistill.evaluation.comparison import compare_results, read_results
 from radistill.evaluation.places import subjects_of
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
-from radistill.evaluation.statistics import paired_bootstrap
 from radistill.evaluation.tasks.gsm8k import INSTRUCTION
 from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import read_json, write_json, write_text
@@ -43,6 +42,7 @@ from radistill.pipeline.run import run
 from radistill.provenance import machine, versions
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import Recipe, load_recipe
+from radistill.statistics import paired_bootstrap
 
 UNFINISHED = 75
 """Exit code of a slice that is over before the work is."""

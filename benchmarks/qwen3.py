@@ -37,12 +37,12 @@ from radistill.console import progress
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.distillation.muon import Muon
-from radistill.evaluation.statistics import wilson
 from radistill.files import read_json, write_text
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.pipeline.run import run
 from radistill.runs.recipe import load_recipe
+from radistill.statistics import wilson
 
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 TEMPLATE = (

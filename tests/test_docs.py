@@ -54,7 +54,9 @@ def test_commands_that_a_page_shows_exist(page: Path) -> None:
             continue
         name, rest = match.groups()
         assert name in COMMANDS, line
-        options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        command, [second, *_] = COMMANDS[name], [*rest.split(), ""]
+        command = getattr(command, "commands", {}).get(second, command)
+        options = {option for parameter in command.params for option in parameter.opts}
         given = [word.split("=")[0] for word in shlex.split(rest, comments=True) if word.startswith("--")]
         assert set(given) <= options | {"--help"}, line
 
@@ -99,7 +101,8 @@ def test_overrides_that_the_pages_show_are_fields_of_a_recipe() -> None:
 
 def test_every_stage_is_a_command_and_explains_itself() -> None:
     assert set(STAGES) < set(COMMANDS)
-    for name, command in COMMANDS.items():
+    inner = [getattr(command, "commands", {}) for command in COMMANDS.values()]
+    for name, command in [*COMMANDS.items(), *(pair for commands in inner for pair in commands.items())]:
         assert command.help, name
         assert all(parameter.help for parameter in command.params if parameter.name != "help"), name
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from radistill.files import write_json
+from radistill.files import read_json, write_json
 from radistill.provenance import machine, seed_everything, versions
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +37,10 @@ def write_result(name: str, **figures: Any) -> dict[str, Any]:
     result = figures | {"versions": versions(), "machine": machine()}
     write_json(RESULTS / f"{name}.json", result)
     return result
+
+
+def add_part(name: str, part: str, figures: dict[str, Any]) -> None:
+    """Add figures, or replace those of the same names, in a part of benchmarks/results/NAME.json; all else stays."""
+    path = RESULTS / f"{name}.json"
+    whole = dict(read_json(path)) if path.exists() else {}
+    write_json(path, whole | {part: whole.get(part, {}) | figures})

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare": ("compare", "one", "other", "--json"),
     "components": ("components", "model", "--json"),
     "savings": ("savings", "model", "model", "--out"),
+    "drafter measure": ("drafter", "measure", "model", "model", "--out"),
     "evaluate": ("evaluate", "model", "--tasks", "recall", "--out"),
     "run": ("run", "recipe.yaml", "--out"),
 }

@@ -361,6 +361,19 @@ def test_load_data(questions: Path) -> None:
     assert load_data("reasoning-gym:gsm_symbolic", teacher, count=2, max_new_tokens=2, seed=1) != documents[:2]
 
 
+def test_load_data_rewritten(tmp_path: Path) -> None:
+    teacher = tiny.model("llama")
+    path = rows_file(tmp_path / "rows.jsonl", [{"prompt": "why?", "response": "So."}])
+    settings: dict[str, Any] = {"count": 1, "max_new_tokens": 6}
+    [given] = load_data(str(path), teacher, **settings)
+    prompt = given.tokens[: given.response_start]
+    [written] = load_data(str(path), teacher, rewrite=True, **settings)
+    [expected] = generate(teacher, [prompt], max_new_tokens=6)
+    assert written.tokens == (*prompt, *expected) != given.tokens
+    sampled = [load_data(str(path), teacher, rewrite=True, temperature=2.0, seed=s, **settings) for s in (0, 1)]
+    assert sampled[0] != sampled[1]
+
+
 @pytest.mark.parametrize(
     ("source", "count", "message"),
     [

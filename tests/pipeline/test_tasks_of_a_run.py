@@ -9,13 +9,13 @@ import pytest
 
 import tiny
 from radistill.errors import RadistillError
-from radistill.evaluation.statistics import wilson
 from radistill.files import read_json
 from radistill.pipeline.preflight import check
 from radistill.pipeline.run import run
 from radistill.report.terminal import print_evaluation
 from radistill.runs.contents import read_content
 from radistill.runs.recipe import load_recipe
+from radistill.statistics import wilson
 from small_recipe import small_recipe
 
 EVALUATE = {"exact_match": False, "tasks": ["recall-needle"], "contexts": [256, 384], "limit": 3}

@@ -106,7 +106,7 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
     from radistill.console import note
     from radistill.diagnosis.plan import Plan
     from radistill.speculation.masks import ComponentMask
-    from radistill.speculation.presets import parse_mask
+    from radistill.speculation.presets import skipping
 
     if plan is not None:
         found = Plan.load(plan)
@@ -118,7 +118,7 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
             )
         return ComponentMask.attention(found.replace)
     assert skip is not None
-    return parse_mask(f"attention:{skip}" if skip[:1].isdigit() else skip, model)
+    return skipping(skip, model)
 
 
 def _prompt(model: "Model", text: str) -> list[int]:

@@ -98,11 +98,25 @@ def run_stage(stage: str, recipe: Path | None, out: Path, overrides: list[str]) 
     run(load_recipe(recipe_of(recipe, out), overrides), out, [stage])
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """Numbers of tokens, as in `--contexts 128,512`; RadistillError if it is anything else."""
+def lengths(text: str, option: str = "--contexts") -> tuple[int, ...]:
+    """Whole numbers above 0, as in `--contexts 128,512`; RadistillError if it is anything else."""
     from radistill.errors import RadistillError
 
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words) or len(set(words)) < len(words):
-        raise RadistillError(f"--contexts {text!r}: must be different numbers of tokens, as 128,512,2048")
+        things = "numbers of tokens, as 128,512,2048" if option != "--batch-size" else "whole numbers, as 1,4"
+        raise RadistillError(f"{option} {text!r}: must be different {things}")
     return tuple(map(int, words))
+
+
+def temperatures(text: str) -> tuple[float, ...]:
+    """Temperatures, as in `--temperature 0,0.6`; RadistillError if it is anything else."""
+    from radistill.errors import RadistillError
+
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= one < float("inf") for one in found) or len(set(found)) < len(found):
+        raise RadistillError(f"--temperature {text!r}: must be different numbers of at least 0, as 0,0.6,1")
+    return found

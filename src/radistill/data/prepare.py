@@ -68,19 +68,33 @@ def prepare(
     return splits
 
 
-def load_data(source: str, teacher: Model, count: int, seed: int = 0, max_new_tokens: int = 96) -> list[Document]:
-    """A few documents for the library: from a source in one word, with the teacher's greedy responses where missing.
+def load_data(
+    source: str,
+    teacher: Model,
+    count: int,
+    seed: int = 0,
+    max_new_tokens: int = 96,
+    *,
+    temperature: float = 0.0,
+    rewrite: bool = False,
+) -> list[Document]:
+    """A few documents for the library: from a source in one word, with the teacher's responses where missing.
 
     Args:
         source: as `data.sources.settings_of` reads it.
         teacher: writes the missing responses.
         count: number of examples; documents longer than the model's context are left out of them.
-        seed: decides which examples are drawn.
+        seed: decides which examples are drawn, and the responses where they are sampled.
         max_new_tokens: longest written response.
+        temperature: of the teacher; 0 takes the likeliest token.
+        rewrite: let the teacher write every response, also of examples that have one.
     """
     if count < 1:
         raise RadistillError(f"count is {count}, but must be at least 1")
-    settings = settings_of(source, train=count, responses=ResponseSettings(max_new_tokens=max_new_tokens))
+    responses = ResponseSettings(
+        source="teacher" if rewrite else "auto", max_new_tokens=max_new_tokens, temperature=temperature
+    )
+    settings = settings_of(source, train=count, responses=responses)
     rows = SOURCES[settings.kind](settings, seed)
     examples = take(iter(rows.examples), "count", count, set(), rows.origin)
     return [record.document for record in _records(teacher, teacher.tokenizer, examples, settings, seed, None, "data")]

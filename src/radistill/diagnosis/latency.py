@@ -17,6 +17,7 @@ from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.anatomy import Component
 from radistill.models.cache_names import cache_argument, cache_of
 from radistill.models.loading import Model
+from radistill.models.timing import finish, timed
 from radistill.provenance import machine
 from radistill.speculation.masks import ComponentMask
 
@@ -122,13 +123,13 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
         def step(tokens: int) -> float:
             new = ids[:, -1:].expand(1, tokens)
             given = {cache_argument(network): cache}
-            return _seconds(lambda: network(input_ids=new, use_cache=True, **given), network.device)
+            return timed(lambda: network(input_ids=new, use_cache=True, **given), network.device)[0]
 
         passes = {}
         for tokens in _VERIFIED:
             step(tokens)
             passes[tokens] = statistics.median(step(tokens) for _ in range(repeats))
-        with _timed(parts, network.device) as times:
+        with _clocks(parts, network.device) as times:
             for _ in range(repeats):
                 step(1)
     medians = {part: statistics.median(_sums(seconds, len(parts[part]))) for part, seconds in times.items()}
@@ -138,32 +139,19 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
     return Latencies(context, medians, head, rest, passes)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _finish(device)
-    started = time.perf_counter()
-    run()
-    _finish(device)
-    return time.perf_counter() - started
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @contextmanager
-def _timed(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator[dict[Any, list[float]]]:
+def _clocks(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator[dict[Any, list[float]]]:
     """Collect the seconds of every call of every part's modules, in the order of the calls."""
     times: dict[Any, list[float]] = {part: [] for part in parts}
     started: dict[nn.Module, float] = {}
 
     def start(module: nn.Module, args: Any) -> None:
-        _finish(device)
+        finish(device)
         started[module] = time.perf_counter()
 
     def stop_for(part: Any) -> Callable[..., None]:
         def stop(module: nn.Module, args: Any, output: Any) -> None:
-            _finish(device)
+            finish(device)
             times[part].append(time.perf_counter() - started[module])
 
         return stop

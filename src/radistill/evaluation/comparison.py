@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 from radistill.errors import RadistillError
 from radistill.evaluation.figures import Figures, figures_of
 from radistill.evaluation.results import SUMMARY, Row, file_name
-from radistill.evaluation.statistics import Difference, holm, mcnemar, paired_bootstrap
 from radistill.files import read_json, read_rows
 from radistill.runs.contents import Content, Number
+from radistill.statistics import Difference, holm, mcnemar, paired_bootstrap
 
 LEVEL = 0.05
 """A difference is called real if its p, adjusted for the number of comparisons, is below this."""

@@ -10,12 +10,12 @@ from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import check_verifier, is_correct
 from radistill.evaluation.figures import Figures
-from radistill.evaluation.statistics import wilson
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.runs.evaluate_settings import EvaluateSettings
+from radistill.statistics import wilson
 
 
 @dataclass(frozen=True)

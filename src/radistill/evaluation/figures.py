@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from radistill.evaluation.results import Row
-from radistill.evaluation.statistics import wilson
+from radistill.statistics import wilson
 
 Figures = dict[str, Any]
 

@@ -14,11 +14,11 @@ from radistill.diagnosis.selectors import Curve
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import CACHE_LENGTHS
-from radistill.evaluation.statistics import paired_bootstrap, wilson
 from radistill.files import hash_json
 from radistill.models.anatomy import Anatomy
 from radistill.models.sequences import Document
 from radistill.speculation.masks import ComponentMask
+from radistill.statistics import paired_bootstrap, wilson
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from radistill.console import table
 from radistill.evaluation.comparison import LEVEL, Line
-from radistill.evaluation.statistics import Difference
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
+from radistill.statistics import Difference
 
 
 def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:

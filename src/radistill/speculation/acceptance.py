@@ -80,7 +80,26 @@ def expected_acceptance(target: Tensor, draft: Tensor) -> Tensor:
     Returns:
         [tokens], from 0 to 1; 0 where either side has a NaN, because such a draft proposes nothing.
     """
-    return torch.minimum(target, draft).exp().sum(dim=-1).nan_to_num(nan=0.0)
+    common = torch.minimum(target, draft).exp().sum(dim=-1).nan_to_num(nan=0.0)
+    # A sum of floats misses 1 by a little, and a twin is always accepted.
+    return common.masked_fill((target == draft).all(dim=-1), 1.0).clamp(max=1.0)
+
+
+def likeliest_acceptance(target: Tensor, draft: Tensor) -> Tensor:
+    """Probability that a target which samples accepts the draft's likeliest token: p(argmax q).
+
+    vLLM and llama.cpp draft greedily whatever the temperature; q is then 1 for that token, and min(1, p / q) is p.
+
+    Args:
+        target: log p, [tokens, vocab], the target's log-probabilities, after temperature and top-p.
+        draft: the draft's at the same places, or its logits.
+
+    Returns:
+        [tokens], from 0 to 1; 0 where either side has a NaN.
+    """
+    top = draft.max(dim=-1)  # NaN if any of them is
+    accepted = target.gather(-1, top.indices[:, None]).squeeze(-1).exp()
+    return accepted.masked_fill(top.values.isnan(), 0.0).nan_to_num(nan=0.0)
 
 
 def mean_accepted_length(agreements: Iterable[Tensor], draft_length: int) -> float:

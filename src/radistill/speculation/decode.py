@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from radistill.errors import RadistillError
 from radistill.files import hash_json
@@ -19,7 +20,8 @@ from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, verifying
 from radistill.speculation.drafters import Draft, Drafter
 from radistill.speculation.drafting import Drafting
-from radistill.speculation.sampling import Greedy, Rule, Sampling
+from radistill.speculation.sampling import Greedy, Proposal, Rule, Sampling
+from radistill.speculation.states import History
 
 DRAFT_CACHES = ("separate", "shared")
 
@@ -219,12 +221,7 @@ def _decode(
     while texts:
         last = torch.tensor([text.tokens[-1:] for text in texts], device=model.network.device)
         proposal = drafting.propose(cache, last, [min(draft_length, text.room) for text in texts])
-        with verifying(model, cache) as history:
-            logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
-        if logits.isnan().any():
-            raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")
-        judgement = rule.judge(proposal, logits)
-        accepted, following = judgement.accepted.tolist(), judgement.following.tolist()
+        accepted, following, history = verify(model, cache, last, proposal, rule)
         going_on = []
         for row, (text, tokens) in enumerate(zip(texts, proposal.tokens.tolist(), strict=True)):
             new = text.append(proposal.counts[row], tokens[: accepted[row]], following[row], stops)
@@ -241,6 +238,22 @@ def _decode(
             cache.select(going_on)
             drafting.select(going_on)
             rule.select(going_on)
+
+
+def verify(
+    model: Model, cache: RowCache, last: Tensor, proposal: Proposal, rule: Rule
+) -> tuple[list[int], list[int], History]:
+    """Let the target read the last token of the text, [batch, 1], and a proposal, and judge it.
+
+    Returns:
+        For each row the number of accepted tokens and the token that follows them, and what a roll-back needs.
+    """
+    with verifying(model, cache) as history:
+        logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
+    if logits.isnan().any():
+        raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")
+    judgement = rule.judge(proposal, logits)
+    return judgement.accepted.tolist(), judgement.following.tolist(), history
 
 
 def _check_rotation(prompts: Sequence[Sequence[int]], max_new_tokens: int, model: Model) -> None:

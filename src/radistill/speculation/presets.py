@@ -79,6 +79,11 @@ def parse_mask(text: str, model: Model) -> ComponentMask:
     return mask
 
 
+def skipping(text: str, model: Model) -> ComponentMask:
+    """`parse_mask`, but for bare numbers of layers, `6,7,20-22`, which stand for their attention."""
+    return parse_mask(f"attention:{text}" if text[:1].isdigit() else text, model)
+
+
 def describe_mask(mask: ComponentMask) -> str:
     """The shortest text that `parse_mask` reads as this mask; "nothing" for an empty one."""
     words = []

@@ -1,7 +1,7 @@
 """One pass over a context: read it, then decode token by token, each with its time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from radistill.models.cache_names import cache_argument, cache_of
 from radistill.models.loading import Model
+from radistill.models.timing import timed
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask
 
@@ -51,12 +52,12 @@ def timed_pass(model: Model, context: Tensor, decode_tokens: int) -> Pass:
     def read(tokens: Tensor, **cache: Any) -> Any:
         return network(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
 
-    prefill_seconds, output = _timed(partial(read, context), network.device)
+    prefill_seconds, output = timed(partial(read, context), network.device)
     held = sum(tensor.nbytes for tensor in _tensors(cache_of(output)))
     step_seconds = []
     for _ in range(decode_tokens):
         following, held_in = output.logits[:, -1:].argmax(-1), {name: cache_of(output)}
-        seconds, output = _timed(partial(read, following, **held_in), network.device)
+        seconds, output = timed(partial(read, following, **held_in), network.device)
         step_seconds.append(seconds)
     return Pass(prefill_seconds, step_seconds, held)
 
@@ -77,19 +78,6 @@ def drafted_pass(
         return None
     seconds = rounds[-1][0] - rounds[0][0]
     return Drafted(sum(count for _, count in rounds[1:]) / seconds, decoded.acceptance_rate)
-
-
-def _timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    _finish(device)
-    started = time.perf_counter()
-    result = run()
-    _finish(device)
-    return time.perf_counter() - started, result
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from radistill.evaluation.statistics import holm, mcnemar, paired_bootstrap, wilson
+from radistill.statistics import bootstrap_mean, holm, mcnemar, paired_bootstrap, wilson
 
 
 def naive_mcnemar(only_first: int, only_second: int) -> float:
@@ -115,3 +115,16 @@ def test_a_comparison_needs_the_same_examples(first: list[bool], second: list[bo
 def test_weights_must_be_positive() -> None:
     with pytest.raises(ValueError, match="a weight is 0"):
         paired_bootstrap([1.0], [2.0], [0.0])
+
+
+def test_the_interval_of_a_weighted_mean() -> None:
+    rng = random.Random(3)
+    weights = [rng.randint(1, 9) for _ in range(400)]
+    sums = [weight * (5 + rng.gauss(0, 1)) for weight in weights]
+    mean = sum(sums) / sum(weights)
+    # By hand: the error of a ratio of sums.
+    error = math.sqrt(sum((s - mean * w) ** 2 for s, w in zip(sums, weights, strict=True))) / sum(weights)
+    assert bootstrap_mean(sums, weights) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
+    assert bootstrap_mean([2.0, 0.0], [1.0, 0.0]) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="no weight is above 0"):
+        bootstrap_mean([0.0], [0.0])

@@ -96,6 +96,23 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], weights: S
     return Difference(observed, float((beyond + 1) / (len(drawn) + 1)), _interval(drawn), len(gaps))
 
 
+def bootstrap_mean(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval, over examples, of a weighted mean, such as accepted tokens a round.
+
+    Args:
+        sums: one for each example, such as its accepted tokens.
+        weights: what the sums are divided by, such as the example's rounds; examples with a weight of 0 do not count.
+
+    Raises:
+        ValueError: with different numbers of both, or without a weight above 0.
+    """
+    _check(sums, weights)
+    counting = np.asarray(weights, float) > 0
+    if not counting.any():
+        raise ValueError("no weight is above 0")
+    return _interval(_resample(np.asarray(sums, float)[counting], np.asarray(weights, float)[counting]))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjustment: of many comparisons, one at p < 0.05 is no surprise; after it, it is.
 

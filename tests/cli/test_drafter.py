@@ -1,0 +1,91 @@
+"""`radistill drafter` in this process, on tiny models."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from radistill.cli import main
+from radistill.speculation import measure as measuring
+from radistill.speculation.round_costs import time_rounds
+
+QUICK = ["--data", "prompts.jsonl", "--count", "2", "--max-new-tokens", "6", "--context", "16", "--threads", "1"]
+SHORT = {"repeats": 1}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.save("llama", tmp_path / "target")
+    tiny.save("llama", tmp_path / "small", layers=2)
+    # Answers that the data brings are not the target's own.
+    rows = [{"prompt": f"What is {n} + {n}?", "response": "Nothing."} for n in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["radistill", "drafter", "measure", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    return int(str(leaving.value.code))
+
+
+@pytest.mark.parametrize(("drafter", "temperatures"), [(["small"], (0.0, 0.6)), (["--skip", "1,2"], (0.0,))])
+def test_figures_and_a_verdict(
+    drafter: list[str],
+    temperatures: tuple[float, ...],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(measuring, "time_rounds", lambda *given, **settings: time_rounds(*given, **settings | SHORT))
+    arguments = ["target", *drafter, *QUICK, "--out", "found.json", "--batch-size", "2"]
+    arguments += ["--temperature", ",".join(map(str, temperatures))]
+    assert measure(monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((folder / "found.json").read_text())
+    assert found["drafter"] == ("small" if drafter == ["small"] else "attention:1-2")
+    assert found["settings"]["seed"] == 0
+    assert found["machine"]["threads"] == 1
+    assert "torch" in found["versions"]
+    rules = [(0.0, "greedy"), (0.6, "sampled"), (0.6, "likeliest")][: 2 * len(temperatures) - 1]
+    assert [(one["temperature"], one["rule"]) for one in found["outcomes"]] == rules
+    assert {one["costs"]["batch_size"] for one in found["outcomes"]} == {2}
+    assert max(map(len, printed.splitlines())) <= 80
+    for outcome in found["outcomes"]:
+        assert outcome["verdict"].split(":")[0] in ("yes", "no", "perhaps")
+        assert outcome["verdict"] in printed.replace("\n", " ").replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["small", "target"], "drafter target has 53,792 weights, more than the 35,232 of the target small"),
+        (["target"], "say what drafts, with DRAFT or with --skip"),
+        (["target", "small", "--skip", "1"], "say what drafts, with DRAFT or with --skip"),
+        (["target", "nowhere"], "nowhere"),
+        (["target", "--skip", "9"], "layer 9 does not exist"),
+        (["target", "small", "--temperature", "0,-1"], "--temperature '0,-1': must be different numbers of at least 0"),
+        (["target", "small", "--context", "many"], "--context 'many': must be different numbers of tokens"),
+        (["target", "small", "--context", "600"], "context is 600, but"),
+        (["target", "small", "--batch-size", "0"], "--batch-size '0': must be different whole numbers"),
+        (["target", "small", "--data", "none.jsonl"], "none.jsonl"),
+        (["target", "small", "--out", "target"], "target: is a folder; name a file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert measure(monkeypatch, *QUICK, "--out", "found.json", *arguments) == 2
+    [*_, last] = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ")
+    assert message in last
+    assert not (folder / "found.json").exists()
