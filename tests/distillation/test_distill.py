@@ -152,7 +152,7 @@ def test_cross_entropy_and_hidden_states_are_added_as_the_settings_say() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [None, {"kind": "cosine"}])
-@pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation"])
+@pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation", "lk-alpha", "lk-lambda"])
 def test_every_loss_brings_the_student_nearer(kind: str, hidden: dict[str, Any] | None) -> None:
     teacher, student = models("zero")
     settings = with_(

@@ -143,6 +143,7 @@ VALUES: dict[str, Any] = {
     "DistributionLoss.temperature": 2.0,
     "GeneralisedJSD.beta": 0.25,
     "SkewedKL.alpha": 0.25,
+    "LKLambda.eta": 0.25,
     "HiddenLoss.weight": 0.25,
     "OnPolicySettings.share": 0.25,
     "OnPolicySettings.final_share": 0.25,
@@ -363,12 +364,17 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
         start = [override(path, start_of(section))]
     if section.__name__ == "KLGuided":
         start += [override("diagnose.by", "replaceability")]
+    if section.__name__ == "CutSettings":  # no block is fitted or trained
+        start += [override("convert.init", "zero"), override("align", None)]
+        start += [override(f"{stage}.other_learning_rate", 0.5) for stage in ("distill", "finetune")]
     if (path, name) == ("", "align"):
         start = [override("convert.init", "zero")]  # the other starts need the fit
     change = override(path if name == "kind" else f"{path}.{name}".lstrip("."), value)
     before, after = depends(folder, *start), depends(folder, *start, change)
     different = {step for step in after if after[step] != before.get(step)}
     wanted = expected(path, name)
+    if section.__name__ == "CutSettings":  # layers are judged by what goes of them
+        wanted = wanted | {"diagnose:arm" if path.startswith("arms") else "diagnose"}
     if wanted >= {"data", "distill"}:
         wanted = wanted | {step for step in after if step.startswith("data:")}
     # `distill` stands for that of every hybrid.

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from radistill.cli.compare import compare
 from radistill.cli.components import components
+from radistill.cli.drafter import drafter
 from radistill.cli.errors import errors_in_one_line
 from radistill.cli.export import export
 from radistill.cli.generate import generate
@@ -66,5 +67,6 @@ app.command("components")(components)
 app.command("compare")(compare)
 app.command("savings")(savings)
 app.add_typer(plan, name="plan")
+app.add_typer(drafter, name="drafter")
 app.command("generate")(generate)
 app.command("export")(export)

@@ -24,7 +24,7 @@ from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
-from radistill.models.anatomy import Anatomy
+from radistill.models.anatomy import Anatomy, Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
@@ -98,6 +98,7 @@ def diagnose(
     by: By = "replaceability",
     keeps: int = 1,
     substitutes: Substitutes | None = None,
+    components: Sequence[Component] = (Component.ATTENTION,),
     passes: float | None = None,
     minutes: float | None = None,
     context_length: int = 1024,
@@ -119,6 +120,7 @@ def diagnose(
         keeps: how many attention layers must stay, as the target of the conversion says.
         by: whether the judged drafts have fitted blocks in place of attention (replaceability) or skip it (redundancy).
         substitutes: from `fit_blocks`, by replaceability; by redundancy None.
+        components: what goes of each chosen layer, as the target of the conversion says.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
         minutes: the same in time; how many passes that is follows from the first one, and is kept in `folder`.
@@ -153,6 +155,7 @@ def diagnose(
         tokens_per_batch=tokens_per_batch,
         folder=folder,
         substitutes=substitutes,
+        components=components,
     )
     passes = allowed_passes(trials, passes, minutes, folder)
     if isinstance(selector, All):
@@ -175,6 +178,7 @@ def diagnose(
         ssm_layers=list(model.anatomy.ssm_layers),
         replace=list(best.selection.layers),
         by=by,
+        components=[component.value for component in trials.components],
         scores=best.selection.scores,
         score_kind=best.selection.score_kind,
         objective=objective.record(draft),

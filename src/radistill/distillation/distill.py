@@ -46,8 +46,9 @@ class DistillResult:
             "on_policy" (share of those tokens that the student wrote), "learning_rate" (of the new blocks),
             "gradient_norm" (of all trained weights, before clipping).
         evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
-            "agreement" (share of response tokens with the same most likely token), "cross_entropy" (the student's, nats
-            per response token), at step 0, every `eval_steps` and at the end.
+            "agreement" (share of response tokens with the same most likely token), "sampled_acceptance" (mean of
+            sum_v min(p_v, q_v), as if the student drafted for the teacher at temperature 1), "cross_entropy" (the
+            student's, nats per response token), at step 0, every `eval_steps` and at the end.
         heldout_kl: what that KL is over: "full" is the vocabulary; "top-k" the tokens that a stored teacher kept and
             the rest as one, which makes it a lower bound of the other.
     """

@@ -210,6 +210,7 @@ class Training:
             "tokens": self.log.tokens,
             "kl": found.kl,
             "agreement": found.agreement,
+            "sampled_acceptance": found.sampled_acceptance,
             "cross_entropy": found.student_nll,
         }
         self._write(self.log.evaluations, row, report, "eval")

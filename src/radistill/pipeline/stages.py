@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from radistill.console import note
-from radistill.conversion import TARGETS, convert, new_parameters
+from radistill.conversion import TARGETS, convert
 from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
 from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose
 from radistill.diagnosis.objectives import make_objective
-from radistill.diagnosis.plan import DRAFTS
 from radistill.diagnosis.selectors import Curve
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import Alignment, AlignSettings, align
@@ -47,6 +46,7 @@ from radistill.pipeline.inputs import (
     evaluate_inputs,
     finetune_inputs,
     most_layers,
+    new_parameters_of,
     outputs_of,
     plan_of,
     promise_inputs,
@@ -107,6 +107,7 @@ def run_tradeoff(context: Context) -> None:
             tokens_per_batch=settings.tokens_per_batch,
             folder=folder,
             substitutes=substitutes,
+            components=TARGETS[main.target.kind].goes,
         )
         found = trade_off(
             trials,
@@ -230,6 +231,7 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
             by=arm.by,
             keeps=TARGETS[arm.target.kind].keeps,
             substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
+            components=TARGETS[arm.target.kind].goes,
             passes=settings.passes,
             minutes=settings.minutes,
             context_length=settings.context_length,
@@ -247,8 +249,8 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
     replacing()
     plan.save(path)
     note(
-        f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
-        f"the draft {DRAFTS[plan.by]} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
+        f"{arm.name}: {'cuts' if plan.whole_layers else 'replaces'} layers {', '.join(map(str, plan.replace))}; "
+        f"the draft {plan.draft} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
     )
 
 
@@ -303,7 +305,7 @@ def run_distill(context: Context, arms: Sequence[Arm] = ()) -> None:
             student, alignment = start()
             result = None
             if settings is not None and teacher is not None:
-                new, seed = new_parameters(student, plan_of(context, arm).replace), context.recipe.seed
+                new, seed = new_parameters_of(context, arm, student), context.recipe.seed
                 result = distill(
                     student, teacher, train, heldout, settings, new_parameters=new, folder=files.folder, seed=seed
                 )
@@ -405,7 +407,7 @@ def run_finetune(context: Context, arms: Sequence[Arm] = ()) -> None:
                 context.splits_of("finetune").documents("train"),
                 context.splits_of("finetune").documents("heldout"),
                 arm.finetune,
-                new_parameters=new_parameters(student, plan_of(context, arm).replace),
+                new_parameters=new_parameters_of(context, arm, student),
                 folder=files.finetuning,
                 seed=context.recipe.seed,
             )
