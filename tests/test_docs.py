@@ -54,7 +54,10 @@ def test_commands_that_a_page_shows_exist(page: Path) -> None:
             continue
         name, rest = match.groups()
         assert name in COMMANDS, line
-        options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        command = COMMANDS[name]
+        if hasattr(command, "commands") and rest.split():  # a group of commands
+            command = command.commands[rest.split()[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
         given = [word.split("=")[0] for word in shlex.split(rest, comments=True) if word.startswith("--")]
         assert set(given) <= options | {"--help"}, line
 

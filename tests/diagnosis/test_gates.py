@@ -9,6 +9,7 @@ from radistill.diagnosis.selectors import Gates
 from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.selectors.gates import gated, scaled_to, updated
 from radistill.diagnosis.trials import Trials
+from radistill.models.anatomy import Component
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Document, collate
 from radistill.speculation.masks import ComponentMask, masked
