@@ -14,6 +14,9 @@ from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.files import read_json, write_json
 from radistill.models.loading import load
+from radistill.pipeline.estimate import estimate
+from radistill.pipeline.run import run
+from radistill.runs.recipe import load_recipe
 from radistill.speculation.decode import speculative_generate
 from radistill.speculation.masks import ComponentMask, masked
 from small_recipe import small_recipe
@@ -52,15 +55,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def naive_acceptance(folder: Path, student: Path) -> float:
-    """The mean of the sum of min(p, q) over held-out response tokens, a document at a time in float64."""
-    base, drafter = load(str(folder / "model")), load(student)
-    found: list[float] = []
-    for document in DataSplits.load(folder / "out" / "data").documents("heldout"):
+def naive_acceptance(out: Path, target: Path, student: Path) -> float:
+    """The mean of the sum of min(p, q) over held-out response tokens, a document at a time in float64, over the entries
+    that both vocabularies have."""
+    models, found = (load(str(target)), load(student)), list[float]()
+    size = min(model.anatomy.vocab_size for model in models)
+    for document in DataSplits.load(out / "data").documents("heldout"):
         ids, places = torch.tensor([document.tokens]), slice(document.response_start - 1, -1)
         with torch.no_grad():
-            p, q = (model.network(input_ids=ids).logits[0, places].double().softmax(1) for model in (base, drafter))
-        found += [sum(map(min, *pair)) for pair in zip(p.tolist(), q.tolist(), strict=True)]
+            logits = [model.network(input_ids=ids).logits[0, places, :size].double() for model in models]
+        p, q = (one.softmax(1).tolist() for one in logits)
+        found += [sum(map(min, *pair)) for pair in zip(p, q, strict=True)]
     return sum(found) / len(found)
 
 
@@ -69,7 +74,8 @@ def test_the_run_says_what_is_accepted_before_and_after(folder: Path) -> None:
     evaluation, training = read_json(out / "evaluation.json"), read_json(out / "distill.json")
     assert evaluation["base"]["sampled_acceptance"] == pytest.approx(1, abs=1e-6)
     for name, student in (("draft", out / "start"), ("hybrid", out / "student")):
-        assert evaluation[name]["sampled_acceptance"] == pytest.approx(naive_acceptance(folder, student), rel=1e-5)
+        expected = naive_acceptance(out, folder / "model", student)
+        assert evaluation[name]["sampled_acceptance"] == pytest.approx(expected, rel=1e-5)
     first, *_, last = training["evaluations"]
     assert first["sampled_acceptance"] == pytest.approx(evaluation["draft"]["sampled_acceptance"], rel=1e-6)
     assert last["sampled_acceptance"] > first["sampled_acceptance"]
@@ -110,3 +116,35 @@ def test_it_is_exported_as_a_stock_folder(folder: Path, tmp_path: Path) -> None:
             export(folder / "out", "hf", tmp_path / "other")
     finally:
         write_json(folder / "out" / "plan.json", plan)
+
+
+def test_a_small_model_is_trained_to_draft_for_a_larger_one(tmp_path: Path) -> None:
+    """It stays as it is but for its weights; its vocabulary is padded, and figures are about the larger one."""
+    tiny.save("qwen2", tmp_path / "model", layers=2, vocab_size=tiny.VOCAB_SIZE + 12)
+    tiny.save("qwen2", tmp_path / "larger", layers=3, seed=1, hidden_size=64)
+    recipe = small_recipe(
+        tmp_path,
+        {"source": "teacher", "max_new_tokens": 8},
+        teacher=str(tmp_path / "larger"),
+        diagnose={"budget": 0},
+        convert={"target": "cut"},
+        distill={**DISTILL, "on_policy": {"share": 0.5, "max_new_tokens": 8}},
+        evaluate={"exact_match": False},
+    )
+    settings, out = load_recipe(recipe), tmp_path / "out"
+    hybrid = next(model for model in estimate(settings).models if model.role == "hybrid")
+    assert hybrid.trained_parameters == hybrid.total
+    run(settings, out)
+    evaluation, training = read_json(out / "evaluation.json"), read_json(out / "distill.json")
+    assert Plan.load(out / "plan.json").replace == []
+    assert load(out / "start").fingerprint != load(out / "student").fingerprint
+    assert evaluation["base"]["sampled_acceptance"] == pytest.approx(1, abs=1e-6)
+    larger = load(str(tmp_path / "larger"))
+    assert evaluation["base"]["kv_bytes_per_token"] == larger.anatomy.kv_bytes_per_token()
+    for name, student in (("draft", out / "start"), ("hybrid", out / "student")):
+        expected = naive_acceptance(out, tmp_path / "larger", student)
+        assert evaluation[name]["sampled_acceptance"] == pytest.approx(expected, rel=1e-5)
+    first, *_, last = training["evaluations"]
+    assert first["sampled_acceptance"] == pytest.approx(evaluation["draft"]["sampled_acceptance"], rel=1e-6)
+    assert last["sampled_acceptance"] > first["sampled_acceptance"]
+    assert "0 of 2 layers cut" in (out / "report.html").read_text()

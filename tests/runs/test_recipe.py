@@ -271,7 +271,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "convert.target.groups: must be a whole number or 'heads', not 'haeds'",
     ),
     # Ranges.
-    "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1 or 'auto', not 0"),
+    "budget": ({"diagnose.budget": -1}, "diagnose.budget: must be at least 0 or 'auto', not -1"),
     "negative": ({"data.responses": {"temperature": -1}}, "data.responses.temperature: must be at least 0, not -1"),
     "zero rate": ({"align": {"learning_rate": 0}}, "align.learning_rate: must be above 0, not 0"),
     "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number"),
@@ -464,6 +464,14 @@ def test_pydantic_knows_no_other_depth() -> None:
             "arms.other.by is redundancy, but arms.other.selector is kl-guided, which compares fitted blocks; change ",
         ),
         (
+            {"diagnose.budget": 0, "teacher": "larger"},
+            "diagnose.budget is 0, so the student is the model as it is, which needs convert.target: cut ",
+        ),
+        (
+            {"diagnose.budget": 0, "convert": {"target": "cut"}, "distill": {"other_learning_rate": 1e-4}},
+            "diagnose.budget is 0, so the student is the model as it is, which needs convert.target: cut ",
+        ),
+        (
             {"convert": {"target": "cut"}, "diagnose.by": "replaceability"},
             "convert.target is cut, which has no new blocks to judge layers by; set diagnose.by: redundancy",
         ),
@@ -545,6 +553,8 @@ def test_pydantic_knows_no_other_depth() -> None:
     ids=[
         "kl-guided",
         "arm",
+        "nothing-replaced",
+        "nothing-to-learn",
         "cut-by",
         "cut-align",
         "cut-rate",

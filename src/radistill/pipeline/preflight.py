@@ -87,7 +87,8 @@ def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
     network = skeleton(base, recipe.model, recipe.trust_remote_code)
     for arm in recipe.hybrids:
         budget = recipe.diagnose.budget if arm.budget is None else arm.budget
-        check_budget(budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        target = TARGETS[arm.target.kind]
+        check_budget(budget, anatomy, target.keeps, arm.field("diagnose", "budget"), least=1 if target.mixers else 0)
         try:
             check_conversion(recipe.model, network, arm.target, arm.init)
         except RadistillError as error:

@@ -422,7 +422,7 @@ def run_finetune(context: Context, arms: Sequence[Arm] = ()) -> None:
 
 
 def run_evaluate(context: Context) -> None:
-    """Measure base, draft and hybrids on the held-out data."""
+    """Measure base, draft and hybrids on the held-out data; the base of a drafter is the model that it drafts for."""
     inputs = evaluate_inputs(context)
     for arm in context.hybrids:
         trained = inputs["arms"][arm.name]
@@ -434,7 +434,8 @@ def run_evaluate(context: Context) -> None:
         return
     with _step(context, "evaluate", inputs, outputs) as replacing:
         main = context.hybrids[0]
-        results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context), tasks=True)}
+        base = _reference(context)
+        results = {"base": _evaluate(context, base, "base", written=_base_answers(context), tasks=True)}
         # Blocks that put out zero, whatever their geometry, are the attentions left out.
         left_out = plan_of(context, main).replace
         draft = convert(context.base, left_out, target=main.target, init=mixer_of(main.target).silent)
@@ -536,6 +537,12 @@ def _check(context: Context) -> None:
         check_same_tokenizer(context.teacher(source), base)
 
 
+def _reference(context: Context) -> Model:
+    """The model that results are relative to: the base or, where the result is a drafter, its target."""
+    main = context.hybrids[0]
+    return context.base if TARGETS[main.target.kind].mixers else context.teacher(main.teacher)
+
+
 def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
     """The held-out responses, if they are what the base would answer again."""
     recipe = context.recipe
@@ -563,7 +570,7 @@ def _evaluate(
     records = context.splits.heldout
     result = evaluate(
         model,
-        context.base,
+        _reference(context),
         [record.document for record in records],
         context.recipe.evaluate,
         verifiers=[record.example.verifier for record in records] if generate else None,

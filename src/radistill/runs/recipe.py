@@ -210,6 +210,11 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{'distill.data' if own else 'data'}.loss_on is all, which leaves no prompt for "
             f"{arm.field('distill', 'on_policy')} to answer; set it to response, or on_policy to null"
         )
+    if arm.budget == 0 and (TARGETS[arm.target.kind].mixers or arm.teacher is None):
+        return (
+            f"{arm.field('diagnose', 'budget')} is 0, so the student is the model as it is, which needs "
+            "convert.target: cut and a teacher to draft for; raise it, or give both"
+        )
     if not TARGETS[arm.target.kind].mixers and (wrong := _needs_blocks(arm)):
         return wrong
     if wrong := contradiction(arm.by, arm.selector, recipe.diagnose.objective):
