@@ -1,5 +1,6 @@
 """A run whose result is a drafter: the model cut to fewer layers, trained, measured, and used."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -148,3 +149,19 @@ def test_a_small_model_is_trained_to_draft_for_a_larger_one(tmp_path: Path) -> N
     assert first["sampled_acceptance"] == pytest.approx(evaluation["draft"]["sampled_acceptance"], rel=1e-6)
     assert last["sampled_acceptance"] > first["sampled_acceptance"]
     assert "0 of 2 layers cut" in (out / "report.html").read_text()
+
+
+def test_a_drafter_of_another_run_tells_the_tokens_to_train_on(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    recipe = load_recipe(folder / "recipe.yaml", ["arms={}"])
+    run(recipe, tmp_path / "out")
+    alone = read_json(tmp_path / "out" / "distill.json")
+    chosen = load_recipe(
+        folder / "recipe.yaml",
+        ["arms={}", f"distill.select={{share: 0.5, reference: {folder / 'out' / 'student'}}}"],
+    )
+    assert estimate(chosen).memory["distill"]["reference weights"] > 0
+    run(chosen, tmp_path / "out")
+    found = read_json(tmp_path / "out" / "distill.json")
+    assert found["evaluations"][0] == alone["evaluations"][0]  # the same start
+    assert found["curve"][0]["loss"] > alone["curve"][0]["loss"]  # tokens at which it is far behind

@@ -138,6 +138,7 @@ VALUES: dict[str, Any] = {
     "DistillSettings.cross_entropy": 0.25,
     "DistillSettings.hidden": {"kind": "mse"},
     "DistillSettings.on_policy": {},
+    "DistillSettings.select": {"reference": "smollm2-135m"},
     "DistillSettings.teacher_store": {},
     "DistillSettings.rate_search": {"rates": [0.25]},
     "DistributionLoss.temperature": 2.0,
@@ -149,6 +150,8 @@ VALUES: dict[str, Any] = {
     "OnPolicySettings.final_share": 0.25,
     "OnPolicySettings.max_new_tokens": 3,
     "OnPolicySettings.temperature": 0.5,
+    "TokenSelection.share": 0.25,
+    "TokenSelection.reference": "{folder}/other",
     "TeacherStoreSettings.top_k": 3,
     "TeacherStoreSettings.tokens_per_batch": 99,
     "TeacherStoreSettings.folder": "/elsewhere",
@@ -180,6 +183,7 @@ REQUIRED = {
     "JsonlData": {"path": "data.jsonl"},
     "HubData": {"id": "org/name"},
     "RateSearch": {"rates": [0.125]},
+    "TokenSelection": {"reference": "smollm2-135m"},
 }
 
 TRAINED = {"distill", "finetune", "evaluate"}
@@ -360,6 +364,7 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
         "distill.on_policy",
         "distill.teacher_store",
         "distill.rate_search",
+        "distill.select",
     ):
         start = [override(path, start_of(section))]
     if section.__name__ == "KLGuided":

@@ -439,6 +439,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.hidden",
         "distill.on_policy",
         "distill.rate_search",
+        "distill.select",
         "distill.teacher_store",
         "finetune",
         "finetune.data",

@@ -240,6 +240,9 @@ def distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "heldout": hash_file(split_file(context, "heldout", "distill")),
         "align": counted(arm.align) if arm.align else None,
         "distill": counted(arm.distill) if arm.distill else None,
+        **(
+            {"reference": context.signature(arm.distill.select.reference)} if arm.distill and arm.distill.select else {}
+        ),
     }
 
 

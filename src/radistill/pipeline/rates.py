@@ -28,6 +28,7 @@ def with_best_rate(
     train: Sequence[Document],
     heldout: Sequence[Document],
     inputs: object,
+    reference: Model | None = None,
 ) -> DistillSettings:
     """The settings of `distill` with the rate after whose first steps the held-out KL is lowest.
 
@@ -75,6 +76,7 @@ def with_best_rate(
                 new_parameters=new_parameters_of(context, arm, student),
                 folder=folder,
                 seed=context.recipe.seed,
+                reference=reference,
             )
         except TrainingDivergedError:
             if context.processes.is_main:

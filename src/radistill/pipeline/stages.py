@@ -300,14 +300,24 @@ def run_distill(context: Context, arms: Sequence[Arm] = ()) -> None:
                 return _start(context, arm)
 
             settings: DistillSettings | None = arm.distill
+            select = settings.select if settings is not None else None
+            reference = None if select is None else context.load(select.reference)
             if settings is not None and teacher is not None and settings.rate_search is not None:
-                settings = with_best_rate(context, arm, lambda: start()[0], teacher, train, heldout, inputs)
+                settings = with_best_rate(context, arm, lambda: start()[0], teacher, train, heldout, inputs, reference)
             student, alignment = start()
             result = None
             if settings is not None and teacher is not None:
                 new, seed = new_parameters_of(context, arm, student), context.recipe.seed
                 result = distill(
-                    student, teacher, train, heldout, settings, new_parameters=new, folder=files.folder, seed=seed
+                    student,
+                    teacher,
+                    train,
+                    heldout,
+                    settings,
+                    new_parameters=new,
+                    folder=files.folder,
+                    seed=seed,
+                    reference=reference,
                 )
             if processes.is_main:
                 replacing()

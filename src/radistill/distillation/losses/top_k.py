@@ -40,7 +40,7 @@ class TopK:
         """Of the logits that it stands for."""
         return len(self.ids), self.vocabulary
 
-    def __getitem__(self, rows: slice) -> "TopK":
+    def __getitem__(self, rows: slice | Tensor) -> "TopK":
         """Some of the tokens."""
         return TopK(self.ids[rows], self.log_probabilities[rows], self.tail[rows], self.best[rows], self.vocabulary)
 
