@@ -79,7 +79,10 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         overrides = QUICK + (DEMO if words[1] == "demo" or words[2] in shipped_recipes() else [])
         words[2:] = [*words[2:], *(word for override in overrides for word in ("--set", override))]
     if words[1:3] == ["drafter", "train"] and "--dry-run" not in words:  # no block is fitted
-        words += [word for override in QUICK + DEMO if not override.startswith("align") for word in ("--set", override)]
+        overrides = [
+            one for one in QUICK + DEMO if not one.startswith(("align", "evaluate.limit", "evaluate.contexts"))
+        ]
+        words += [word for override in overrides for word in ("--set", override)]
     if words[1] == "run" and "--model" in words:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     if words[1] == "export":
