@@ -201,6 +201,7 @@ def test_measures_at_the_start_on_the_way_and_at_the_end() -> None:
             "tokens": 0,
             "kl": at_start.kl,
             "agreement": at_start.agreement,
+            "sampled_acceptance": at_start.sampled_acceptance,
             "cross_entropy": at_start.student_nll,
         },
         rel=1e-5,
