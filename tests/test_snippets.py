@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>[a-z]*)\n(?P<code>.*?)```", re.DOTALL)
 # What a page names and no test may fetch: a tiny model stands for it.
-MODELS = re.compile(r"Qwen/Qwen2\.5-(0\.5|7)B-Instruct|smollm2-135m(?!\.)")
+MODELS = re.compile(r"Qwen/Qwen2\.5-(0\.5|7)B-Instruct|smollm2-135m(?![.-])")
 # A run of the defaults takes too long, whatever its model.
 QUICK = [
     *("align.steps=1", "distill.steps=1", "distill.eval_steps=1", "data.responses.max_new_tokens=4"),
@@ -78,6 +78,11 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[1] in ("run", "demo") and "--dry-run" not in words:
         overrides = QUICK + (DEMO if words[1] == "demo" or words[2] in shipped_recipes() else [])
         words[2:] = [*words[2:], *(word for override in overrides for word in ("--set", override))]
+    if words[1:3] == ["drafter", "train"] and "--dry-run" not in words:  # no block is fitted
+        overrides = [
+            one for one in QUICK + DEMO if not one.startswith(("align", "evaluate.limit", "evaluate.contexts"))
+        ]
+        words += [word for override in overrides for word in ("--set", override)]
     if words[1] == "run" and "--model" in words:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     if words[1] == "export":

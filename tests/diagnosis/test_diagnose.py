@@ -1,6 +1,7 @@
 """Diagnosis on tiny models: trials against plain masked passes, plans, and bad input."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from radistill.diagnosis.selectors import SELECTORS, Bayes
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
+from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.masks import ComponentMask, masked
@@ -30,14 +32,19 @@ def documents(count: int = 4, length: int = 12) -> list[Document]:
     ]
 
 
-def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[list[bool]], float, float]:
+BOTH = (Component.ATTENTION, Component.MLP)
+
+
+def naive(
+    model: Model, layers: list[int], docs: list[Document], components: Sequence[Component] = BOTH[:1]
+) -> tuple[list[list[bool]], float, float]:
     """Agreement, KL and acceptance by sampling, one document and one token at a time, in float64."""
     agreements, total, accepted, tokens = [], 0.0, 0.0, 0
     for document in sorted(docs, key=lambda d: (len(d.tokens), d.id)):
         ids = torch.tensor([document.tokens])
         with torch.no_grad():
             full = model.network(input_ids=ids).logits[0].double()
-            with masked(model, ComponentMask.attention(layers)):
+            with masked(model, ComponentMask.of(layers, components)):
                 draft = model.network(input_ids=ids).logits[0].double()
         agreement = []
         for position in range(document.response_start - 1, len(document.tokens) - 1):
@@ -49,6 +56,32 @@ def naive(model: Model, layers: list[int], docs: list[Document]) -> tuple[list[l
             tokens += 1
         agreements.append(agreement)
     return agreements, total / tokens, accepted / tokens
+
+
+def test_whole_layers_are_judged_by_drafts_without_them(tmp_path: Path) -> None:
+    """Beside judgements of the same sets without their attention alone, in the same folder."""
+    model, docs = tiny.model("llama", 4), documents(2)
+    for components in (BOTH[:1], BOTH, BOTH[:1], BOTH):
+        trials = Trials(model, docs, KL, folder=tmp_path, components=components)
+        trials.stay_near([3])
+        judged = trials.judge([1, 3])
+        _, kl, accepted = naive(model, [1, 3], docs, components)
+        assert judged.kl == pytest.approx(kl, rel=1e-4)
+        assert judged.sampled_acceptance == pytest.approx(accepted, rel=1e-4)
+    assert len(list(tmp_path.glob("trials-*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("selector", ["block-influence", "leave-one-out"])
+def test_a_selector_that_looks_by_itself_looks_at_whole_layers(selector: str) -> None:
+    """An MLP that adds hugely in one layer makes this the last to go, though its attention is as any other's."""
+    model, docs = tiny.model("llama", 4), documents(2)
+    with torch.no_grad():
+        model.network.model.layers[2].mlp.down_proj.weight.mul_(30)
+    plan = diagnose(model, docs, 3, selector=selector, objective="kl", by="redundancy", components=BOTH)
+    assert plan.replace == [0, 1, 3]
+    assert plan.components == ["attention", "mlp"]
+    assert plan.draft == "without them"
+    assert "attention" not in str(plan.score_kind)
 
 
 @pytest.mark.parametrize("family", tiny.ARCHITECTURES)

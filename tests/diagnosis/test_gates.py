@@ -9,6 +9,7 @@ from radistill.diagnosis.selectors import Gates
 from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.selectors.gates import gated, scaled_to, updated
 from radistill.diagnosis.trials import Trials
+from radistill.models.anatomy import Component
 from radistill.models.logits import response_logits
 from radistill.models.sequences import Document, collate
 from radistill.speculation.masks import ComponentMask, masked
@@ -112,3 +113,12 @@ def test_gates_find_the_layers_that_do_nothing() -> None:
     trials = Trials(model, DOCUMENTS, objective_from({"name": "kl"}))
     found = Gates(steps=8).select(Problem(trials, model.anatomy.attention_layers, 2, 0))
     assert list(found.layers) == [1, 4]
+
+
+def test_closed_gates_on_whole_layers_are_the_draft_without_them() -> None:
+    model, both = tiny.model("llama", 4), (Component.ATTENTION, Component.MLP)
+    ids = torch.randint(4, 60, (1, 12), generator=torch.Generator().manual_seed(5))
+    with gated(model, [1, 2], torch.zeros(2), components=both), torch.no_grad():
+        found = model.network(input_ids=ids).logits
+    with masked(model, ComponentMask.of([1, 2], both)), torch.no_grad():
+        torch.testing.assert_close(found, model.network(input_ids=ids).logits)

@@ -15,6 +15,7 @@ from radistill.diagnosis.selectors import SELECTORS, Bayes, Greedy, LeaveOneOut,
 from radistill.diagnosis.selectors.base import Problem, most_redundant
 from radistill.diagnosis.trials import Trial, Trials
 from radistill.errors import RadistillError
+from radistill.models.anatomy import Component
 from radistill.speculation.masks import ComponentMask
 
 
@@ -26,6 +27,7 @@ class KnownTrials:
     calibration_tokens = 10
     forward_tokens = 0.0
     substitutes = None
+    components = (Component.ATTENTION,)
     best = Trials.best
 
     class objective:

@@ -152,7 +152,7 @@ def test_cross_entropy_and_hidden_states_are_added_as_the_settings_say() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [None, {"kind": "cosine"}])
-@pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation"])
+@pytest.mark.parametrize("kind", ["reverse-kl", "jsd", "skewed-kl", "total-variation", "lk-alpha", "lk-lambda"])
 def test_every_loss_brings_the_student_nearer(kind: str, hidden: dict[str, Any] | None) -> None:
     teacher, student = models("zero")
     settings = with_(
@@ -201,6 +201,7 @@ def test_measures_at_the_start_on_the_way_and_at_the_end() -> None:
             "tokens": 0,
             "kl": at_start.kl,
             "agreement": at_start.agreement,
+            "sampled_acceptance": at_start.sampled_acceptance,
             "cross_entropy": at_start.student_nll,
         },
         rel=1e-5,

@@ -30,7 +30,7 @@ def near(network: PreTrainedModel, vocabulary: int) -> PreTrainedModel:
 @torch.no_grad()
 def naive(teacher: PreTrainedModel, student: PreTrainedModel, documents: list[Document]) -> dict[str, float]:
     """Each document alone, unpadded, with all its logits; the means over all response tokens."""
-    kl, agreed, nll = [], [], []
+    kl, agreed, accepted, nll = [], [], [], []
     for document in documents:
         ids = torch.tensor([document.tokens])
         logits = {"student": student(input_ids=ids).logits[0], "teacher": teacher(input_ids=ids).logits[0]}
@@ -39,12 +39,15 @@ def naive(teacher: PreTrainedModel, student: PreTrainedModel, documents: list[Do
             row = {name: part[position - 1, :size] for name, part in logits.items()}
             kl += naive_forward_kl(row["teacher"][None], row["student"][None])
             agreed.append(row["teacher"].argmax() == row["student"].argmax())
+            p, q = (torch.softmax(row[name].double(), dim=0).tolist() for name in ("teacher", "student"))
+            accepted.append(sum(map(min, p, q)))
             nll.append(-log_softmax(row["student"].tolist(), 1.0)[document.tokens[position]])
     count = len(kl)
     return {
         "tokens": count,
         "kl": sum(kl) / count,
         "agreement": sum(map(bool, agreed)) / count,
+        "sampled_acceptance": sum(accepted) / count,
         "student_nll": sum(nll) / count,
     }
 
@@ -66,6 +69,7 @@ def test_a_model_agrees_with_itself() -> None:
     network = tiny.build("llama")
     found = distance(network, network, HELDOUT, PAD)
     assert (found.kl, found.agreement) == (0.0, 1.0)
+    assert found.sampled_acceptance == pytest.approx(1, abs=1e-6)
 
 
 def test_networks_are_left_as_they_were() -> None:

@@ -12,6 +12,8 @@ from radistill.distillation.losses import LossSettings
 from radistill.distillation.losses.cross_entropy import cross_entropy_mix
 from radistill.distillation.losses.hidden import hidden_cosine, hidden_mse
 from radistill.distillation.losses.jsd import generalised_jsd
+from radistill.distillation.losses.lk_alpha import lk_alpha
+from radistill.distillation.losses.lk_lambda import lk_lambda
 from radistill.distillation.losses.reverse_kl import reverse_kl
 from radistill.distillation.losses.skewed_kl import skewed_kl
 from radistill.distillation.losses.tv import total_variation
@@ -43,8 +45,25 @@ def variation(log_p: Logs, log_q: Logs) -> float:
     return sum(abs(math.exp(p) - math.exp(q)) for p, q in zip(log_p, log_q, strict=True)) / 2
 
 
-# Settings of a loss, its definition, and the power of T that it is multiplied by.
-CASES: dict[str, tuple[dict[str, object], Callable[[Logs, Logs], float], int]] = {
+def accepted(log_p: Logs, log_q: Logs) -> float:
+    return sum(math.exp(min(pair)) for pair in zip(log_p, log_q, strict=True))
+
+
+def minus_log_accepted(log_p: Logs, log_q: Logs) -> float:
+    """In logarithms, because a sum of what underflows would be 0."""
+    smaller = [min(pair) for pair in zip(log_p, log_q, strict=True)]
+    largest = max(smaller)
+    return -largest - math.log(sum(math.exp(value - largest) for value in smaller))
+
+
+def lambda_mix(log_p: Logs, log_q: Logs, held: Logs, temperature: float) -> float:
+    share = math.exp(-3 * accepted(log_p, held))
+    return share * temperature**2 * kl(log_p, log_q) + (1 - share) * temperature * variation(log_p, log_q)
+
+
+# Settings of a loss, its definition, and the power of T that it is multiplied by. None is of a definition that knows T,
+# and takes the student's log-probabilities a second time, for a share through which no gradient flows.
+CASES: dict[str, tuple[dict[str, object], Callable[..., float], int | None]] = {
     "forward-kl": ({"kind": "forward-kl"}, kl, 2),
     "reverse-kl": ({"kind": "reverse-kl"}, lambda p, q: kl(q, p), 2),
     "jsd-0": ({"kind": "jsd", "beta": 0}, kl, 2),
@@ -54,6 +73,8 @@ CASES: dict[str, tuple[dict[str, object], Callable[[Logs, Logs], float], int]] =
     "skewed-kl-0.1": ({"kind": "skewed-kl"}, lambda p, q: kl(p, mixture(p, q, 0.1)), 2),
     "skewed-kl-0.9": ({"kind": "skewed-kl", "alpha": 0.9}, lambda p, q: kl(p, mixture(p, q, 0.9)), 2),
     "total-variation": ({"kind": "total-variation"}, variation, 1),
+    "lk-alpha": ({"kind": "lk-alpha"}, minus_log_accepted, 1),
+    "lk-lambda": ({"kind": "lk-lambda"}, lambda_mix, None),
 }
 every_loss = pytest.mark.parametrize("case", CASES)
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -63,14 +84,20 @@ def settings(case: str, temperature: float = 1.0) -> LossSettings:
     return TypeAdapter(LossSettings).validate_python({**CASES[case][0], "temperature": temperature})
 
 
-def naive(case: str, teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """The loss of each token, [tokens], in float64, over the entries that both vocabularies have."""
+def defined(case: str, log_p: Logs, log_q: Logs, temperature: float = 1.0, held: Logs | None = None) -> float:
+    """The loss of one token; `held` is the student where no gradient flows."""
     _, definition, power = CASES[case]
+    if power is None:
+        return definition(log_p, log_q, log_q if held is None else held, temperature)
+    return temperature**power * definition(log_p, log_q)
+
+
+def naive(case: str, teacher: Tensor, student: Tensor, temperature: float = 1.0, held: Tensor | None = None) -> Tensor:
+    """The loss of each token, [tokens], in float64, over the entries that both vocabularies have."""
     size = min(teacher.shape[1], student.shape[1])
-    values = [
-        temperature**power * definition(log_softmax(p, temperature), log_softmax(q, temperature))
-        for p, q in zip(teacher[:, :size].tolist(), student[:, :size].tolist(), strict=True)
-    ]
+    rows = (logits[:, :size].tolist() for logits in (teacher, student, student if held is None else held))
+    logs = [[log_softmax(row, temperature) for row in token] for token in zip(*rows, strict=True)]
+    values = [defined(case, log_p, log_q, temperature, log_held) for log_p, log_q, log_held in logs]
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -121,7 +148,9 @@ def test_its_gradient_is_that_of_the_definition(case: str, temperature: float, r
     for entry in range(student.numel()):
         shift = torch.zeros_like(student)
         shift.view(-1)[entry] = step
-        higher, lower = (naive(case, teacher, moved, temperature).sum() for moved in (student + shift, student - shift))
+        higher, lower = (
+            naive(case, teacher, moved, temperature, held=student).sum() for moved in (student + shift, student - shift)
+        )
         expected.view(-1)[entry] = (higher - lower) / (2 * step)
     found = gradient(case, teacher, student, temperature)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
@@ -146,7 +175,7 @@ def test_huge_logits_stay_finite(case: str) -> None:
 
 
 INFINITE_WITHOUT_TEACHER = ("reverse-kl", "jsd-1")
-INFINITE_WITHOUT_STUDENT = ("forward-kl", "jsd-0")
+INFINITE_WITHOUT_STUDENT = ("forward-kl", "jsd-0", "lk-lambda")
 
 
 @every_loss
@@ -259,6 +288,30 @@ def test_bounds_are_reached_where_nothing_is_shared() -> None:
     assert total_variation(teacher, student, 2.0).item() == 2.0
 
 
+def test_lk_alpha_is_minus_the_log_of_one_less_total_variation() -> None:
+    teacher, student = logits(5, 20, 1).double(), logits(5, 20, 2).double()
+    torch.testing.assert_close(lk_alpha(teacher, student), -(1 - total_variation(teacher, student)).log())
+    assert torch.autograd.gradcheck(lk_alpha, (teacher, student.requires_grad_()))
+
+
+def test_lk_alpha_has_a_gradient_where_total_variation_has_none() -> None:
+    """Two tokens, of which each model rules one all but out: what is accepted is e^-100, which float32 has not."""
+    teacher, student = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])
+    assert lk_alpha(teacher, student).item() == pytest.approx(100 - math.log(2), rel=1e-6)
+    # The two shares of what is shared are equal: half of the student's probability should move from one to the other.
+    assert gradient("lk-alpha", teacher, student)[0].tolist() == pytest.approx([-0.5, 0.5], rel=1e-5)
+    assert gradient("total-variation", teacher, student).abs().max() < 1e-40
+
+
+def test_lk_lambda_goes_from_kl_to_total_variation() -> None:
+    teacher, student = logits(5, 20, 1).double(), logits(5, 20, 2).double()
+    kls, variations = forward_kl(teacher, student), total_variation(teacher, student)
+    assert torch.equal(lk_lambda(teacher, student, eta=0), kls)
+    torch.testing.assert_close(lk_lambda(teacher, student, eta=1e9), variations)
+    share = torch.exp(-3 * (1 - variations))
+    torch.testing.assert_close(lk_lambda(teacher, student), share * kls + (1 - share) * variations)
+
+
 # ---- cross-entropy ----
 
 
@@ -344,6 +397,7 @@ def test_settings_pick_a_loss_by_kind(case: str) -> None:
         ({"loss": {"kind": "jsd", "beta": 1.1}}, "beta"),
         ({"loss": {"kind": "skewed-kl", "alpha": 0}}, "alpha"),
         ({"loss": {"kind": "skewed-kl", "alpha": 1}}, "alpha"),
+        ({"loss": {"kind": "lk-lambda", "eta": -1}}, "eta"),
         ({"cross_entropy": 1}, "cross_entropy"),
         ({"cross_entropy": -0.1}, "cross_entropy"),
         ({"hidden": {"kind": "l1"}}, "cosine"),

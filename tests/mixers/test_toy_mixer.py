@@ -150,7 +150,7 @@ def test_a_block_is_not_restored_for_one_that_forgets_faster(tmp_path: Path) -> 
 
 WRONG = {
     "toy-hybird": "convert.target: 'toy-hybird' is unknown; did you mean 'toy-hybrid'? "
-    "choose one of granite-hybrid, qwen3.5, toy-hybrid",
+    "choose one of cut, granite-hybrid, qwen3.5, toy-hybrid",
     "{kind: toy-hybrid, widht: 3}": "convert.target.widht: unknown field; did you mean 'width'? allowed: decay, kind, ",
     "{kind: toy-hybrid, width: wide}": "convert.target.width: must be a whole number, not 'wide'",
     "{kind: toy-hybrid, groups: 3}": "convert.target.groups: unknown field; allowed: decay, kind, width",

@@ -88,7 +88,7 @@ def test_data_in_one_word(source: str, kind: str) -> None:
         (["--model", "model", "--data", "none.jsonl", "--budget", "1"], "none.jsonl: no such file"),
         (
             ["--model", "model", "--data", "prompts.jsonl", "--budget", "0"],
-            "recipe for model: diagnose.budget: must be",
+            "recipe for model: diagnose.budget is 0",
         ),
         (["--model", "nothing", "--data", "prompts.jsonl", "--budget", "1", "--dry-run"], "nothing: no such"),
         (["--model", "model", "--data", "prompts", "--budget", "1"], "'prompts' is not a source"),

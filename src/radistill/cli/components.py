@@ -53,7 +53,7 @@ def components(
         drafts[text] = parse_mask(text, loaded)
     if found is not None:
         found.check(loaded.anatomy, str(plan))
-        drafts[str(plan)] = ComponentMask.attention(found.replace)
+        drafts[str(plan)] = ComponentMask.of(found.replace, found.components)
     documents = load_data(data, loaded, count, seed=seed, max_new_tokens=max_new_tokens)
     measured = measure_drafts(loaded, documents, drafts)
     if json_file is not None:

@@ -116,7 +116,7 @@ def _mask(model: "Model", plan: Path | None, skip: str | None) -> "ComponentMask
                 f"{plan}: its layers were chosen with fitted blocks in their place, and are skipped here; "
                 "`radistill diagnose --by redundancy` finds layers that make a better draft"
             )
-        return ComponentMask.attention(found.replace)
+        return ComponentMask.of(found.replace, found.components)
     assert skip is not None
     return skipping(skip, model)
 

@@ -83,6 +83,8 @@ def convert(
 ) -> ConvertedModel:
     """Replace the attention of some layers by blocks of the target's kind; copy everything else.
 
+    The target `cut` leaves these layers out altogether.
+
     Before the student is built, the target with *nothing* replaced is compared with the source on a probe batch. The
     student shares no memory with the teacher. At most the teacher, the student and a few activations are in memory.
 
@@ -112,7 +114,7 @@ def convert(
     network.generation_config = copy.deepcopy(teacher.network.generation_config)
     after = anatomy_of(network)
     with torch.no_grad():
-        for layer in layers:
+        for layer in chosen.new_blocks(layers):
             block = after.mixer(network, layer)
             attention: Attention = before.projections(teacher.network, layer)
             initialisation.fill(block, attention, Context(_shape(before, attention), _generator(seed, layer)))
@@ -149,7 +151,7 @@ def check_conversion(source: str, network: PreTrainedModel, settings: TargetSett
     """
     target, config = TARGETS[settings.kind], network.config
     if obstacles := target.check(config):
-        others = [kind for kind, other in TARGETS.items() if not other.check(config)]
+        others = [kind for kind, other in TARGETS.items() if other.mixers and not other.check(config)]
         way_out = f"; take the target {' or '.join(others)}" if others else ""
         raise RadistillError(f"{source}: {settings.kind} cannot hold this model: {'; '.join(obstacles)}{way_out}")
     geometry = target.geometry(config, settings)
@@ -194,12 +196,13 @@ def _prove_start(
     teacher: Model, network: PreTrainedModel, layers: tuple[int, ...], settings: TargetSettings, probe: Probe
 ) -> float:
     """Compare a student whose new blocks should be silent with the source that skips the replaced attentions."""
-    with evaluating(teacher.network), masked(teacher, ComponentMask.attention(layers)):
+    goes = TARGETS[settings.kind].goes
+    with evaluating(teacher.network), masked(teacher, ComponentMask.of(layers, goes)):
         reference = probe_logits(teacher.network, probe)
     return prove_equal(
         reference,
         probe_logits(network, probe),
-        f"the student should start as {teacher.source} without the attention of layers {list(layers)}",
+        f"the student should start as {teacher.source} without the {' and '.join(goes)} of layers {list(layers)}",
         _tolerance(teacher, settings),
     )
 

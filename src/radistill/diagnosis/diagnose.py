@@ -24,7 +24,7 @@ from radistill.diagnosis.selectors.base import Selector
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
-from radistill.models.anatomy import Anatomy
+from radistill.models.anatomy import Anatomy, Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.provenance import versions
@@ -46,11 +46,11 @@ class SearchInterrupted(KeyboardInterrupt):
 
 
 def check_budget(
-    budget: int | Literal["auto"], anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget"
+    budget: int | Literal["auto"], anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget", least: int = 1
 ) -> None:
     """Check that `budget`, as the recipe's `field` has it, attention layers can be replaced where `keeps` must stay.
 
-    `auto` is one layer or more.
+    `auto` is one layer or more; a number has to be `least` or more.
 
     Raises:
         RadistillError: if there are not enough, or the model has no attention at all.
@@ -58,11 +58,11 @@ def check_budget(
     count = len(anatomy.attention_layers)
     if count == 0:
         raise RadistillError("this model has no attention layers, so there is nothing to replace")
-    if not 1 <= (1 if budget == "auto" else budget) <= count - keeps:
+    if not least <= (1 if budget == "auto" else budget) <= count - keeps:
         because = f", because a hybrid keeps at least {keeps}" if keeps else ""
         raise RadistillError(
             f"{field} is {budget}, but this model has {count} attention layers: "
-            f"it must be from 1 to {count - keeps}{because}"
+            f"it must be from {least} to {count - keeps}{because}"
         )
 
 
@@ -98,6 +98,7 @@ def diagnose(
     by: By = "replaceability",
     keeps: int = 1,
     substitutes: Substitutes | None = None,
+    components: Sequence[Component] = (Component.ATTENTION,),
     passes: float | None = None,
     minutes: float | None = None,
     context_length: int = 1024,
@@ -119,6 +120,7 @@ def diagnose(
         keeps: how many attention layers must stay, as the target of the conversion says.
         by: whether the judged drafts have fitted blocks in place of attention (replaceability) or skip it (redundancy).
         substitutes: from `fit_blocks`, by replaceability; by redundancy None.
+        components: what goes of each chosen layer, as the target of the conversion says.
         passes: what the search may spend, in passes of the whole model over the documents; None lets it end by itself,
             and gives each selector of `all` `EQUAL_PASSES`.
         minutes: the same in time; how many passes that is follows from the first one, and is kept in `folder`.
@@ -135,7 +137,7 @@ def diagnose(
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
-    check_budget(budget, model.anatomy, keeps)
+    check_budget(budget, model.anatomy, keeps, least=0 if len(components) > 1 else 1)
     started = time.perf_counter()
     if not isinstance(objective, Objective):
         if needs_retrieval(objective) and not retrieval:
@@ -153,6 +155,7 @@ def diagnose(
         tokens_per_batch=tokens_per_batch,
         folder=folder,
         substitutes=substitutes,
+        components=components,
     )
     passes = allowed_passes(trials, passes, minutes, folder)
     if isinstance(selector, All):
@@ -175,6 +178,7 @@ def diagnose(
         ssm_layers=list(model.anatomy.ssm_layers),
         replace=list(best.selection.layers),
         by=by,
+        components=[component.value for component in trials.components],
         scores=best.selection.scores,
         score_kind=best.selection.score_kind,
         objective=objective.record(draft),

@@ -127,7 +127,7 @@ class Penalised(Objective):
 
     def value(self, draft: Judgement) -> float:
         """The inner objective's value and what the layers gain."""
-        return self.inner.value(draft) + self.penalty * len(draft.mask.skipped)
+        return self.inner.value(draft) + self.penalty * len({layer for layer, _ in draft.mask.skipped})
 
     def record(self, draft: Judgement) -> dict[str, Any]:
         """What the inner objective records, with the penalised value, and the penalty."""

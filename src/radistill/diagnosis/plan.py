@@ -1,5 +1,6 @@
 """The plan: which layers are replaced, why, and how that was found. The file between diagnosis and conversion."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:  # plans are read and shown without torch, which takes seconds
 By = Literal["redundancy", "replaceability"]
 DRAFTS = {"redundancy": "without their attention", "replaceability": "with fitted blocks in their place"}
 """What the judged draft does with the layers of a plan, by what they were judged by."""
+
+
+def draft_of(by: By, components: Sequence[str]) -> str:
+    """The same, where not only attention may go of a layer."""
+    return DRAFTS[by] if len(components) == 1 else "without them"
 
 
 class SearchStep(BaseModel, extra="forbid", allow_inf_nan=False):
@@ -45,10 +51,13 @@ class Plan(BaseModel, extra="forbid", protected_namespaces=(), allow_inf_nan=Fal
     model_fingerprint: str = Field(description="SHA-256 over the model's config and weights")
     num_layers: int = Field(ge=1)
     ssm_layers: list[int] = Field(default=[], description="layers that were state-space layers before")
-    replace: list[int] = Field(description="layers whose attention is replaced, sorted")
+    replace: list[int] = Field(description="layers whose attention is replaced, or goes with all of the layer; sorted")
     by: By = Field(
         default="redundancy",
         description="whether the judged draft skips the attention, or has fitted blocks in its place",
+    )
+    components: list[Literal["attention", "mlp"]] = Field(
+        default=["attention"], min_length=1, description="what goes of each of these layers"
     )
     scores: dict[int, float] | None = Field(description="what the search thought of each layer; larger goes sooner")
     score_kind: str | None = Field(description="what a score measures, in words")
@@ -106,6 +115,16 @@ class Plan(BaseModel, extra="forbid", protected_namespaces=(), allow_inf_nan=Fal
             if len(set(layers)) < len(layers):
                 raise ValueError(f"{name} names a layer twice")
         return self
+
+    @property
+    def whole_layers(self) -> bool:
+        """Whether the layers go altogether."""
+        return len(self.components) > 1
+
+    @property
+    def draft(self) -> str:
+        """What the judged draft does with the layers."""
+        return draft_of(self.by, self.components)
 
     def save(self, path: Path | str) -> None:
         """Write the plan as JSON, atomically."""

@@ -74,7 +74,7 @@ def search(
         folder.mkdir(parents=True, exist_ok=True)
         trials.listener = LiveStudy(folder, selector, problem).add
     try:
-        selection = selector.select(problem)
+        selection = selector.select(problem) if budget else Selection([])
     except OutOfTokens:
         selection = Selection(_best(problem, selector, passes), *_alone(trials))
         note(

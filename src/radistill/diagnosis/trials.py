@@ -13,6 +13,7 @@ from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.objectives import Objective
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Batch, Document, batches, collate, hash_documents
 from radistill.speculation.masks import ComponentMask
@@ -40,7 +41,9 @@ class Trial:
 
 
 class Trials:
-    """Judges sets of attention layers, skipped or replaced by other blocks, on calibration documents.
+    """Judges sets of layers whose attention is skipped or replaced by other blocks, on calibration documents.
+
+    Where other components of the layers go too, drafts skip these as well.
 
     A set seen before costs nothing, also in a later process and for another objective: every judgement is appended to a
     file, so that a search that was killed replays what it knows and goes on. What sets share is computed once (see
@@ -62,6 +65,7 @@ class Trials:
         tokens_per_batch: int = 2048,
         folder: Path | None = None,
         substitutes: Substitutes | None = None,
+        components: Sequence[Component] = (Component.ATTENTION,),
     ) -> None:
         """Run the full model over the documents.
 
@@ -73,6 +77,7 @@ class Trials:
             tokens_per_batch: padded tokens in one forward pass.
             folder: where judgements are kept; None keeps them in memory only.
             substitutes: what runs in place of each attention of a set; None skips it.
+            components: what goes of each layer of a set.
 
         Raises:
             RadistillError: for no documents or one beyond the model's context, for a model whose logits are not
@@ -92,6 +97,7 @@ class Trials:
         self.documents = documents
         self.retrieval = retrieval
         self.substitutes = substitutes
+        self.components = tuple(components)
         self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_documents((*documents, *retrieval))
         self.calibration_tokens = sum(len(document.tokens) for document in (*documents, *retrieval))
@@ -123,9 +129,14 @@ class Trials:
 
     @property
     def identity(self) -> list[str]:
-        """What a judgement depends on beside its set: the model, the documents, what replaces attention."""
+        """What a judgement depends on beside its set: the model, the documents, what goes and what replaces it."""
         blocks = [] if self.substitutes is None else [self.substitutes.fingerprint]
-        return [self.model.fingerprint, self.calibration_hash, *blocks]
+        goes = () if self.components == (Component.ATTENTION,) else self.components
+        return [self.model.fingerprint, self.calibration_hash, *blocks, *goes]
+
+    def mask(self, layers: Iterable[int]) -> ComponentMask:
+        """What the draft without `layers` skips."""
+        return ComponentMask.of(layers, self.components)
 
     @property
     def left(self) -> float:
@@ -141,7 +152,7 @@ class Trials:
         return self._pass(self._retrieval, layers) if self._retrieval else None
 
     def _pass(self, batches: Sequence[FullModel], layers: Iterable[int]) -> DraftPass:
-        mask = ComponentMask.attention(layers)
+        mask = self.mask(layers)
         passes = [full.draft_pass(mask, self._near) for full in batches]
         figures = ([getattr(one, field.name) for one in passes] for field in fields(DraftPass))
         return DraftPass(*(list(chain.from_iterable(figure)) for figure in figures))
@@ -157,7 +168,7 @@ class Trials:
             if limited:
                 self.spend(0.0)
             self._find_out(key)
-            self.forward_tokens += self._cost(ComponentMask.attention(key)) + self._tokens_decoded(key)
+            self.forward_tokens += self._cost(self.mask(key)) + self._tokens_decoded(key)
             self._seen.add(key)
         return self._known[key]
 
@@ -189,7 +200,7 @@ class Trials:
 
     def stay_near(self, layers: Iterable[int]) -> None:
         """Announce that the next sets are variations of this one: they will start where they differ from it."""
-        mask = ComponentMask.attention(layers)
+        mask = self.mask(layers)
         self.spend(self._cost(mask))
         self._near = mask
 
@@ -219,7 +230,7 @@ class Trials:
 
     def _find_out(self, layers: tuple[int, ...]) -> None:
         """Whatever the objective needs to know of a set, and is not known."""
-        mask, length = ComponentMask.attention(layers), self.objective.decoded_length
+        mask, length = self.mask(layers), self.objective.decoded_length
         if layers not in self._known:
             self._remember(layers, Judgement.of(mask, self.run(layers), self.run_retrieval(layers)))
         known = self._known[layers]
@@ -238,7 +249,7 @@ class Trials:
 
     def learn(self, layers: Sequence[int], row: dict[str, Any]) -> None:
         """Take over a judgement that another process made (`Judgement.to_row`), so that it need not be repeated."""
-        key, learned = tuple(sorted(layers)), Judgement.from_row(ComponentMask.attention(layers), row)
+        key, learned = tuple(sorted(layers)), Judgement.from_row(self.mask(layers), row)
         known = self._known.get(key)
         if known is None or known.decoded.keys() < learned.decoded.keys():
             self._known[key] = learned

@@ -28,6 +28,7 @@ class Job:
     new_parameters: Collection[str]
     seed: int = 0
     folder: Path | None = None
+    reference: Model | None = None
 
 
 def check_training(job: Job) -> None:
@@ -50,6 +51,13 @@ def check_training(job: Job) -> None:
                     f"{section}: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
                     "it was made with another tokenizer"
                 )
+    if (settings.select is None) != (job.reference is None):
+        raise RadistillError(
+            f"{section}: select is {'null' if settings.select is None else 'set'}, but a reference is "
+            f"{'given' if job.reference else 'missing'}; leave both out, or give both"
+        )
+    if job.reference is not None:
+        check_same_tokenizer(job.reference, student, ("reference", "student"))
     parameters = dict(student.network.named_parameters())
     unknown = sorted(set(new_parameters) - parameters.keys())
     if unknown:

@@ -46,8 +46,9 @@ class DistillResult:
             "on_policy" (share of those tokens that the student wrote), "learning_rate" (of the new blocks),
             "gradient_norm" (of all trained weights, before clipping).
         evaluations: "step", "tokens" (so far), "kl" (held-out KL(teacher || student), nats per response token),
-            "agreement" (share of response tokens with the same most likely token), "cross_entropy" (the student's, nats
-            per response token), at step 0, every `eval_steps` and at the end.
+            "agreement" (share of response tokens with the same most likely token), "sampled_acceptance" (mean of
+            sum_v min(p_v, q_v), as if the student drafted for the teacher at temperature 1), "cross_entropy" (the
+            student's, nats per response token), at step 0, every `eval_steps` and at the end.
         heldout_kl: what that KL is over: "full" is the vocabulary; "top-k" the tokens that a stored teacher kept and
             the rest as one, which makes it a lower bound of the other.
     """
@@ -76,6 +77,7 @@ def distill(
     new_parameters: Collection[str],
     folder: Path | None = None,
     seed: int = 0,
+    reference: Model | None = None,
 ) -> DistillResult:
     """Train `student.network` in place to predict what the teacher predicts.
 
@@ -100,6 +102,7 @@ def distill(
         new_parameters: names, as in `student.network.named_parameters()`, that train at `new_block_learning_rate`.
         folder: for checkpoints, for the batch of a failed step and for TensorBoard; None keeps nothing.
         seed: of the order of batches.
+        reference: what tells the tokens of `settings.select`, on the student's device; never changed.
 
     Raises:
         RadistillError: if the tokenizers differ, settings contradict one another, hidden states of different width are
@@ -107,7 +110,8 @@ def distill(
             or gradient is not finite (the message names step and documents), or a checkpoint cannot be written.
         KeyboardInterrupt: after Ctrl-C, once the running step is finished and saved.
     """
-    return _train(Job(student, teacher, train, heldout, settings or DistillSettings(), new_parameters, seed, folder))
+    settings = settings or DistillSettings()
+    return _train(Job(student, teacher, train, heldout, settings, new_parameters, seed, folder, reference))
 
 
 def finetune(
@@ -154,6 +158,8 @@ def _train(job: Job) -> DistillResult:
         if isinstance(taught, PreTrainedModel):
             stack.enter_context(evaluating(taught))
             stack.enter_context(placed(taught, settings.teacher_device))
+        if job.reference is not None:
+            stack.enter_context(evaluating(job.reference.network))
         if processes.sharded:
             if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel) and taught.device == trained.device:
                 taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
@@ -244,5 +250,6 @@ def training_key(job: Job) -> str:
             counted(job.settings, "teacher_store", "rate_search"),
             sorted(job.new_parameters),
             job.seed,
+            *([] if job.reference is None else [job.reference.fingerprint]),
         ]
     )

@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radistill.console import progress
-from radistill.distillation.losses.top_k import TopK, over_categories
+from radistill.distillation.losses.top_k import TopK
 from radistill.errors import RadistillError, TrainingDivergedError
-from radistill.models.divergence import forward_kl
+from radistill.models.divergence import kl_of_logs, log_probabilities
 from radistill.models.generation import evaluating
 from radistill.models.logits import ResponseStates, at_output, response_states
 from radistill.models.sequences import Document, batches, collate
 from radistill.processes import ALONE, Processes
+from radistill.speculation.acceptance import expected_acceptance
 
 CHUNK_NUMBERS = 2**24
 """Logits of one network that exist at a time: 64 MiB for each float32 copy that the measures make of them."""
@@ -30,12 +31,14 @@ class Distance:
         tokens: response tokens counted.
         kl_sum: KL(teacher || student), nats.
         agreed: tokens at which both have the same most likely next token, given the same text.
+        accepted_sum: probability that the teacher accepts the student's draft of a token, both at temperature 1.
         student_nll_sum: -log p of the actual tokens under the student, nats.
     """
 
     tokens: int
     kl_sum: float
     agreed: int
+    accepted_sum: float
     student_nll_sum: float
 
     @property
@@ -47,6 +50,11 @@ class Distance:
     def agreement(self) -> float:
         """Share of response tokens with the same most likely token."""
         return self.agreed / self.tokens
+
+    @property
+    def sampled_acceptance(self) -> float:
+        """Expected share of tokens that the teacher accepts of a student that drafts for it, at temperature 1."""
+        return min(1.0, self.accepted_sum / self.tokens)
 
     @property
     def student_nll(self) -> float:
@@ -70,8 +78,8 @@ def distance(
 
     Args:
         teacher: the distribution p in KL(p || q): a network, or what is known of the response tokens of documents, in
-            their order. Of those, KL is over the categories of `TopK`, which is at most that over the vocabulary; all
-            else is exact.
+            their order. Of those, KL is over the categories of `TopK`, which is at most that over the vocabulary, and
+            acceptance too, which is at least that; all else is exact.
         student_network: the distribution q.
         documents: only their response tokens count.
         pad_token_id: what fills short rows.
@@ -94,7 +102,7 @@ def distance(
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
-    table = torch.zeros(len(groups), 4, dtype=torch.float64)
+    table = torch.zeros(len(groups), 5, dtype=torch.float64)
     networks = [network for network in (teacher, student_network) if isinstance(network, PreTrainedModel)]
     shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
     with evaluating(*networks), torch.no_grad(), shown as advance:
@@ -110,12 +118,12 @@ def distance(
         group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
         names = ", ".join(document.id for document in group)
         raise TrainingDivergedError(f"held-out measure: logits are not finite on the documents {names}")
-    tokens, kl, agreed, nll = table.sum(dim=0).tolist()
-    return Distance(int(tokens), kl, int(agreed), nll)
+    tokens, kl, agreed, accepted, nll = table.sum(dim=0).tolist()
+    return Distance(int(tokens), kl, int(agreed), accepted, nll)
 
 
 def _sums(of_teacher: ResponseStates | TopK, of_student: ResponseStates) -> Tensor:
-    """[4], the sums of a `Distance`, in float64; the logits are made of a few tokens at a time."""
+    """[5], the sums of a `Distance`, in float64; the logits are made of a few tokens at a time."""
     vocabulary = min(of_teacher.vocabulary, of_student.vocabulary)
     chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
@@ -124,11 +132,13 @@ def _sums(of_teacher: ResponseStates | TopK, of_student: ResponseStates) -> Tens
         student = of_student.logits(rows, vocabulary).float()
         if isinstance(of_teacher, TopK):
             known = of_teacher[rows]
-            kl, best = over_categories(forward_kl)(known, student), known.best
+            best, compared = known.best, (known.categories(), known.categories_of(student))
         else:
             teacher = of_teacher.logits(rows, vocabulary).to(student.device).float()
-            kl, best = forward_kl(teacher, student), teacher.argmax(dim=-1)
+            best, compared = teacher.argmax(dim=-1), (teacher, student)
+        log_p, log_q = log_probabilities(*compared)
+        figures = kl_of_logs(log_p, log_q), best == student.argmax(dim=-1), expected_acceptance(log_p, log_q)
         nll = torch.nn.functional.cross_entropy(student, of_student.targets[rows], reduction="none")
-        parts.append(torch.stack([value.double().sum() for value in (kl, best == student.argmax(dim=-1), nll)]))
+        parts.append(torch.stack([value.double().sum() for value in (*figures, nll)]))
     sums = torch.stack(parts).sum(dim=0)
     return torch.cat([sums.new_tensor([len(of_student.targets)]), sums])

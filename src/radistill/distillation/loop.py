@@ -23,6 +23,7 @@ from radistill.distillation.losses.chunked import chunked_sum
 from radistill.distillation.losses.top_k import TopK
 from radistill.distillation.on_policy import OnPolicy
 from radistill.distillation.precision import computing
+from radistill.distillation.selection import at, gaining, of_teacher_at
 from radistill.distillation.settings import TrainingSettings
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
 from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
@@ -210,6 +211,7 @@ class Training:
             "tokens": self.log.tokens,
             "kl": found.kl,
             "agreement": found.agreement,
+            "sampled_acceptance": found.sampled_acceptance,
             "cross_entropy": found.student_nll,
         }
         self._write(self.log.evaluations, row, report, "eval")
@@ -261,7 +263,7 @@ class Training:
         """The settings' loss, summed over the response tokens of the batch at a position."""
         documents, device = self._running[position], self._student.device
         batch = collate(documents, self._job.student.pad_token_id, device)
-        total = partial(self._total, self._is_own(position), self._of_teacher(documents, batch))
+        total = partial(self._total, self._is_own(position), self._of_teacher(documents, batch), self._reference(batch))
         # The network is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self._compute, device):
             return at_output(cast(PreTrainedModel, self._network), batch, total)
@@ -275,8 +277,30 @@ class Training:
         with torch.no_grad(), computing(self._compute, self._teacher.device):
             return response_states(self._teacher, Batch(*(part.to(self._teacher.device) for part in batch)))
 
-    def _total(self, own: bool, teacher: ResponseStates | TopK | None, student: ResponseStates) -> Tensor:
-        """Sum over the tokens of what the settings ask for; `own` if the student wrote them."""
+    def _reference(self, batch: Batch) -> ResponseStates | None:
+        """What the reference says to a batch; None where there is none."""
+        if self._job.reference is None:
+            return None
+        with torch.no_grad(), computing(self._compute, self._student.device):
+            return response_states(self._job.reference.network, batch)
+
+    def _total(
+        self,
+        own: bool,
+        teacher: ResponseStates | TopK | None,
+        reference: ResponseStates | None,
+        student: ResponseStates,
+    ) -> Tensor:
+        """Sum over the tokens of what the settings ask for; `own` if the student wrote them.
+
+        Where a reference tells which of them count, these stand for all: the mean is theirs.
+        """
+        if reference is not None:
+            assert teacher is not None
+            assert self.settings.select is not None
+            kept = gaining(teacher, student, reference, self.settings.select.share)
+            scale = len(student.targets) / max(1, len(kept))
+            return scale * self._total(own, of_teacher_at(teacher, kept), None, at(student, kept))
         total = chunked_sum(self.settings.token_loss(own), teacher, student)
         if self.settings.hidden is not None:
             assert isinstance(teacher, ResponseStates)  # the settings are checked for it
@@ -387,6 +411,7 @@ class Training:
         return (
             f"{settings.section}: {settings.steps} steps, {tokens:,} tokens{of} ({tokens / sum(lengths):.1f} epochs of "
             f"{len(lengths)} batches){written}; {new:,} new parameters {at_rates[0]}, {rest:,} others {at_rates[1]}"
+            + (f"; the {settings.select.share:.0%} of tokens with most to gain count" if settings.select else "")
             + ("; held-out KL is over the stored tokens and the rest as one" if settings.teacher_store else "")
         )
 

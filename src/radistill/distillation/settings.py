@@ -13,6 +13,7 @@ from radistill.distillation.losses.top_k import over_categories
 from radistill.distillation.on_policy import OnPolicySettings
 from radistill.distillation.precision import Precision
 from radistill.distillation.rates import RateSearch
+from radistill.distillation.selection import TokenSelection
 from radistill.distillation.stopping import Measure
 from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
@@ -142,6 +143,11 @@ class DistillSettings(TrainingSettings):
         default=None,
         description="batches of responses that the student writes itself, as it is then; null trains on documents only",
     )
+    select: TokenSelection | None = Field(
+        default=None,
+        description="train only on the tokens at which a reference shows that there is something to gain; null trains "
+        "on all",
+    )
     teacher_store: TeacherStoreSettings | None = Field(
         default=None,
         description="write the teacher's largest probabilities down first, and train without it; null keeps it beside "
@@ -193,6 +199,11 @@ class DistillSettings(TrainingSettings):
             RadistillError: naming the field.
         """
         super().check_processes(count, sharded)
+        if sharded and self.select is not None:
+            raise RadistillError(
+                "distill.select compares the whole output of the student in every process, and FSDP2 splits it; launch "
+                "without --use_fsdp, or set it to null"
+            )
         if sharded and self.on_policy is not None:
             raise RadistillError(
                 "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without "
@@ -208,6 +219,7 @@ class FinetuneSettings(TrainingSettings):
     measure: ClassVar[Measure] = "cross_entropy"
     hidden: ClassVar[None] = None
     on_policy: ClassVar[None] = None
+    select: ClassVar[None] = None
     teacher_store: ClassVar[None] = None
     contradiction: ClassVar[None] = None
 

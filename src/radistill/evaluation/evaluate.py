@@ -25,6 +25,8 @@ class Evaluation:
     Attributes:
         kl: KL(base || model), mean over held-out response tokens, in nats.
         agreement: share of those tokens at which both models' likeliest token is the same.
+        sampled_acceptance: how many of the model's tokens the base would accept if it drafted for it, both at
+            temperature 1: mean of sum_v min(p_v, q_v) over those tokens (arXiv 2211.17192).
         perplexity: of the model on the held-out responses, exp of the mean negative log-likelihood a token.
         exact_match: share of generated answers that the verifier takes as right; None if nothing can be verified.
         exact_match_n: answers that were verified.
@@ -40,6 +42,7 @@ class Evaluation:
 
     kl: float
     agreement: float
+    sampled_acceptance: float
     perplexity: float
     exact_match: float | None
     exact_match_n: int
@@ -108,6 +111,7 @@ def evaluate(
     return Evaluation(
         kl=found.kl,
         agreement=found.agreement,
+        sampled_acceptance=found.sampled_acceptance,
         perplexity=math.exp(found.student_nll),
         exact_match=sum(correct) / len(correct) if correct else None,
         exact_match_n=len(correct),

@@ -159,6 +159,7 @@ def trade_off(
         retrieval=retrieval,
         tokens_per_batch=trials.tokens_per_batch,
         substitutes=trials.substitutes,
+        components=trials.components,
     )
     figures = measured(judge, best.sets, folder)
     sets = {

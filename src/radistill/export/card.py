@@ -35,6 +35,7 @@ def model_card(source: Source) -> str:
             arm=source.arm if source.arm != MAIN else "",
             run=run,
             plan=_plan_facts(source.plan, _blocks(anatomy)),
+            cut=None if source.plan is None or not source.is_cut else source.plan.num_layers,
             architecture=", ".join(source.config.architectures or [anatomy.model_type]),
             blocks=_blocks(anatomy),
             remarks=[] if target is None else target.remarks(source.config),
@@ -63,11 +64,12 @@ def _blocks(anatomy: Anatomy) -> str:
 
 def _front_matter(source: Source, anatomy: Anatomy) -> dict[str, Any]:
     base, mixer = source.base, anatomy.architecture.mixer
+    kind = "speculative-decoding" if source.is_cut else "hybrid"
     front: dict[str, Any] = {
         "license": "unknown" if base is None else base.licence,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["radistill", "hybrid", *([mixer.kind] if mixer else []), anatomy.model_type, "distillation"],
+        "tags": ["radistill", kind, *([mixer.kind] if mixer else []), anatomy.model_type, "distillation"],
     }
     if base is not None and base.hub is not None:
         front = {"base_model": base.hub, "base_model_relation": "finetune", **front}
@@ -80,7 +82,10 @@ def _plan_facts(plan: Plan | None, blocks: str) -> list[tuple[str, str]]:
         return []
     draft = "draft with fitted blocks" if plan.by == "replaceability" else "skip draft"
     return [
-        (f"attention replaced by {blocks} in layers", layer_list(plan.replace)),
+        (
+            "layers of the base cut" if plan.whole_layers else f"attention replaced by {blocks} in layers",
+            layer_list(plan.replace),
+        ),
         ("chosen by", f"{plan.selector.get('kind')}, {plan.by}"),
         (f"objective ({plan.objective['name']})", significant(plan.objective["value"])),
         (f"tokens of the {draft} that the base accepts", percent(plan.acceptance_rate)),

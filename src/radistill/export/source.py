@@ -79,7 +79,13 @@ class Source:
         """Name of the exported model, from its base or its folder."""
         if self.base is None:
             return self.folder.resolve().name
-        return f"{self.base.name.rpartition('/')[2]}-hybrid{'' if self.arm == MAIN else f'-{self.arm}'}"
+        kind = "drafter" if self.is_cut else "hybrid"
+        return f"{self.base.name.rpartition('/')[2]}-{kind}{'' if self.arm == MAIN else f'-{self.arm}'}"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is the base with fewer layers, a draft model."""
+        return self.plan is not None and self.plan.whole_layers
 
 
 def find_source(path: Path, arm: str = MAIN) -> Source:
@@ -120,7 +126,16 @@ def _check_links(folder: Path) -> None:
 
 def _check_plan(source: Source) -> None:
     """A plan that was found anew after the student was trained would tell of another model."""
-    without_attention = set(anatomy_of(source.config).ssm_layers)
+    anatomy = anatomy_of(source.config)
+    if source.is_cut and source.plan is not None:
+        left = source.plan.num_layers - len(source.replaced)
+        if anatomy.num_layers != left:
+            raise RadistillError(
+                f"{source.folder}: has {anatomy.num_layers} layers, but the run's plan leaves {left}; the student is "
+                "older than the plan, so finish the run first"
+            )
+        return
+    without_attention = set(anatomy.ssm_layers)
     missing = sorted(set(source.replaced) - without_attention)
     if missing:
         raise RadistillError(

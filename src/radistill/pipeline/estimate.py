@@ -11,6 +11,7 @@ import torch
 
 from radistill.conversion.targets import TARGETS
 from radistill.data.settings import DataSettings
+from radistill.diagnosis.plan import draft_of
 from radistill.diagnosis.selectors import All, Curve
 from radistill.diagnosis.selectors.all import EQUAL_PASSES
 from radistill.distillation.on_policy import OnPolicySettings
@@ -79,6 +80,7 @@ class Work:
         document_tokens: longest document.
         generated_tokens: that the teacher writes, if it answers every prompt; 0 if the data brings the responses.
         by: whether the diagnosis judges layers by redundancy or by replaceability.
+        draft: what the drafts do with the layers that it judges.
         passes: forward passes of the diagnosis, of those that start at the first layer.
         calibration_tokens: in one of them.
         pass_seconds: of one of them, by the speed of a matrix product on this machine.
@@ -98,6 +100,7 @@ class Work:
     document_tokens: int
     generated_tokens: int
     by: str
+    draft: str
     passes: int
     calibration_tokens: int
     pass_seconds: float
@@ -270,6 +273,7 @@ def _work(recipe: Recipe, base: Anatomy, parameters: int, bounds: dict[str, Leng
         document_tokens=max(found.document for stage, found in bounds.items() if stage != "distill"),
         generated_tokens=written,
         by=recipe.diagnose.by,
+        draft=draft_of(recipe.diagnose.by, TARGETS[recipe.target.kind].goes),
         passes=diagnosis_passes(recipe.diagnose, base),
         calibration_tokens=calibration_tokens,
         pass_seconds=calibration_tokens * parameters / pace,

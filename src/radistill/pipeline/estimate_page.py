@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from radistill.console import show
-from radistill.diagnosis.plan import DRAFTS
 from radistill.pipeline.estimate import Estimate, Work
 from radistill.pipeline.memory import FORMULAS, TERMS
 from radistill.texts import human_bytes, human_count
@@ -96,7 +95,7 @@ def _work_page(work: Work) -> RenderableType:
     table.add_row(
         "diagnose",
         f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens, "
-        f"to judge layers {DRAFTS[work.by]}",
+        f"to judge layers {work.draft}",
     )
     minutes = math.ceil(work.passes * work.pass_seconds / 60)
     if work.minutes is None or minutes <= work.minutes:

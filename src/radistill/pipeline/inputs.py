@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from radistill.conversion import TARGETS, new_parameters
 from radistill.data.records import RETRIEVAL, SPLITS
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.plan import Plan
@@ -10,6 +11,8 @@ from radistill.diagnosis.selectors import Curve
 from radistill.effects import counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file, read_json
+from radistill.models.anatomy import Component
+from radistill.models.loading import Model
 from radistill.pipeline.context import Context
 from radistill.runs.arms import Arm
 from radistill.runs.contents import Promise, TradeOff
@@ -138,6 +141,7 @@ def _kept_by_none(path: Path, way_out: str) -> RadistillError:
 def diagnose_inputs(context: Context, arm: Arm, with_budget: bool = True) -> dict[str, Any]:
     """Of `diagnose`: two hybrids with the same have the same plan."""
     settings = context.recipe.diagnose
+    goes = TARGETS[arm.target.kind].goes
     unread = [field for field, objective in _OF_ONE_OBJECTIVE.items() if objective != settings.objective]
     return {
         "model": context.signature(context.recipe.model),
@@ -149,6 +153,7 @@ def diagnose_inputs(context: Context, arm: Arm, with_budget: bool = True) -> dic
         "penalty": arm.penalty,
         "budget": budget_of(context, arm) if with_budget else None,
         "blocks": _blocks_inputs(context, arm) if arm.by == "replaceability" else None,
+        **({} if goes == (Component.ATTENTION,) else {"goes": list(goes)}),
         **context.settings_of("dtype", "seed"),
     }
 
@@ -235,6 +240,9 @@ def distill_inputs(context: Context, arm: Arm) -> dict[str, Any]:
         "heldout": hash_file(split_file(context, "heldout", "distill")),
         "align": counted(arm.align) if arm.align else None,
         "distill": counted(arm.distill) if arm.distill else None,
+        **(
+            {"reference": context.signature(arm.distill.select.reference)} if arm.distill and arm.distill.select else {}
+        ),
     }
 
 
@@ -294,6 +302,11 @@ def evaluate_inputs(context: Context) -> dict[str, Any]:
         },
         "heldout": hash_file(split_file(context, "heldout")),
     }
+
+
+def new_parameters_of(context: Context, arm: Arm, student: Model) -> set[str]:
+    """Names of the parameters of a hybrid that belong to new blocks."""
+    return new_parameters(student, TARGETS[arm.target.kind].new_blocks(plan_of(context, arm).replace))
 
 
 def distilled_of(context: Context, arm: Arm) -> Path:

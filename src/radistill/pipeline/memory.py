@@ -20,6 +20,7 @@ TERMS = (
     "base weights",
     "teacher weights",
     "student weights",
+    "reference weights",
     "fitted blocks",
     "KV cache of a batch",
     "cached activations",
@@ -176,6 +177,8 @@ def memory_of_stages(
         read, longest = reading(recipe, training.section), bounds[training.section]
         stage = always | hybrid | _training(training, read, base, shape, longest)
         stage["student weights"] += trained_parameters(training, shape) * (trained_bytes(training, recipe) - number)
+        if training.select is not None:  # which is of the student's size
+            stage["reference weights"] = hybrid["student weights"]
         stages[training.section] = stage | {"activations of a step": step_bytes[training.section]}
     stages["evaluate"] = always | hybrid | _evaluate(recipe, base, bounds["data"])
     return stages

@@ -57,6 +57,8 @@ def check(recipe: Recipe) -> Checked:
     check_tasks(recipe, getattr(base, "max_position_embeddings", None))
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
+        if arm.distill is not None and arm.distill.select is not None:
+            _check_reference(arm.distill.select.reference, recipe.trust_remote_code, warnings)
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
@@ -87,7 +89,8 @@ def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
     network = skeleton(base, recipe.model, recipe.trust_remote_code)
     for arm in recipe.hybrids:
         budget = recipe.diagnose.budget if arm.budget is None else arm.budget
-        check_budget(budget, anatomy, TARGETS[arm.target.kind].keeps, arm.field("diagnose", "budget"))
+        target = TARGETS[arm.target.kind]
+        check_budget(budget, anatomy, target.keeps, arm.field("diagnose", "budget"), least=1 if target.mixers else 0)
         try:
             check_conversion(recipe.model, network, arm.target, arm.init)
         except RadistillError as error:
@@ -108,6 +111,14 @@ def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTra
         reason = "the hub wants you to ask for access first" if gated else "the hub was not reached"
         warnings.append(f"{source}: config from the built-in table; {reason}")
         return known
+
+
+def _check_reference(source: str, trust_remote_code: bool, warnings: list[str]) -> None:
+    """A run that has yet to leave it may come first."""
+    try:
+        load_config(source, trust_remote_code)
+    except RadistillError as error:
+        warnings.append(f"distill.select.reference: {error}")
 
 
 def _check_teacher(

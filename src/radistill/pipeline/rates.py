@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from radistill.console import note
-from radistill.conversion import new_parameters
-from radistill.diagnosis.plan import Plan
 from radistill.distillation.checkpoints import remove_checkpoints
 from radistill.distillation.distill import distill
 from radistill.distillation.rates import best_rate
@@ -15,6 +13,7 @@ from radistill.files import hash_json, read_kept, write_json, write_kept
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.pipeline.context import Context
+from radistill.pipeline.inputs import new_parameters_of
 from radistill.runs.arms import Arm
 
 _FEWEST = 10
@@ -29,6 +28,7 @@ def with_best_rate(
     train: Sequence[Document],
     heldout: Sequence[Document],
     inputs: object,
+    reference: Model | None = None,
 ) -> DistillSettings:
     """The settings of `distill` with the rate after whose first steps the held-out KL is lowest.
 
@@ -73,9 +73,10 @@ def with_best_rate(
                 train,
                 heldout,
                 settings.model_copy(update={**few, **at(rate)}),
-                new_parameters=new_parameters(student, Plan.load(files.plan).replace),
+                new_parameters=new_parameters_of(context, arm, student),
                 folder=folder,
                 seed=context.recipe.seed,
+                reference=reference,
             )
         except TrainingDivergedError:
             if context.processes.is_main:

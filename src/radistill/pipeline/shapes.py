@@ -35,7 +35,7 @@ class HybridShape:
         anatomy: which layers have attention, and the sizes of caches and states.
         parameters: by component, as `Anatomy.parameters` counts them.
         new: parameters of all new blocks.
-        block: parameters of one new block.
+        block: parameters of one new block; 0 where there are none.
         step_bytes: what autograd keeps between forward and backward of the whole hybrid, logits and weights left out;
             None if it was not asked for, and for a mixture of experts, where it depends on the data.
         block_bytes: the same for one new block by itself, in float32; None if it was not asked for.
@@ -103,7 +103,8 @@ def hybrid_shape(
         student.train()
         student.requires_grad_(train_everything)
         anatomy = anatomy_of(student)
-        blocks = [anatomy.mixer(student, layer).requires_grad_(True) for layer in replace]
+        new = TARGETS[target.kind].new_blocks(replace)
+        blocks = [anatomy.mixer(student, layer).requires_grad_(True) for layer in new]
 
         def end_to_end(batch: Batch) -> Any:
             ids = torch.zeros(batch.rows, batch.time, dtype=torch.long)
@@ -134,7 +135,7 @@ def hybrid_shape(
                 anatomy=anatomy,
                 parameters=anatomy.parameters(student),
                 new=sum(_numbers(block) for block in blocks),
-                block=_numbers(blocks[0]),
+                block=_numbers(blocks[0]) if blocks else 0,
                 step_bytes=step_bytes,
                 block_bytes=block_bytes,
             )

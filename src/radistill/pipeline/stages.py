@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from radistill.console import note
-from radistill.conversion import TARGETS, convert, new_parameters
+from radistill.conversion import TARGETS, convert
 from radistill.conversion.targets import find_initialisation, mixer_of
 from radistill.data.prepare import prepare
 from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose
 from radistill.diagnosis.objectives import make_objective
-from radistill.diagnosis.plan import DRAFTS
 from radistill.diagnosis.selectors import Curve
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import Alignment, AlignSettings, align
@@ -47,6 +46,7 @@ from radistill.pipeline.inputs import (
     evaluate_inputs,
     finetune_inputs,
     most_layers,
+    new_parameters_of,
     outputs_of,
     plan_of,
     promise_inputs,
@@ -107,6 +107,7 @@ def run_tradeoff(context: Context) -> None:
             tokens_per_batch=settings.tokens_per_batch,
             folder=folder,
             substitutes=substitutes,
+            components=TARGETS[main.target.kind].goes,
         )
         found = trade_off(
             trials,
@@ -230,6 +231,7 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
             by=arm.by,
             keeps=TARGETS[arm.target.kind].keeps,
             substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
+            components=TARGETS[arm.target.kind].goes,
             passes=settings.passes,
             minutes=settings.minutes,
             context_length=settings.context_length,
@@ -247,8 +249,8 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
     replacing()
     plan.save(path)
     note(
-        f"{arm.name}: replaces layers {', '.join(map(str, plan.replace))}; "
-        f"the draft {DRAFTS[plan.by]} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
+        f"{arm.name}: {'cuts' if plan.whole_layers else 'replaces'} layers {', '.join(map(str, plan.replace))}; "
+        f"the draft {plan.draft} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
     )
 
 
@@ -299,14 +301,24 @@ def run_distill(context: Context, arms: Sequence[Arm] = ()) -> None:
                 return _start(context, arm)
 
             settings: DistillSettings | None = arm.distill
+            select = settings.select if settings is not None else None
+            reference = None if select is None else context.load(select.reference)
             if settings is not None and teacher is not None and settings.rate_search is not None:
-                settings = with_best_rate(context, arm, lambda: start()[0], teacher, train, heldout, inputs)
+                settings = with_best_rate(context, arm, lambda: start()[0], teacher, train, heldout, inputs, reference)
             student, alignment = start()
             result = None
             if settings is not None and teacher is not None:
-                new, seed = new_parameters(student, plan_of(context, arm).replace), context.recipe.seed
+                new, seed = new_parameters_of(context, arm, student), context.recipe.seed
                 result = distill(
-                    student, teacher, train, heldout, settings, new_parameters=new, folder=files.folder, seed=seed
+                    student,
+                    teacher,
+                    train,
+                    heldout,
+                    settings,
+                    new_parameters=new,
+                    folder=files.folder,
+                    seed=seed,
+                    reference=reference,
                 )
             if processes.is_main:
                 replacing()
@@ -406,7 +418,7 @@ def run_finetune(context: Context, arms: Sequence[Arm] = ()) -> None:
                 context.splits_of("finetune").documents("train"),
                 context.splits_of("finetune").documents("heldout"),
                 arm.finetune,
-                new_parameters=new_parameters(student, plan_of(context, arm).replace),
+                new_parameters=new_parameters_of(context, arm, student),
                 folder=files.finetuning,
                 seed=context.recipe.seed,
             )
@@ -421,7 +433,7 @@ def run_finetune(context: Context, arms: Sequence[Arm] = ()) -> None:
 
 
 def run_evaluate(context: Context) -> None:
-    """Measure base, draft and hybrids on the held-out data."""
+    """Measure base, draft and hybrids on the held-out data; the base of a drafter is the model that it drafts for."""
     inputs = evaluate_inputs(context)
     for arm in context.hybrids:
         trained = inputs["arms"][arm.name]
@@ -433,7 +445,8 @@ def run_evaluate(context: Context) -> None:
         return
     with _step(context, "evaluate", inputs, outputs) as replacing:
         main = context.hybrids[0]
-        results = {"base": _evaluate(context, context.base, "base", written=_base_answers(context), tasks=True)}
+        base = _reference(context)
+        results = {"base": _evaluate(context, base, "base", written=_base_answers(context), tasks=True)}
         # Blocks that put out zero, whatever their geometry, are the attentions left out.
         left_out = plan_of(context, main).replace
         draft = convert(context.base, left_out, target=main.target, init=mixer_of(main.target).silent)
@@ -535,6 +548,12 @@ def _check(context: Context) -> None:
         check_same_tokenizer(context.teacher(source), base)
 
 
+def _reference(context: Context) -> Model:
+    """The model that results are relative to: the base or, where the result is a drafter, its target."""
+    main = context.hybrids[0]
+    return context.base if TARGETS[main.target.kind].mixers else context.teacher(main.teacher)
+
+
 def _base_answers(context: Context) -> list[tuple[int, ...]] | None:
     """The held-out responses, if they are what the base would answer again."""
     recipe = context.recipe
@@ -562,7 +581,7 @@ def _evaluate(
     records = context.splits.heldout
     result = evaluate(
         model,
-        context.base,
+        _reference(context),
         [record.document for record in records],
         context.recipe.evaluate,
         verifiers=[record.example.verifier for record in records] if generate else None,

@@ -8,7 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from radistill.diagnosis.plan import DRAFTS
 from radistill.evaluation.comparison import Results, read_results
 from radistill.evaluation.places import results_in
 from radistill.files import hash_file, write_text
@@ -82,7 +81,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         tradeoff_figures=[] if tradeoff is None else tradeoff_figures(tradeoff, len(run.plan.replace)),
         layers_figure=layers_figure(run),
         search_figure=search_figure(run),
-        draft_is=DRAFTS[run.plan.by],
+        draft_is=run.plan.draft,
         search_facts=_search_facts(run),
         fit_figure=fit_figure(run),
         fit_seconds=_fit_seconds(run.main["align"]),

@@ -30,6 +30,7 @@ class Row:
     remark: str
     kl: str
     agreement: str
+    sampled_acceptance: str
     perplexity: str
     exact_match: str
     exact_match_details: list[str]
@@ -56,6 +57,7 @@ def rows_of(run: Run) -> list[Row]:
             remark=_remark(arm.key, run),
             kl=significant(arm.metrics.get("kl")),
             agreement=_bare_percent(arm, "agreement"),
+            sampled_acceptance=_bare_percent(arm, "sampled_acceptance"),
             perplexity=significant(arm.metrics.get("perplexity")),
             exact_match=_bare_percent(arm, "exact_match"),
             exact_match_details=arm.exact_match_details,
@@ -106,6 +108,11 @@ def footnotes(run: Run) -> list[tuple[str, str]]:
     notes = [
         ("KL", f"KL(base ‖ model) in nats, the mean over {over}. 0 is the base's own distribution."),
         ("Greedy agreement", "share of these tokens at which the model's most likely token is the base's."),
+        (
+            "Sampled acceptance",
+            "how many of its tokens the base would accept if it drafted for it, both at temperature 1: the mean of "
+            "Σ min(p, q) over these tokens. Drafting greedily for greedy decoding, it is the greedy agreement.",
+        ),
         ("Perplexity", "exponential of the mean negative log-likelihood of these tokens."),
         ("Exact match", _exact_match_note(list(arms.values()))),
         (
@@ -138,7 +145,7 @@ def _state_note(hybrid: ModelResult) -> str:
 
 def _remark(key: str, run: Run) -> str:
     if key == "draft":
-        return f"{len(run.main.replaced)} attention layers skipped"
+        return f"{len(run.main.replaced)} {'' if run.plan.whole_layers else 'attention '}layers skipped"
     if key.endswith("_start"):
         return "before training"
     return next(("same tokens" for arm in run.arms if arm.name == key and _same_budget(run, arm)), "")

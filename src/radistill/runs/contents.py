@@ -59,6 +59,7 @@ class Figures(Content):
 
     kl: Divergence | None = None
     agreement: Share | None = None
+    sampled_acceptance: Share | None = None
     perplexity: Positive | None = None
     exact_match: Share | None = None
     exact_match_n: Count | None = None
@@ -178,6 +179,7 @@ class Measure(Content):
     tokens: Count | None = None
     kl: Divergence | None = None
     agreement: Share | None = None
+    sampled_acceptance: Share | None = None
     cross_entropy: Positive | None = None
 
 

@@ -114,6 +114,11 @@ class Run:
         return mixer_of(self.recipe.target).phrase
 
     @property
+    def change(self) -> str:
+        """What was done to so many of the base model's layers."""
+        return "layers cut" if self.plan.whole_layers else "attention layers replaced"
+
+    @property
     def judged(self) -> str:
         """The key in evaluation.json of the draft that the search judged: what training started from, or nearly so.
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import PreTrainedConfig
 
 from radistill.conversion.targets import (
     DEFAULT,
+    TARGETS,
     TargetSettings,
     find_initialisation,
     target_for,
@@ -76,6 +77,17 @@ class Recipe(BaseModel):
         default={}, description="hybrids to compare with, by names of your choice"
     )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="what is measured in the end")
+
+    @model_validator(mode="after")
+    def _without_blocks(self) -> "Recipe":
+        """Where layers go altogether, no block can be fitted: what the recipe does not say follows from that."""
+        if TARGETS[self.target.kind].mixers:
+            return self
+        if "by" not in self.diagnose.model_fields_set:
+            self.diagnose.by = "redundancy"
+        if "align" not in self.model_fields_set:
+            self.align = None
+        return self
 
     @property
     def own_data(self) -> dict[str, DataSettings]:
@@ -195,6 +207,13 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{'distill.data' if own else 'data'}.loss_on is all, which leaves no prompt for "
             f"{arm.field('distill', 'on_policy')} to answer; set it to response, or on_policy to null"
         )
+    if arm.budget == 0 and (TARGETS[arm.target.kind].mixers or arm.teacher is None):
+        return (
+            f"{arm.field('diagnose', 'budget')} is 0, so the student is the model as it is, which needs "
+            "convert.target: cut and a teacher to draft for; raise it, or give both"
+        )
+    if not TARGETS[arm.target.kind].mixers and (wrong := _needs_blocks(arm)):
+        return wrong
     if wrong := contradiction(arm.by, arm.selector, recipe.diagnose.objective):
         return wrong.replace("diagnose.by", by).replace("diagnose.selector", arm.field("diagnose", "selector"))
     if arm.by == "replaceability" and arm.align is None:
@@ -207,6 +226,22 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{arm.field('convert', 'init')} is {arm.init}, which needs a fit, but {arm.field('align')} is null; give "
             "it a section, or set init: zero"
         )
+    return None
+
+
+def _needs_blocks(arm: Arm) -> str | None:
+    """What a hybrid without new blocks is asked, if it is something that they are needed for."""
+    target = f"{arm.field('convert', 'target')} is {arm.target.kind}, which has no new blocks"
+    if arm.by == "replaceability":
+        return f"{target} to judge layers by; set {arm.field('diagnose', 'by')}: redundancy"
+    if arm.align is not None:
+        return f"{target} to fit; set {arm.field('align')} to null"
+    for training in (arm.distill, arm.finetune):
+        if training is not None and not training.trains(new=False):
+            rate = arm.field(training.section, "other_learning_rate")
+            return f"{target}, so with {rate} 0 there is nothing to train; set it to 3e-4 or so"
+    if arm.distill is not None and arm.distill.rate_search is not None:
+        return f"{target} whose rate could be searched; set {arm.field('distill', 'rate_search')} to null"
     return None
 
 

@@ -81,8 +81,9 @@ class DiagnoseSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        description="attention layers to replace; with a `penalty`, at most; `auto` is the most that `keep` allows"
+    budget: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        description="attention layers to replace, or layers to cut; with a `penalty`, at most; `auto` is the most that "
+        "`keep` allows; 0, with the target `cut` and a `teacher`, makes a drafter of the model as it is"
     )
     keep: Keep | None = Field(default=None, description="what `budget: auto` promises")
     penalty: float | None = Field(

@@ -28,7 +28,13 @@ class ComponentMask:
     @classmethod
     def attention(cls, layers: Iterable[int]) -> "ComponentMask":
         """Skip the attention of each of `layers`."""
-        return cls(frozenset((layer, Component.ATTENTION) for layer in layers))
+        return cls.of(layers, (Component.ATTENTION,))
+
+    @classmethod
+    def of(cls, layers: Iterable[int], components: Iterable[str]) -> "ComponentMask":
+        """Skip these components, given by their names, of each of `layers`."""
+        parts = [Component(component) for component in components]
+        return cls(frozenset((layer, part) for layer in layers for part in parts))
 
     @property
     def first_layer(self) -> int | None:

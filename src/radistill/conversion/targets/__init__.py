@@ -5,6 +5,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
+from radistill.conversion.targets.cut import Cut
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid
 from radistill.conversion.targets.interface import GGUFFormat
 from radistill.conversion.targets.interface import Target as Target
@@ -28,6 +29,7 @@ def register_target(target: Target) -> None:
 
 register_target(GraniteHybrid())
 register_target(Qwen35())
+register_target(Cut())
 
 
 def validate_target(value: Any) -> TargetSettings:
@@ -75,8 +77,11 @@ def target_settings(target: TargetSettings | dict[str, Any] | str) -> TargetSett
 
 
 def obstacles_of(config: PreTrainedConfig) -> tuple[str | None, dict[str, list[str]]]:
-    """The first target that can hold a model, if any, and for every other what stands in its way."""
-    obstacles = {kind: target.check(config) for kind, target in TARGETS.items()}
+    """The first target that can hold a model, if any, and for every other what stands in its way.
+
+    Targets that put nothing in place of a layer make no hybrids, and are left out.
+    """
+    obstacles = {kind: target.check(config) for kind, target in TARGETS.items() if target.mixers}
     first = next((kind for kind, found in obstacles.items() if not found), None)
     return first, {kind: found for kind, found in obstacles.items() if found}
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Geometry, Mixer
-from radistill.models.anatomy import Architecture
+from radistill.mixers.nothing import NOTHING
+from radistill.models.anatomy import Architecture, Component
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
 
@@ -94,12 +95,14 @@ def weight_shapes(config: PreTrainedConfig) -> dict[str, list[int]]:
 
 
 class Target(ABC):
-    """An architecture that holds the source's weights as they are and can replace attention layer by layer.
+    """An architecture that holds the source's weights as they are and can do without attention in any of its layers.
 
     Attributes:
         settings: what can be chosen; its `kind` names the target.
         model_types: transformers' names of the architecture and its forms.
-        mixers: the kinds of block that it can have in place of attention.
+        mixers: the kinds of block that it can have in place of attention; none where layers go altogether. Such a
+            target is never taken unless it is named.
+        goes: the components of a layer of the plan that go.
         keeps: how many attention layers must stay.
         keeps_because: why.
         rounding: for number formats in which the architecture cannot store a source's weights as they are, the largest
@@ -110,7 +113,8 @@ class Target(ABC):
 
     settings: ClassVar[type[TargetSettings]]
     model_types: ClassVar[tuple[str, ...]]
-    mixers: ClassVar[tuple[Mixer, ...]]
+    mixers: ClassVar[tuple[Mixer, ...]] = ()
+    goes: ClassVar[tuple[Component, ...]] = (Component.ATTENTION,)
     keeps: ClassVar[int] = 0
     keeps_because: ClassVar[str] = ""
     rounding: ClassVar[Mapping[torch.dtype, float]] = MappingProxyType({})
@@ -124,7 +128,11 @@ class Target(ABC):
 
     def mixer(self, settings: TargetSettings) -> Mixer:
         """The one of `mixers` that these settings ask for; a target with several has a setting for it."""
-        return self.mixers[0]
+        return self.mixers[0] if self.mixers else NOTHING
+
+    def new_blocks(self, replace: Sequence[int]) -> Sequence[int]:
+        """The student's layers that have a new block, where the layers `replace` of the source are the plan's."""
+        return replace if self.mixers else ()
 
     @abstractmethod
     def check(self, config: PreTrainedConfig) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from radistill.console import progress
 from radistill.diagnosis.plan import By
 from radistill.diagnosis.trials import Trials
+from radistill.models.anatomy import Component
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def each_alone(problem: Problem) -> dict[int, float]:
 def only_this_layer(trials: Trials) -> str:
     """What the draft of a single layer is, for `Selection.score_kind`."""
     gone = "skipped" if trials.substitutes is None else "replaced by its fitted block"
-    return f"with only this layer's attention {gone}"
+    part = "this layer's attention" if trials.components == (Component.ATTENTION,) else "this layer"
+    return f"with only {part} {gone}"
 
 
 def passes_by_rank(sizes: range) -> int:

@@ -20,6 +20,7 @@ from radistill.diagnosis.workers import working
 from radistill.effects import NOT_COUNTED
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.models.anatomy import Component
 from radistill.models.loading import load
 from radistill.models.sequences import Document
 
@@ -158,6 +159,7 @@ class Bayes(Selector):
             },
             "objective": trials.objective.to_json(),
             "tokens_per_batch": trials.tokens_per_batch,
+            "components": list(trials.components),
             "selector": self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json"),
             "candidates": list(problem.candidates),
             "budget": problem.budget,
@@ -212,7 +214,13 @@ def join_search(search: dict[str, Any]) -> None:
     folder = None if search["folder"] is None else Path(search["folder"])
     objective = objective_from(search["objective"])
     trials = Trials(
-        model, documents, objective, retrieval=retrieval, tokens_per_batch=search["tokens_per_batch"], folder=folder
+        model,
+        documents,
+        objective,
+        retrieval=retrieval,
+        tokens_per_batch=search["tokens_per_batch"],
+        folder=folder,
+        components=[Component(component) for component in search["components"]],
     )
     problem = Problem(trials, search["candidates"], search["budget"], search["seed"], folder, search["free"])
     Bayes.model_validate(search["selector"]).select(problem)

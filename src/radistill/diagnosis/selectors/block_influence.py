@@ -1,7 +1,8 @@
-"""Block influence: how far attention turns the residual stream, read off one forward pass.
+"""Block influence: how far a layer's attention turns the residual stream, read off one forward pass.
 
-ShortGPT (arXiv 2403.03853) measures a layer by 1 - cos(its input, its output). Here the attention alone is measured, as
-in arXiv 2406.15786: 1 - cos(x, x + what attention adds to x), averaged over tokens.
+ShortGPT (arXiv 2403.03853) measures a layer by 1 - cos(its input, its output), as is done here where whole layers go.
+Where only attention does, it alone is measured, as in arXiv 2406.15786: 1 - cos(x, x + what attention adds to x). Both
+are averaged over tokens.
 """
 
 from collections.abc import Sequence
@@ -35,16 +36,19 @@ class BlockInfluence(Selector):
         sums = torch.zeros(len(problem.candidates), dtype=torch.float64)
         tokens = 0
         for batch in trials.batches:
-            sums += similarities(trials.model, batch, problem.candidates)
+            sums += similarities(trials.model, batch, problem.candidates, trials.components)
             tokens += int(batch.attention_mask.sum())
         scores = dict(zip(problem.candidates, (sums / tokens).tolist(), strict=True))
+        part = "attention" if trials.components == (Component.ATTENTION,) else "the layer"
         return Selection(
-            best_by_rank(problem, scores), scores, "cosine of the residual stream before and after attention"
+            best_by_rank(problem, scores), scores, f"cosine of the residual stream before and after {part}"
         )
 
 
-def similarities(model: Model, batch: Batch, layers: Sequence[int]) -> Tensor:
-    """Cosine similarity of the residual stream before and after each layer's attention, summed over tokens.
+def similarities(
+    model: Model, batch: Batch, layers: Sequence[int], components: Sequence[Component] = (Component.ATTENTION,)
+) -> Tensor:
+    """Cosine similarity of the residual stream before and after these components of each layer, summed over tokens.
 
     What attention adds is what its layer adds when the MLP is silent; so norms after attention and multipliers on the
     residual are accounted for, whatever the architecture calls them.
@@ -57,7 +61,8 @@ def similarities(model: Model, batch: Batch, layers: Sequence[int]) -> Tensor:
 
     def measure(layer: int) -> Any:
         has_mlp = model.anatomy.modules(model.network, layer, Component.MLP)
-        silent = ComponentMask(frozenset({(layer, Component.MLP)} if has_mlp else ()))
+        stays = has_mlp and Component.MLP not in components
+        silent = ComponentMask(frozenset({(layer, Component.MLP)} if stays else ()))
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before = args[0] if args else kwargs["hidden_states"]

@@ -50,7 +50,7 @@ class Gates(Selector):
                 total = problem.budget * min(1.0, step / (self.ramp * self.steps))
                 shares = scaled_to(shares, total)
                 gates = (1 - shares).requires_grad_()
-                with gated(trials.model, problem.candidates, gates, trials.substitutes):
+                with gated(trials.model, problem.candidates, gates, trials.substitutes, trials.components):
                     kl = trials.differentiate()
                 assert gates.grad is not None
                 shares = updated(shares, -gates.grad, self.learning_rate)
@@ -63,7 +63,8 @@ class Gates(Selector):
         best = trials.best(problem.sizes)
         assert best is not None  # the last step is judged
         lost = "is off" if trials.substitutes is None else "its fitted block has"
-        return Selection(best, scores, f"trained share of this layer's attention that {lost}, not capped at 1")
+        part = "this layer's attention" if trials.components == (Component.ATTENTION,) else "this layer"
+        return Selection(best, scores, f"trained share of {part} that {lost}, not capped at 1")
 
 
 def updated(shares: Tensor, costs: Tensor, rate: float) -> Tensor:
@@ -100,8 +101,14 @@ def scaled_to(shares: Tensor, total: float) -> Tensor:
 
 
 @contextmanager
-def gated(model: Model, layers: Sequence[int], gates: Tensor, substitutes: Substitutes | None = None) -> Iterator[None]:
-    """Multiply the attention output of `layers` by `gates` [layers]; afterwards the model is as it was.
+def gated(
+    model: Model,
+    layers: Sequence[int],
+    gates: Tensor,
+    substitutes: Substitutes | None = None,
+    components: Sequence[Component] = (Component.ATTENTION,),
+) -> Iterator[None]:
+    """Multiply what these components of `layers` add by `gates` [layers]; afterwards the model is as it was.
 
     Inside, gradients flow to the gates only: the weights are frozen. With substitutes, what a gate takes from an
     attention it gives to its layer's block.
@@ -125,6 +132,7 @@ def gated(model: Model, layers: Sequence[int], gates: Tensor, substitutes: Subst
         for parameter in trained:
             stack.callback(parameter.requires_grad_(False).requires_grad_, True)
         for index, layer in enumerate(layers):
-            for module in model.anatomy.modules(model.network, layer, Component.ATTENTION):
-                stack.enter_context(module.register_forward_hook(gate(index, layer), with_kwargs=True))
+            for component in components:
+                for module in model.anatomy.modules(model.network, layer, component):
+                    stack.enter_context(module.register_forward_hook(gate(index, layer), with_kwargs=True))
         yield

@@ -12,10 +12,13 @@ from pydantic import Field
 
 from radistill.distillation.losses.jsd import GeneralisedJSD
 from radistill.distillation.losses.kl import ForwardKL
+from radistill.distillation.losses.lk_alpha import LKAlpha
+from radistill.distillation.losses.lk_lambda import LKLambda
 from radistill.distillation.losses.reverse_kl import ReverseKL
 from radistill.distillation.losses.skewed_kl import SkewedKL
 from radistill.distillation.losses.tv import TotalVariation
 
 LossSettings = Annotated[
-    ForwardKL | ReverseKL | GeneralisedJSD | SkewedKL | TotalVariation, Field(discriminator="kind")
+    ForwardKL | ReverseKL | GeneralisedJSD | SkewedKL | TotalVariation | LKAlpha | LKLambda,
+    Field(discriminator="kind"),
 ]

@@ -53,6 +53,29 @@ def chunked_sum(
     Returns:
         A scalar, in float32 at least; 0 with zero gradients for no tokens.
     """
+    teacher, student, sizes = _prepared(teacher, student, chunk_numbers, piece_numbers)
+    with torch.autocast(student.hidden.device.type, enabled=False):
+        return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
+
+
+@torch.no_grad()
+def token_losses(
+    loss: TokenLoss,
+    teacher: ResponseStates | TopK | None,
+    student: ResponseStates,
+    chunk_numbers: int = CHUNK_NUMBERS,
+    piece_numbers: int | None = None,
+) -> Tensor:
+    """The terms of `chunked_sum`, [tokens], in float32 at least, without gradients."""
+    teacher, student, sizes = _prepared(teacher, student, chunk_numbers, piece_numbers)
+    with torch.autocast(student.hidden.device.type, enabled=False):
+        return _values(loss, teacher, student, sizes, _Gradients(student.hidden, *student.output[:2], (False,) * 3))
+
+
+def _prepared(
+    teacher: ResponseStates | TopK | None, student: ResponseStates, chunk_numbers: int, piece_numbers: int | None
+) -> tuple[ResponseStates | TopK | None, ResponseStates, "_Sizes"]:
+    """Both in the format of matrix products, and what is done at a time."""
     vocabulary = min(known.vocabulary for known in (teacher, student) if known is not None)
     device = student.hidden.device.type
     if piece_numbers is None:
@@ -63,8 +86,7 @@ def chunked_sum(
         dtype = torch.get_autocast_dtype(device)
         teacher = _cast(teacher, dtype) if isinstance(teacher, ResponseStates) else teacher
         student = _cast(student, dtype)
-    with torch.autocast(device, enabled=False):
-        return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
+    return teacher, student, sizes
 
 
 class _Sizes(NamedTuple):
@@ -92,11 +114,7 @@ class _ChunkedSum(torch.autograd.Function):
         # Autograd wants to see what gradients flow to as arguments of their own.
         student = student._replace(hidden=hidden, output=student.output._replace(weight=weight, bias=bias))
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[4:])
-        # One place for each token: a small tensor for each piece, left between large ones that come and go, would keep
-        # the allocator from using their memory again.
-        values = torch.zeros(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
-        for start in range(0, len(hidden), sizes.chunk):
-            _take_chunk(loss, teacher, student, slice(start, start + sizes.chunk), sizes, gradients, values)
+        values = _values(loss, teacher, student, sizes, gradients)
         ctx.save_for_backward(*gradients.found())
         ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
         return values.sum()
@@ -106,6 +124,23 @@ class _ChunkedSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return None, None, None, None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
+
+
+def _values(
+    loss: TokenLoss,
+    teacher: ResponseStates | TopK | None,
+    student: ResponseStates,
+    sizes: _Sizes,
+    gradients: "_Gradients",
+) -> Tensor:
+    """[tokens], the loss of each; `gradients` gets those that it wants."""
+    hidden = student.hidden
+    # One place for each token: a small tensor for each piece, left between large ones that come and go, would keep the
+    # allocator from using their memory again.
+    values = torch.zeros(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
+    for start in range(0, len(hidden), sizes.chunk):
+        _take_chunk(loss, teacher, student, slice(start, start + sizes.chunk), sizes, gradients, values)
+    return values
 
 
 def _take_chunk(

@@ -3,7 +3,8 @@
 The k tokens are k categories, and the rest of the vocabulary is one more. Every loss works on k + 1 categories as it
 does on a vocabulary. Merging tokens into one category loses information: by the data processing inequality (for a KL,
 the log-sum inequality; Cover and Thomas, Elements of Information Theory, theorem 2.7.1) every loss here that is an
-f-divergence, so all of them, is at most what it would be over the whole vocabulary.
+f-divergence, or grows with one, is at most what it would be over the whole vocabulary: all of them but `lk-lambda`,
+whose weights change with the merging.
 """
 
 import math
@@ -39,7 +40,7 @@ class TopK:
         """Of the logits that it stands for."""
         return len(self.ids), self.vocabulary
 
-    def __getitem__(self, rows: slice) -> "TopK":
+    def __getitem__(self, rows: slice | Tensor) -> "TopK":
         """Some of the tokens."""
         return TopK(self.ids[rows], self.log_probabilities[rows], self.tail[rows], self.best[rows], self.vocabulary)
 

@@ -208,7 +208,7 @@ def _drafts(base: Model, hybrid: Model) -> dict[str, ComponentMask]:
     """What each drafts without: the base the attention that the hybrid replaces (RAD's draft), the hybrid all of it."""
     replaced = set(base.anatomy.attention_layers) - set(hybrid.anatomy.attention_layers)
     drafts = {}
-    if replaced:
+    if replaced and base.anatomy.num_layers == hybrid.anatomy.num_layers:  # a cut model has other numbers
         drafts["base"] = ComponentMask.attention(replaced)
     if hybrid.anatomy.ssm_layers and hybrid.anatomy.attention_layers:
         drafts["hybrid"] = ComponentMask.attention(hybrid.anatomy.attention_layers)

@@ -48,7 +48,7 @@ def layers_figure(run: Run) -> Figure:
         figure("layers", "Layers kept and replaced", f"{run.plan.num_layers} layers. {described}.", draw),
         (
             (_sample("attention"), "attention kept"),
-            (_sample("replaced"), f"attention replaced by {run.block}"),
+            (_sample("replaced"), "layer cut" if run.plan.whole_layers else f"attention replaced by {run.block}"),
             *(((_sample("ssm"), "SSM in the base model already"),) if run.plan.ssm_layers else ()),
         ),
         tuple(notes),
