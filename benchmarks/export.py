@@ -67,7 +67,7 @@ def by_transformers(model: Model, prompts: list[list[int]], tokens: int) -> tupl
 
 def by_llama_cpp(path: Path, prompts: list[list[int]], tokens: int, never: list[int]) -> tuple[list[list[int]], float]:
     """Greedy tokens and tokens a second, the reading of the prompts included."""
-    engine = LlamaCpp(path)
+    engine = LlamaCpp(path, threads=torch.get_num_threads())
     settings: dict[str, Any] = {"ignore_eos": True, "logit_bias": [[token, False] for token in never]}
     started = time.perf_counter()
     answers = [engine.greedy(prompt, tokens, **settings)["tokens"] for prompt in prompts]

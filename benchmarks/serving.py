@@ -143,7 +143,7 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "student.gguf"
         write_gguf(folder, path, "float32")
-        engine = LlamaCpp(path)
+        engine = LlamaCpp(path, threads=torch.get_num_threads())
         for prompt, new in zip(prompts, tokens, strict=True):
             theirs.append(engine.greedy(prompt, len(new))["tokens"])
         openai = engine.ask(

@@ -83,8 +83,10 @@ def test_hybrids() -> None:
 
 def test_an_engine_that_changes_the_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(drafter_check.LlamaCpp):
-        def __init__(self, path: Path, context: int, draft: Path | None, draft_length: int) -> None:
-            super().__init__(path, context, draft, draft_length)
+        drafts = False
+
+        def __init__(self, path: Path, context: int, draft: Path | None, draft_length: int, **options: Any) -> None:
+            super().__init__(path, context, draft, draft_length, **options)
             self.drafts = draft is not None
 
         def greedy(self, prompt: Any, count: int, **options: Any) -> dict[str, Any]:

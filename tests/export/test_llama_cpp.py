@@ -186,7 +186,7 @@ def test_smollm2_with_ten_layers_replaced(
 ) -> None:
     prompts = [student.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     write_gguf(student_folder, tmp_path / "m.gguf")
-    engine = LlamaCpp(tmp_path / "m.gguf")
+    engine = LlamaCpp(tmp_path / "m.gguf", threads=2)
     assert differences(student, engine, prompts) == (0, 0)
 
     for text in [*TEXTS, *PROMPTS]:

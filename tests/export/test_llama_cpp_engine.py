@@ -11,7 +11,7 @@ from radistill.cli import main
 from radistill.conversion import convert
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
-from radistill.export.engines.llama_cpp import LlamaCpp, LlamaCppEngine, cache_bytes
+from radistill.export.engines.llama_cpp import LlamaCpp, LlamaCppEngine, with_cache_bytes
 from radistill.export.gguf import write_gguf
 
 SETTINGS = SavingsSettings((64, 128), decode_tokens=4, repeats=2, draft_length=None)
@@ -37,8 +37,8 @@ def test_the_cache_is_llama_cpps_own_account(tmp_path: Path, capfd: pytest.Captu
     write_gguf(tmp_path / "model", tmp_path / "m.gguf")
     # It makes room for a multiple of 256 tokens, in float16.
     number = model.anatomy.kv_bytes_per_token(2)
-    assert cache_bytes(tmp_path / "m.gguf", 500) == pytest.approx(512 * number, abs=2**20 / 100)
-    assert cache_bytes(tmp_path / "m.gguf", 1000) == pytest.approx(1024 * number, abs=2**20 / 100)
+    assert with_cache_bytes(tmp_path / "m.gguf", 500)[1] == pytest.approx(512 * number, abs=2**20 / 100)
+    assert with_cache_bytes(tmp_path / "m.gguf", 1000)[1] == pytest.approx(1024 * number, abs=2**20 / 100)
     LlamaCpp(tmp_path / "m.gguf").greedy([5, 6], 2)
     assert capfd.readouterr().err.count("\n") <= 1  # the bar of the export, and nothing of llama.cpp's
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from radistill.console import progress
@@ -182,7 +183,7 @@ def _llama_cpp(pair: _Pair) -> Served:
         try:
             files = [_as_gguf(model, Path(place) / role) for model, role in ((target, "target"), (draft, "draft"))]
             for drafting in (None, files[1]):
-                engine = LlamaCpp(files[0], longest, drafting, pair.draft_length)
+                engine = LlamaCpp(files[0], longest, drafting, pair.draft_length, threads=torch.get_num_threads())
                 version = engine.version
                 answers.append([engine.greedy(list(prompt), pair.count) for prompt in pair.prompts])
                 del engine  # a second target beside it would cost memory

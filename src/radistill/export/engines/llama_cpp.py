@@ -38,6 +38,7 @@ class LlamaCpp:
         draft_length: int = 4,
         *,
         exact: bool = True,
+        threads: int = 1,
         verbosity: int = _QUIET,
     ) -> None:
         """Load a file, and the file of another model that drafts for it.
@@ -48,6 +49,7 @@ class LlamaCpp:
             draft: a GGUF file with the same tokens.
             draft_length: tokens drafted in a round.
             exact: keep keys and values in float32, and do without flash attention; otherwise as llama.cpp would itself.
+            threads: of the CPU. llama.cpp's wait for one another by spinning, so that more than are free slow it down.
             verbosity: how much llama.cpp writes to standard error.
 
         Raises:
@@ -58,7 +60,7 @@ class LlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup = context, 1, True
+        params.n_ctx, params.n_parallel, params.warmup = context, 1, False
         params.verbosity = verbosity
         params.sampling.temp = 0.0
         parts = [params]
@@ -71,7 +73,7 @@ class LlamaCpp:
         if exact:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         for part in parts:
-            part.cpuparams.n_threads = part.cpuparams_batch.n_threads = torch.get_num_threads()
+            part.cpuparams.n_threads = part.cpuparams_batch.n_threads = threads
             if exact:
                 part.cache_type_k = part.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         try:
@@ -79,6 +81,8 @@ class LlamaCpp:
         except RuntimeError as error:
             raise RadistillError(f"{path}: llama.cpp cannot load this ({error})") from None
         self.address = self._server.listening_address
+        # Ended before its loop runs, the server waits for ever; an answer shows that it does. It also warms up.
+        self.greedy([0], 1)
 
     def greedy(self, prompt: Sequence[int] | str, count: int, **options: Any) -> dict[str, Any]:
         """The server's answer to `prompt`: `tokens` holds the most likely token, `count` times; `timings` how fast, and
@@ -110,12 +114,18 @@ def ask(url: str, content: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def cache_bytes(path: Path, context: int) -> int:
-    """Bytes of keys, values and states that llama.cpp makes room for, by its own account."""
+def with_cache_bytes(path: Path, context: int, threads: int = 1) -> tuple[LlamaCpp, int]:
+    """A file as llama.cpp would load it itself, and the bytes of keys, values and states that it makes room for.
+
+    It says these only where it says everything, and goes on doing so; so the file is loaded once for the sizes, and
+    once more, while nobody listens.
+    """
     with _standard_error() as log:
         LlamaCpp(path, context, exact=False, verbosity=_SAYS_SIZES)
+        engine = LlamaCpp(path, context, exact=False, threads=threads)
         text = log()
-    return round(sum(map(float, re.findall(r"(?:KV|RS) buffer size = +([0-9.]+) MiB", text))) * 2**20)
+    sizes = re.findall(r"(?:KV|RS) buffer size = +([0-9.]+) MiB", text)
+    return engine, round(sum(map(float, sizes)) * 2**20)
 
 
 class LlamaCppEngine:
@@ -142,7 +152,7 @@ class LlamaCppEngine:
                 model.save(Path(place))
                 write_gguf(Path(place), path, self.dtype)
         longest, steps = sum(room) + 1, room[1]
-        held, server = cache_bytes(path, longest), LlamaCpp(path, longest, exact=False)
+        server, held = with_cache_bytes(path, longest, torch.get_num_threads())
 
         def read(tokens: Sequence[int]) -> Pass:
             found = server.greedy(list(tokens), steps + 1, ignore_eos=True)["timings"]
