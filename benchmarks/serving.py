@@ -14,7 +14,11 @@ llama.cpp reads a float32 GGUF and must choose the same tokens. A place where tr
 less than `NEAR_TIE` apart counts as a near tie, and a text is not followed beyond one that went the other way. At last,
 vLLM's and llama.cpp's servers answer one request each by the OpenAI interface.
 
-The result is written to benchmarks/results/serving.json; the exit status is 1 if anything disagrees.
+Then a plain model, SmolLM2-135M, is served with a drafter: the same model with layers cut out. vLLM (`draft_model`),
+transformers (`assistant_model`), llama.cpp and Radistill must write the model's own tokens with it.
+
+The result is written to benchmarks/results/serving.json; with `--students 0`, only the part on the drafter. The exit
+status is 1 if anything disagrees.
 """
 
 import json
@@ -30,12 +34,13 @@ from typing import Any
 
 import torch
 
-from common.result import ROOT, options, write_result
+from common.result import ROOT, add_part, options, write_result
 from qwen3 import exercises
-from radistill import load
+from radistill import convert, load
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.export import write_gguf
+from radistill.export.drafter_check import check_drafter
 from radistill.export.engines.llama_cpp import LlamaCpp, ask
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
@@ -45,6 +50,9 @@ NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.05}
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 LEAST = 0.97
 PORT = 8123
+CUT = [12, 14, 16, 18, 20]
+"""Layers that the drafter does without; it is not trained."""
+DRAFT_LENGTH = 3
 VLLM = Path(__file__).parent / "common" / "vllm"
 QUESTIONS = {
     "granite-hybrid": [
@@ -101,13 +109,9 @@ def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> 
     """The figures of one student in one number format."""
     model = load(folder, dtype=dtype)
     tokens, chances, margins = written(model, prompts)
-    with tempfile.TemporaryDirectory() as place:
-        request, answer = Path(place) / "request.json", Path(place) / "answer.json"
-        texts = [prompt + new for prompt, new in zip(prompts, tokens, strict=True)]
-        asked = {"folder": str(folder), "dtype": dtype, "prompts": prompts, "count": COUNT, "texts": texts}
-        request.write_text(json.dumps(asked), encoding="utf-8")
-        subprocess.run([python, str(VLLM / "tokens.py"), str(request), str(answer)], check=True, env=environment())
-        found = json.loads(answer.read_text(encoding="utf-8"))
+    texts = [prompt + new for prompt, new in zip(prompts, tokens, strict=True)]
+    asked = {"folder": str(folder), "dtype": dtype, "prompts": prompts, "count": COUNT, "texts": texts}
+    found = answer_of_vllm(python, asked)
     forced = dtype != "float32"
     likeliest = [line[len(prompt) - 1 :] for line, prompt in zip(found["likeliest"], prompts, strict=True)]
     theirs = likeliest if forced else found["written"]
@@ -125,6 +129,48 @@ def by_vllm(python: str, folder: Path, prompts: list[list[int]], dtype: str) -> 
         **compared(tokens, theirs, margins, NEAR_TIE[dtype], forced),
         "log_probability_difference": round(max(same), 6),
     }
+
+
+def with_drafter(python: str, place: Path) -> list[dict[str, Any]]:
+    """A plain model and a drafter cut from it in every engine: vLLM here, the others as `radistill drafter check`."""
+    target = load("smollm2-135m")
+    draft = convert(target, CUT, target="cut", init="zero")
+    folders = {"target": place / "target", "draft": place / "draft"}
+    target.save(folders["target"])
+    draft.save(folders["draft"])
+    prompts = [prompt_tokens(Example.of_user("", text), target.tokenizer) for text in QUESTIONS["granite-hybrid"]]
+    tokens, _, margins = written(target, prompts)
+    asked = {"folder": str(folders["target"]), "draft": str(folders["draft"]), "draft_length": DRAFT_LENGTH}
+    asked |= {"dtype": "float32", "prompts": prompts, "count": COUNT, "texts": []}
+    found = answer_of_vllm(python, asked)
+    pair = {"target": f"llama, with a drafter of {draft.anatomy.num_layers} of its layers", "dtype": "float32"}
+    equal = compared(tokens, found["written"], margins, NEAR_TIE["float32"], forced=False)
+    rows = [
+        {
+            "engine": "vllm",
+            "version": found["version"],
+            **equal,
+            "differs": equal["tokens_equal"] < equal["tokens_compared"],
+            **{name: found[name] for name in ("drafted", "accepted", "rounds")},
+        }
+    ]
+    for served in check_drafter(target, draft, prompts, draft_length=DRAFT_LENGTH, max_new_tokens=COUNT).engines:
+        if served.ran:
+            counts = {"tokens_compared": served.tokens, "tokens_equal": served.equal, "near_ties": served.near_ties}
+            counts |= {"drafted": served.drafted, "accepted": served.accepted, "rounds": served.rounds}
+            counts["differs"] = served.different > 0
+            rows.append({"engine": served.engine, "version": served.version, **counts})
+    return [pair | row for row in rows]
+
+
+def answer_of_vllm(python: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What `tokens.py` answers in vLLM's environment."""
+    with tempfile.TemporaryDirectory() as place:
+        request, answer = Path(place) / "request.json", Path(place) / "answer.json"
+        request.write_text(json.dumps(asked), encoding="utf-8")
+        subprocess.run([python, str(VLLM / "tokens.py"), str(request), str(answer)], check=True, env=environment())
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return found
 
 
 def environment() -> dict[str, str]:
@@ -194,15 +240,14 @@ def made(folder: Path, *command: str) -> Path:
 
 def main() -> None:
     """Compare every student with every engine."""
-    given = options(__doc__, vllm="build/serve/bin/python", granite="", qwen="", seed=0, threads=2)
-    students = {
-        "granite-hybrid": Path(given.granite)
-        if given.granite
-        else made(ROOT / "runs" / "quickstart" / "student", "-m", "radistill", "demo", "--out", "runs/quickstart"),
-        "qwen3.5": Path(given.qwen)
-        if given.qwen
-        else made(ROOT / "runs" / "qwen3" / "run" / "student", "benchmarks/qwen3.py"),
-    }
+    given = options(__doc__, vllm="build/serve/bin/python", granite="", qwen="", students=1, seed=0, threads=2)
+    students = {}
+    if given.students:
+        demo = ("-m", "radistill", "demo", "--out", "runs/quickstart")
+        students["granite-hybrid"] = Path(given.granite or made(ROOT / "runs" / "quickstart" / "student", *demo))
+        students["qwen3.5"] = Path(
+            given.qwen or made(ROOT / "runs" / "qwen3" / "run" / "student", "benchmarks/qwen3.py")
+        )
     results = []
     for target, folder in students.items():
         model = load(folder)
@@ -214,8 +259,14 @@ def main() -> None:
         figures["openai_interface"] = vllm_serve(given.vllm, folder, prompts[0], dtype, expected)
         results += [{"target": target, **figures}, {"target": target, **by_llama_cpp(folder, prompts)}]
         print(json.dumps(results[-2:], indent=1))
-    write_result("serving", results=results, near_tie=NEAR_TIE)
+    with tempfile.TemporaryDirectory() as place:
+        drafted = with_drafter(given.vllm, Path(place))
+    print(json.dumps(drafted, indent=1))
+    if given.students:
+        write_result("serving", results=results, near_tie=NEAR_TIE)
+    add_part("serving", "drafted", {each["engine"]: each for each in drafted})
     wrong = [each for each in results if not agrees(each)]
+    wrong += [each for each in drafted if each["differs"]]
     for each in wrong:
         print(f"{each['engine']} does not serve {each['target']} as transformers does", file=sys.stderr)
     sys.exit(bool(wrong))
