@@ -110,6 +110,14 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_model(loss: dict[st
     assert found.to_json()["heldout_kl"] == "top-k"
 
 
+def test_a_store_teaches_in_bfloat16_too(tmp_path: Path) -> None:
+    """Autocast on a CPU does not take the float16 that a store is written in."""
+    expected, _ = stored_run(tmp_path, quick(teacher_store={"top_k": 32}))
+    found, _ = stored_run(tmp_path, quick(teacher_store={"top_k": 32}, precision="bfloat16"))
+    assert [row["loss"] for row in found.curve] == pytest.approx([row["loss"] for row in expected.curve], rel=0.05)
+    assert [row["loss"] for row in found.curve] != [row["loss"] for row in expected.curve]
+
+
 def test_a_few_tokens_teach_too(tmp_path: Path) -> None:
     settings = quick(
         steps=30,

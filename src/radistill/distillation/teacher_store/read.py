@@ -94,7 +94,8 @@ class StoredTeacher:
                     raise RadistillError(
                         f"{path}: cannot be read ({error}); remove it and {HEADER} beside it to have it written again"
                     ) from None
-        tensors = {name: torch.cat(parts).to(_IN_MEMORY[name]) for name, parts in found.items()}
+        # First the formats: autocast on a CPU joins no float16.
+        tensors = {name: torch.cat([part.to(_IN_MEMORY[name]) for part in parts]) for name, parts in found.items()}
         tokens = torch.cat([tensors["ids"].flatten(), tensors["best"]])
         logs = torch.cat([tensors["log_probabilities"].flatten(), tensors["tail"]])
         # A sum of probabilities may be a little above 1 by rounding.
