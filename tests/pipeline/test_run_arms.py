@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import tiny
 from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
-from radistill.pipeline import stages, teacher
+from radistill.pipeline import choice, teacher
 from radistill.pipeline.run import run
 from radistill.runs.read import read_run
 from radistill.runs.recipe import load_recipe
@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save("llama", folder / "model")
     counts = {"store_teacher": 0, "diagnose": 0}
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((teacher, "store_teacher"), (stages, "diagnose")):
+        for module, name in ((teacher, "store_teacher"), (choice, "diagnose")):
             original = getattr(module, name)
 
             def counting(*args: Any, original: Any = original, name: str = name, **kwargs: Any) -> Any:

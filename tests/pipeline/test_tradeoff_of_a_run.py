@@ -17,7 +17,7 @@ from radistill.evaluation.evaluate import evaluate
 from radistill.evaluation.figures import figures_of
 from radistill.files import read_json, write_json
 from radistill.models.loading import Model, load
-from radistill.pipeline import stages
+from radistill.pipeline import promise, stages, tasks
 from radistill.pipeline.run import run
 from radistill.report.page import write_report
 from radistill.runs.recipe import load_recipe
@@ -166,7 +166,7 @@ def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_the
         built.append(len(replace))
         return convert(base, replace, **settings)
 
-    monkeypatch.setattr(stages, "run_tasks", answered)
+    monkeypatch.setattr(tasks, "run_tasks", answered)
     monkeypatch.setattr(stages, "convert", converted)
     recipe = write_recipe(folder, keep={"kl": 99, "tasks": {"recall-needle": limit}})
     settings = load_recipe(recipe, ["evaluate.tasks=[recall-needle]", "evaluate.contexts=[128]", "evaluate.limit=1"])
@@ -196,7 +196,8 @@ def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_the
 
 def test_a_promise_of_tasks_that_nothing_keeps(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = {"budget": 1, "layers": [0], "tasks": {}, "is_kept": False}
-    monkeypatch.setattr(stages, "_asked", lambda context, size, limits: lost | {"budget": size})
+    monkeypatch.setattr(stages, "_trained", lambda context, arm: None)
+    monkeypatch.setattr(promise, "_asked", lambda context, arm, limits: lost | {"budget": arm.budget})
     recipe = write_recipe(folder, keep={"tasks": {"recall-needle": -0.1}})
     settings = load_recipe(recipe, ["evaluate.tasks=[recall-needle]", "evaluate.contexts=[128]"])
     with pytest.raises(RadistillError, match=r"promise\.json: no budget keeps what diagnose\.keep promises; .* longer"):

@@ -1,9 +1,14 @@
 """The tasks that a recipe asks of base and hybrid when the run is evaluated."""
 
+from pathlib import Path
+
 from radistill.errors import RadistillError
-from radistill.evaluation.run_tasks import tasks_of
+from radistill.evaluation.figures import Figures
+from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.interface import Generated, Task, TaskSettings
+from radistill.locks import locked
+from radistill.models.loading import Model
 from radistill.runs.recipe import Recipe
 
 
@@ -49,3 +54,10 @@ def check_tasks(recipe: Recipe, context_length: int | None) -> None:
             f"evaluate.contexts: {max(evaluate.contexts or [0])} tokens and an answer are beyond the {context_length} "
             "tokens of this model"
         )
+
+
+def ask(recipe: Recipe, model: Model, folder: Path) -> dict[str, Figures]:
+    """Evaluate a model on the recipe's tasks; what it answered before lies in `folder`."""
+    asked, settings = tasks_of_recipe(recipe)
+    with locked(folder):
+        return run_tasks(model, asked, settings, folder, replace=True)

@@ -1,0 +1,134 @@
+"""Which layers go: the trade-off over all budgets, and each hybrid's plan."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from radistill.console import note
+from radistill.conversion import TARGETS
+from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose
+from radistill.diagnosis.objectives import make_objective
+from radistill.diagnosis.selectors import Curve
+from radistill.diagnosis.trials import Trials
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
+from radistill.evaluation.tradeoff import kept, trade_off
+from radistill.files import hash_json, write_json
+from radistill.pipeline.context import Context
+from radistill.pipeline.inputs import budget_of, diagnose_inputs, plan_of, promised, tradeoff_inputs
+from radistill.pipeline.steps import is_current, step_of
+from radistill.runs.arms import Arm
+from radistill.speculation.substitutes import Substitutes
+
+
+def run_tradeoff(context: Context) -> None:
+    """Find the best set of every size for the main hybrid and measure it, where the recipe wants that."""
+    recipe, main, path = context.recipe, context.hybrids[0], context.folder.tradeoff
+    settings = recipe.diagnose
+    if not settings.draws_tradeoff:
+        return
+    selector = main.selector if isinstance(main.selector, Curve) else Curve()
+    inputs = tradeoff_inputs(context, selector)
+    if is_current(context, "tradeoff", inputs, [path]):
+        return
+    with step_of(context, "tradeoff", inputs, [path]) as replacing:
+        substitutes = _fit_blocks(context, main) if main.by == "replaceability" else None
+        folder, splits = context.files(main).search, context.splits
+        trials = Trials(
+            context.base,
+            splits.documents("calibration"),
+            make_objective(settings.objective, context.base, settings.context_length, folder, settings.draft_length),
+            retrieval=splits.documents("calibration_retrieval"),
+            tokens_per_batch=settings.tokens_per_batch,
+            folder=folder,
+            substitutes=substitutes,
+            components=TARGETS[main.target.kind].goes,
+        )
+        found = trade_off(
+            trials,
+            (splits.documents("heldout"), splits.documents("heldout_retrieval")),
+            selector,
+            state_numbers=TARGETS[main.target.kind].geometry(context.base.network.config, main.target).state_numbers,
+            seed=recipe.seed,
+            passes=allowed_passes(trials, settings.passes, settings.minutes, folder),
+            folder=folder,
+        )
+        keep = promised(recipe)
+        best = kept(found["points"], keep) if settings.budget == "auto" else None
+        replacing()
+        write_json(path, found | {"by": main.by, "keep": keep, "budget": best and best["budget"]})
+
+
+def choose(context: Context, arms: Sequence[Arm]) -> None:
+    """Find the plan of each hybrid; hybrids that are chosen in the same way have one."""
+    found: dict[str, Arm] = {}
+    for arm in arms:
+        step, plan = f"diagnose:{arm.name}", context.files(arm).plan
+        inputs = diagnose_inputs(context, arm)
+        twin = found.setdefault(hash_json(inputs), arm)
+        # A plan may be edited by hand, and then has another size: it is there, or it is not.
+        if is_current(context, step, inputs if plan.exists() else None, []):
+            continue
+        with step_of(context, step, inputs, []) as replacing:
+            if twin is not arm:
+                replacing()
+                plan_of(context, twin).save(plan)
+                note(f"{arm.name}: has the layers of {twin.name}, which are chosen in the same way")
+                continue
+            _find_plan(context, arm, plan, replacing)
+
+
+def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], None]) -> None:
+    settings = context.recipe.diagnose
+    try:
+        plan = diagnose(
+            context.base,
+            context.splits.documents("calibration"),
+            budget_of(context, arm),
+            selector=arm.selector,
+            objective=settings.objective,
+            retrieval=context.splits.documents("calibration_retrieval"),
+            penalty=arm.penalty,
+            by=arm.by,
+            keeps=TARGETS[arm.target.kind].keeps,
+            substitutes=_fit_blocks(context, arm) if arm.by == "replaceability" else None,
+            components=TARGETS[arm.target.kind].goes,
+            passes=settings.passes,
+            minutes=settings.minutes,
+            context_length=settings.context_length,
+            draft_length=settings.draft_length,
+            seed=context.recipe.seed,
+            tokens_per_batch=settings.tokens_per_batch,
+            # What was judged for the trade-off is judged for all.
+            folder=context.files(arm if arm in context.hybrids else context.hybrids[0]).search,
+        )
+    except SearchInterrupted as interrupted:
+        replacing()
+        interrupted.plan.save(path)
+        note(f"{path}: the best plan so far; the same command searches on")
+        raise
+    replacing()
+    plan.save(path)
+    note(
+        f"{arm.name}: {'cuts' if plan.whole_layers else 'replaces'} layers {', '.join(map(str, plan.replace))}; "
+        f"the draft {plan.draft} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
+    )
+
+
+def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
+    count = len(context.base.anatomy.attention_layers)
+    note(f"diagnose: a block is fitted to each of {count} attentions first; the search judges drafts with these blocks")
+    return fit_blocks(
+        context.base,
+        context.splits_of("align").documents("train"),
+        align_settings(arm),
+        target=arm.target,
+        init=arm.init,
+        seed=context.recipe.seed,
+        folder=context.folder.aligned,
+    )
+
+
+def align_settings(arm: Arm) -> AlignSettings:
+    """How the blocks of a hybrid are fitted."""
+    assert arm.align is not None  # the recipe is checked for it
+    return AlignSettings.model_validate(arm.align.model_dump(exclude={"data"}))
