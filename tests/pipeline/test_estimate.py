@@ -281,6 +281,7 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert {term for stage in found.memory.values() for term in stage} == set(TERMS) - {
         "teacher weights",
         "fitted blocks",
+        "reference weights",
     }
     assert diagnose == {
         "base weights": 4 * base.total,
