@@ -294,6 +294,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert [one["temperature"] for one in draft["temperatures"]] == [0.0, 0.6]
         assert all("times plain decoding" in one["payoff"]["verdict"] for one in draft["temperatures"])
     for wrong, message in [
+        (["--search", "2"], "--search looks for speed, which --no-timing leaves out"),
+        (["--timing", "--context", "16", "--search", "99"], "--search is 99, but this model has 8 parts"),
         (["--temperature", "warm"], "--temperature 'warm': must be different numbers"),
         (["--timing", "--context", "513"], "--context is 513, but this model takes from 1 to 512 tokens"),
         (["--mask", "attention:0"], "error: mask: layer 0 has no attention"),
@@ -304,3 +306,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert cli(monkeypatch, *arguments, *wrong) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert message in line
+
+
+def test_the_command_searches_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny.save("falcon_h1", tmp_path / "model"))
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{n}?", "response": f"It is {n}."}) + "\n" for n in range(6)))
+    arguments = ["components", model, "--data", str(data), "--count", "3", "--context", "16", "--temperature", "0"]
+    assert cli(monkeypatch, *arguments, "--search", "4", "--passes", "30", "--json", str(tmp_path / "out.json")) == 0
+    shown = capsys.readouterr()
+    [found] = [draft for draft in json.loads((tmp_path / "out.json").read_text())["drafts"] if draft["name"] == "found"]
+    assert f"which `generate --skip` takes: {found['mask']}; " in shown.err
+    assert 1 <= len(parse_mask(found["mask"], tiny.model("falcon_h1")).skipped) <= 4
+    assert re.search(r"^ found ", shown.out, flags=re.MULTILINE)
+    assert cli(monkeypatch, *arguments, "--count", "4", "--search", "4") == 2  # eight documents are not there
