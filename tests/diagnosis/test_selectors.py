@@ -28,7 +28,9 @@ class KnownTrials:
     forward_tokens = 0.0
     substitutes = None
     components = (Component.ATTENTION,)
+    parts = ()
     best = Trials.best
+    called = Trials.called
 
     class objective:
         name = "acceptance"

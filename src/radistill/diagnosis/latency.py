@@ -20,6 +20,7 @@ from radistill.models.loading import Model
 from radistill.models.timing import finish, timed
 from radistill.provenance import machine
 from radistill.speculation.masks import ComponentMask
+from radistill.speculation.payoff import LONGEST_DRAFT, RoundCosts
 
 _VERIFIED = (1, 2, 3, 5, 9, 17)
 _REPEATS = 7
@@ -58,6 +59,18 @@ class Latencies:
         share = (tokens - below) / (above - below)
         return (1 - share) * self.passes[below] + share * self.passes[above]
 
+    def rounds(self, mask: ComponentMask) -> RoundCosts:
+        """What rounds of one sequence cost where the draft skips `mask`, but for judging and forgetting tokens."""
+        step = self.step(mask)
+        return RoundCosts(
+            context=self.context,
+            batch_size=1,
+            plain=self.verify(1),
+            draft={drafted: drafted * step for drafted in (1, LONGEST_DRAFT)},
+            verify={tokens: seconds for tokens, seconds in self.passes.items() if tokens > 1},
+            catch_up=step,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As JSON, for the plan and for a file."""
         layers: dict[str, dict[str, float]] = {}
@@ -78,7 +91,7 @@ class Latencies:
         return cls(data["context"], components, data["head"], data["rest"], passes)
 
 
-def timed_once(model: Model, context: int, folder: Path | None) -> Latencies:
+def timed_once(model: Model, context: int, folder: Path | None, field: str = "diagnose.context_length") -> Latencies:
     """The latencies that lie in `folder` from an earlier start of the same search, or new ones that are left there.
 
     A search that is resumed must not find its objective changed by another timing.
@@ -88,7 +101,7 @@ def timed_once(model: Model, context: int, folder: Path | None) -> Latencies:
         path = folder / f"latencies-{key[:12]}.json"
         if (kept := read_kept(path, key)) is not None:
             return Latencies.from_json(kept)
-    latencies = time_components(model, context)
+    latencies = time_components(model, context, field=field)
     step = latencies.verify(1)
     note(f"timed with {context} tokens in the cache: {1000 * step:.1f} ms a decoding step of the full model")
     if path is not None:
@@ -96,8 +109,12 @@ def timed_once(model: Model, context: int, folder: Path | None) -> Latencies:
     return latencies
 
 
-def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Latencies:
+def time_components(
+    model: Model, context: int, repeats: int = _REPEATS, field: str = "diagnose.context_length"
+) -> Latencies:
     """Time a decoding step of each component, with `context` tokens in the cache, batch size 1.
+
+    `field` is how the user gave the context.
 
     Every figure is the median of `repeats` steps after one to warm up. The cache grows a little meanwhile, by at most
     a few hundred tokens.
@@ -108,7 +125,7 @@ def time_components(model: Model, context: int, repeats: int = _REPEATS) -> Late
     network, anatomy = model.network, model.anatomy
     longest = model.context_length
     if context < 1 or (longest is not None and context > longest):
-        raise RadistillError(f"diagnose.context_length is {context}, but this model takes from 1 to {longest} tokens")
+        raise RadistillError(f"{field} is {context}, but this model takes from 1 to {longest} tokens")
     parts: dict[Any, list[nn.Module]] = {
         (layer, component): modules
         for layer in range(anatomy.num_layers)

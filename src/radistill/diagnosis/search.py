@@ -69,7 +69,7 @@ def search(
     started = time.perf_counter()
     trials.start(None if passes is None else passes * trials.calibration_tokens)
     interrupted = False
-    problem = Problem(trials, trials.model.anatomy.attention_layers, budget, seed, folder, free)
+    problem = Problem(trials, trials.candidates, budget, seed, folder, free)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         trials.listener = LiveStudy(folder, selector, problem).add
@@ -86,8 +86,8 @@ def search(
             raise
         selection, interrupted = Selection(best, *_alone(trials)), True
         note(
-            f"{selector.kind}: interrupted; the best of {len(trials.history)} judged sets is kept as the plan, and the "
-            "same command goes on from there"
+            f"{selector.kind}: interrupted; the best of {len(trials.history)} judged sets is kept"
+            + ("" if folder is None else ", and the same command goes on from there")
         )
     judgement = trials.judge(selection.layers, limited=False)
     return Found(

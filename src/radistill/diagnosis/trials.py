@@ -17,6 +17,7 @@ from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Batch, Document, batches, collate, hash_documents
 from radistill.speculation.masks import ComponentMask
+from radistill.speculation.presets import describe_mask
 from radistill.speculation.substitutes import Substitutes
 from radistill.speculation.throughput import measure_throughput
 
@@ -66,6 +67,7 @@ class Trials:
         folder: Path | None = None,
         substitutes: Substitutes | None = None,
         components: Sequence[Component] = (Component.ATTENTION,),
+        parts: Sequence[tuple[int, Component]] = (),
     ) -> None:
         """Run the full model over the documents.
 
@@ -78,6 +80,8 @@ class Trials:
             folder: where judgements are kept; None keeps them in memory only.
             substitutes: what runs in place of each attention of a set; None skips it.
             components: what goes of each layer of a set.
+            parts: where given, sets are not of layers but of places in this list, and what goes is the component of
+                the layer at each.
 
         Raises:
             RadistillError: for no documents or one beyond the model's context, for a model whose logits are not
@@ -98,6 +102,7 @@ class Trials:
         self.retrieval = retrieval
         self.substitutes = substitutes
         self.components = tuple(components)
+        self.parts = tuple(parts)
         self.tokens_per_batch = tokens_per_batch
         self.calibration_hash = hash_documents((*documents, *retrieval))
         self.calibration_tokens = sum(len(document.tokens) for document in (*documents, *retrieval))
@@ -132,11 +137,23 @@ class Trials:
         """What a judgement depends on beside its set: the model, the documents, what goes and what replaces it."""
         blocks = [] if self.substitutes is None else [self.substitutes.fingerprint]
         goes = () if self.components == (Component.ATTENTION,) else self.components
-        return [self.model.fingerprint, self.calibration_hash, *blocks, *goes]
+        parts = [f"{component}:{layer}" for layer, component in self.parts]
+        return [self.model.fingerprint, self.calibration_hash, *blocks, *goes, *parts]
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        """What sets may be of: the layers with attention, or the places of `parts`."""
+        return range(len(self.parts)) if self.parts else self.model.anatomy.attention_layers
 
     def mask(self, layers: Iterable[int]) -> ComponentMask:
         """What the draft without `layers` skips."""
+        if self.parts:
+            return ComponentMask(frozenset(self.parts[place] for place in layers))
         return ComponentMask.of(layers, self.components)
+
+    def called(self, layer: int) -> str:
+        """A candidate in words."""
+        return describe_mask(self.mask([layer])) if self.parts else f"layer {layer}"
 
     @property
     def left(self) -> float:

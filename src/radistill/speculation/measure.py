@@ -217,7 +217,7 @@ def acceptance_of(
                 p = whole.response_logits(document)
                 if p.isnan().any():
                     raise RadistillError(f"{target.source}: the model's logits are NaN on {document.id}")
-                both = [_sampled(p, q, temperature, rule) for rule in (expected_acceptance, likeliest_acceptance)]
+                both = [by_token(p, q, temperature, rule) for rule in (expected_acceptance, likeliest_acceptance)]
             else:
                 response = torch.tensor(document.tokens[document.response_start :], device=q.device)
                 both = [likeliest_is(q, response).double()]
@@ -225,6 +225,22 @@ def acceptance_of(
                 found[rule].append(acceptance.tolist())
             advance()
     return found
+
+
+def by_token(p: Tensor, q: Tensor, temperature: float, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What a rule says of two distributions of each token: in float64, a few tokens at a time to spare memory.
+
+    Args:
+        p: [tokens, vocab], logits of the target.
+        q: [tokens, vocab], of the draft.
+        temperature: above 0, by which both are divided.
+        rule: from log p and log q, [some tokens, vocab], to [some tokens, ...].
+
+    Returns:
+        [tokens, ...].
+    """
+    parts = zip(p.split(_TOKENS_AT_ONCE), q.split(_TOKENS_AT_ONCE), strict=True)
+    return torch.cat([rule(*((part.double() / temperature).log_softmax(dim=-1) for part in pair)) for pair in parts])
 
 
 def _costs(time: Callable[..., RoundCosts], sampled: bool) -> dict[str, RoundCosts]:
@@ -246,12 +262,6 @@ def _check_room(draft: Draft, document: Document) -> None:
             f"drafter: {document.id} has {tokens} tokens with its answer, but the context of {draft.model.source} is "
             f"{longest}; shorten prompts or answers"
         )
-
-
-def _sampled(p: Tensor, q: Tensor, temperature: float, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """[tokens], from logits [tokens, vocab]; in float64 a few tokens at a time, so that memory stays small."""
-    parts = zip(p.split(_TOKENS_AT_ONCE), q.split(_TOKENS_AT_ONCE), strict=True)
-    return torch.cat([rule(*((part.double() / temperature).log_softmax(dim=-1) for part in pair)) for pair in parts])
 
 
 def _weights(model: Model) -> int:

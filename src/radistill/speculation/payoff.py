@@ -60,6 +60,11 @@ class Rounds(NamedTuple):
         earlier = np.concatenate([np.ones((tokens, 1)), self.kept[:, :-1]], axis=1)
         return self.begun @ (earlier * (self._drafted()[:, None] > np.arange(length)))
 
+    @property
+    def drafted(self) -> float:
+        """Drafted tokens."""
+        return float(self.begun @ self._drafted())
+
     def seconds(self, costs: "RoundCosts") -> float:
         """Seconds of all rounds."""
         drafted = self._drafted()
@@ -223,10 +228,15 @@ class Payoff:
         )
 
     @property
+    def answer(self) -> str:
+        """In one word whether it pays: yes or no if its interval lies above or below 1, else perhaps."""
+        low, high = self.speedup.interval
+        return "yes" if low > 1 else "perhaps" if high > 1 else "no"
+
+    @property
     def verdict(self) -> str:
         """In one line whether it pays."""
-        low, high = self.speedup.interval
-        word = "yes" if low > 1 else "perhaps" if high > 1 else "no"
+        (low, high), word = self.speedup.interval, self.answer
         best = (
             f"{word}: {'at best ' if word == 'no' else ''}{self.speedup.value:.2f} times plain decoding "
             f"(draft length {self.draft_length}, 95 % interval {low:.2f} to {high:.2f}); "

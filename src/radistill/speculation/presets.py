@@ -58,6 +58,20 @@ def layer_skip(model: Model, percent: int) -> ComponentMask:
     return _whole_layers(model, range(first, first + count))
 
 
+def default_masks(model: Model) -> dict[str, ComponentMask]:
+    """The drafts worth comparing in any model: without a component, without the middle third, and two early exits."""
+    layers = model.anatomy.num_layers
+    masks = {
+        f"{component.value}-off": component_off(model, component)
+        for component in Component
+        if any(model.anatomy.modules(model.network, layer, component) for layer in range(layers))
+    }
+    if layers > 1:
+        masks["layer-skip:33%"] = layer_skip(model, 33)
+    exits = sorted({layers // 2, layers * 3 // 4} - {0, layers})
+    return masks | {f"exit:{kept}": early_exit(model, kept) for kept in exits}
+
+
 PRESETS: dict[str, Callable[[Model], ComponentMask]] = {
     f"{component.value}-off": partial(component_off, component=component) for component in Component
 }

@@ -22,7 +22,7 @@ class Problem:
     Attributes:
         trials: judges a set of layers that go; larger is better. It ends the search by an exception when its tokens
             are spent; the best set judged by then is the answer (`radistill.diagnosis.search`).
-        candidates: the layers that have attention.
+        candidates: the layers that have attention, or what `Trials.parts` has instead.
         budget: how many of them are to be chosen, or at most.
         seed: of every random choice.
         folder: where a resumable search keeps its state; None keeps it in memory.
@@ -88,7 +88,7 @@ def each_alone(problem: Problem) -> dict[int, float]:
     with progress("each layer alone", len(problem.candidates), "layers") as advance:
         for layer in problem.candidates:
             scores[layer] = problem.trials.value([layer])
-            advance(1, f"layer {layer}: {scores[layer]:.4f}")
+            advance(1, f"{problem.trials.called(layer)}: {scores[layer]:.4f}")
     return scores
 
 

@@ -87,7 +87,7 @@ class Costs:
             while len(chain) < size:
                 layer, value = self.cheapest(chain, candidates, width)
                 chain.add(layer)
-                advance(1, f"layer {layer}: {value:.4f}")
+                advance(1, f"{self._trials.called(layer)}: {value:.4f}")
 
     def cheapest(self, chosen: set[int], candidates: Iterable[int], width: int) -> tuple[int, float]:
         """The best layer to take beside `chosen`, and the value of both, among the `width` most promising."""
