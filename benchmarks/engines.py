@@ -1,6 +1,6 @@
 """Base and hybrids in llama.cpp, over context length: prefill, decoding, cache.
 
-    python benchmarks/engines.py [--replaced 10 20] [--contexts 512 2048 8000] [--dtype q8_0] [--repeats 3] [--threads 2]
+    python benchmarks/engines.py [--replaced 10 20] [--contexts 512 2048 8000] [--dtype q8_0] [--repeats 3]
 
 SmolLM2-135M beside hybrids of it whose new blocks are random: how well they are fitted does not matter to their speed.
 Each pair goes through `radistill savings --engine llama.cpp`, in turns. The result is written to
