@@ -89,8 +89,10 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         words.append("--force")
     if "--tasks" in words:  # of an option that is given twice, the last one counts
         words += ["--limit", "1"]
-    if words[1] == "drafter":
-        words += ["--count", "2", "--max-new-tokens", "4", "--temperature", "0,1", "--context", "32"]
+    if words[1:3] in (["drafter", "measure"], ["drafter", "check"]):
+        words += ["--count", "2", "--max-new-tokens", "4"]
+    if words[1:3] == ["drafter", "measure"]:
+        words += ["--temperature", "0,1", "--context", "32"]
     if words[1] == "tradeoff":
         words += ["--set", "diagnose.passes=40"]
     if words[1] == "savings":
