@@ -73,7 +73,10 @@ class LlamaCpp:
         if exact:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         for part in parts:
-            part.cpuparams.n_threads = part.cpuparams_batch.n_threads = threads
+            for cpu in (part.cpuparams, part.cpuparams_batch):
+                cpu.n_threads = threads
+                if exact or draft is not None:
+                    cpu.poll = 0  # threads that spin while they wait take the time of those that work
             if exact:
                 part.cache_type_k = part.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         try:
