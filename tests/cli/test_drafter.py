@@ -72,6 +72,7 @@ def test_figures_and_a_verdict(
         (["target", "small", "--temperature", "0,-1"], "--temperature '0,-1': must be different numbers of at least 0"),
         (["target", "small", "--context", "many"], "--context 'many': must be different numbers of tokens"),
         (["target", "small", "--context", "600"], "context is 600, but"),
+        (["target", "small", "--temperature", "1e-45"], "temperature is 1e-45; it is 0"),
         (["target", "small", "--batch-size", "0"], "--batch-size '0': must be different whole numbers"),
         (["target", "small", "--data", "none.jsonl"], "none.jsonl"),
         (["target", "small", "--out", "target"], "target: is a folder; name a file"),
@@ -85,7 +86,9 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert measure(monkeypatch, *QUICK, "--out", "found.json", *arguments) == 2
-    [*_, last] = capsys.readouterr().err.strip().splitlines()
+    said = capsys.readouterr().err
+    assert "teacher writes" not in said  # a minute or an hour of answers
+    [*_, last] = said.strip().splitlines()
     assert last.startswith("error: ")
     assert message in last
     assert not (folder / "found.json").exists()

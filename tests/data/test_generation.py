@@ -215,9 +215,10 @@ def test_a_student_runs_with_the_teachers_tokenizer() -> None:
         ({"prompts": [[-1]]}, "prompt 0 has a token outside"),
         ({"max_new_tokens": 0}, "start at 1"),
         ({"batch_size": 0}, "start at 1"),
-        ({"temperature": -1.0}, "temperature -1.0 must"),
-        ({"temperature": float("nan")}, "temperature nan must"),
-        ({"top_p": 0.0}, "top_p 0.0 within"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-45}, "temperature is 1e-45"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

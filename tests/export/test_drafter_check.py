@@ -15,6 +15,7 @@ import tiny
 from radistill.cli import main
 from radistill.errors import RadistillError
 from radistill.export import drafter_check
+from radistill.export.check_table import check_table
 from radistill.export.drafter_check import DrafterCheck, Served, check_drafter
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model
@@ -126,6 +127,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     figures = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
     assert [engine["engine"] for engine in figures["engines"]] == ["radistill", "transformers", "llama.cpp", "vllm"]
     assert figures["versions"]["torch"]
+
+
+def test_the_command_refuses_swapped_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.save(tmp_path / "target", "llama")
+    small.save(tmp_path / "draft", "llama", layers=2)
+    command = ["radistill", "drafter", "check", str(tmp_path / "draft"), str(tmp_path / "target")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "are the two swapped?" in capsys.readouterr().err
+
+
+def test_one_token_has_no_speed_in_llama_cpp() -> None:
+    """It takes the first token with the prompt, and times none of it."""
+    target = small.model("llama")
+    found = check_drafter(target, target, PROMPTS[:1], max_new_tokens=1)
+    assert by_engine(found)["llama.cpp"].tokens_per_second is None
+    check_table(found)
+
+
+def test_a_model_without_a_gguf_is_named() -> None:
+    target = tiny.model("llama")
+    obstacle = by_engine(check_drafter(target, target, [[20, 30]], max_new_tokens=2))["llama.cpp"].obstacle
+    assert str(obstacle).startswith("tiny llama: the tokenizer has no merges")
 
 
 def test_bad_input() -> None:

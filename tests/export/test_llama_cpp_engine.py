@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -66,3 +67,21 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         main()
     assert left.value.code == 2
     assert "--engine is 'sglang'; it can be transformers or llama.cpp" in capsys.readouterr().err
+
+
+def test_the_first_token_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp counts it, but its clock starts after it."""
+    model = small.save(tmp_path / "model", "llama")
+    timings: list[dict[str, float]] = []
+    greedy = LlamaCpp.greedy
+
+    def noted(self: LlamaCpp, *given: Any, **settings: Any) -> dict[str, Any]:
+        answer = greedy(self, *given, **settings)
+        timings.append(answer["timings"])
+        return answer
+
+    monkeypatch.setattr(LlamaCpp, "greedy", noted)
+    with LlamaCppEngine("float32", tmp_path).reading(model, (16, 4), 1) as read:
+        found = read([5] * 16)
+    assert timings[-1]["predicted_n"] == 5
+    assert found.step_seconds == pytest.approx([timings[-1]["predicted_ms"] / 1000 / 4] * 4)

@@ -85,6 +85,9 @@ def test_the_run_says_what_is_accepted_before_and_after(folder: Path) -> None:
     assert stored["sampled_acceptance"] > evaluation["stored"]["sampled_acceptance"]
     page = (out / "report.html").read_text()
     assert "2 of 4 layers cut" in page
+    now, before = (evaluation[name]["sampled_acceptance"] for name in ("hybrid", "draft"))
+    assert f"and {100 * now:.1f} % of its sampled ones" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"and {100 * before:.1f} %." in page.replace("\N{NO-BREAK SPACE}", " ")
     assert "Sampled acceptance" in page
 
 
@@ -148,7 +151,55 @@ def test_a_small_model_is_trained_to_draft_for_a_larger_one(tmp_path: Path) -> N
     first, *_, last = training["evaluations"]
     assert first["sampled_acceptance"] == pytest.approx(evaluation["draft"]["sampled_acceptance"], rel=1e-6)
     assert last["sampled_acceptance"] > first["sampled_acceptance"]
-    assert "0 of 2 layers cut" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "0 of 2 layers cut" in page
+    assert "the drafter is the model as it is" in page
+    card = (export(out, "hf", tmp_path / "exported") / "README.md").read_text()
+    for text in (page, card):  # of a draft that skips nothing, which the target never saw
+        assert "Tokens of the draft accepted" not in text
+        assert "tokens of the skip draft" not in text
+
+
+def test_what_cannot_be_is_said_before_the_teacher_writes(tmp_path: Path) -> None:
+    """By the dry run and by the run: a drafter larger than its target, a reference with another tokenizer, no layer."""
+    tiny.save("llama", tmp_path / "model", layers=4)
+    tiny.save("llama", tmp_path / "smaller", layers=2)
+    stranger = tiny.model("llama", layers=2)
+    stranger.tokenizer.add_tokens(["<new>"])
+    stranger.save(tmp_path / "stranger")
+    sections = {"convert": {"target": "cut"}, "distill": DISTILL, "evaluate": {"exact_match": False}}
+    swapped = {"teacher": str(tmp_path / "smaller"), "diagnose": {"budget": 0}}
+    select = {"distill": {**DISTILL, "select": {"reference": str(tmp_path / "stranger")}}, "diagnose": {"budget": 2}}
+    nothing_left = {"diagnose": {"budget": 4}}
+    for given, message in (
+        (swapped, "are the two swapped"),
+        (select, "distill.select.reference: .*stranger has another tokenizer than"),
+        (nothing_left, "this model has 4 layers: it must be from 0 to 3, because a drafter keeps at least 1"),
+    ):
+        recipe = load_recipe(small_recipe(tmp_path, {"source": "teacher", "max_new_tokens": 8}, **(sections | given)))
+        with pytest.raises(RadistillError, match=message):
+            estimate(recipe)
+        with pytest.raises(RadistillError, match=message):
+            run(recipe, tmp_path / "out")
+        assert not list((tmp_path / "out").glob("data/*.jsonl"))
+
+
+def test_a_teacher_with_a_larger_embedding_writes_no_padding(tmp_path: Path) -> None:
+    """Its random logits of padding rows are as large as those of tokens, so without a rule it writes some."""
+    tiny.save("qwen2", tmp_path / "model", layers=2)
+    tiny.save("qwen2", tmp_path / "larger", layers=3, vocab_size=tiny.VOCAB_SIZE + 200)
+    recipe = small_recipe(
+        tmp_path,
+        {"source": "teacher", "max_new_tokens": 8},
+        teacher=str(tmp_path / "larger"),
+        diagnose={"budget": 0},
+        convert={"target": "cut"},
+        distill=DISTILL,
+        evaluate={"exact_match": False},
+    )
+    run(load_recipe(recipe), tmp_path / "out", stages=("data",))
+    documents = DataSplits.load(tmp_path / "out" / "data").documents("train")
+    assert max(max(document.tokens) for document in documents) < tiny.VOCAB_SIZE
 
 
 def test_a_drafter_of_another_run_tells_the_tokens_to_train_on(folder: Path, tmp_path: Path) -> None:

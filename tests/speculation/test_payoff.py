@@ -115,7 +115,7 @@ def test_the_ends() -> None:
     assert break_even(AS_DEAR_AS_THE_TARGET, 34) is None
     payoff = Payoff.of([[1.0] * 34], AS_DEAR_AS_THE_TARGET)
     assert payoff.verdict.startswith("no: at best ")
-    assert payoff.verdict.endswith("it would not pay if every token were accepted")
+    assert payoff.verdict.endswith("it would not pay even if every token were accepted")
 
 
 def test_break_even_is_where_the_speed_is_that_of_plain_decoding() -> None:

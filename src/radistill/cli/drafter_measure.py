@@ -20,7 +20,7 @@ def measure(
     data: Annotated[
         str, typer.Option("--data", help="Prompts: reasoning-gym:TASK, or a .jsonl file. The target answers them.")
     ] = "reasoning-gym:gsm_symbolic",
-    count: Annotated[int, typer.Option("--count", min=1, help="How many prompts.")] = 16,
+    count: Annotated[int, typer.Option("--count", min=2, help="How many prompts; intervals are over them.")] = 16,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 96,
     temperature: Annotated[str, typer.Option("--temperature", help="Temperatures, as 0,0.6,1; 0 is greedy.")] = "0,1",
     context: Annotated[str, typer.Option("--context", help="Tokens in the cache while steps are timed.")] = "512",
@@ -60,7 +60,7 @@ def measure(
     other = None if draft is None else load(draft, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     model = load(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     proposes = other or skipping(skip or "", model)
-    check_drafter(model, proposes)
+    check_drafter(model, proposes, contexts)
     answers = {
         degree: load_data(data, model, count, seed, max_new_tokens, temperature=degree, rewrite=True)
         for degree in degrees

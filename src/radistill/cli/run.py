@@ -52,6 +52,7 @@ def run(
 
         print_estimate(estimate(settings, out))
         return
+    from radistill.diagnosis.plan import Plan
     from radistill.pipeline.run import run as run_pipeline
     from radistill.processes import is_main
     from radistill.report.terminal import print_evaluation
@@ -60,7 +61,8 @@ def run(
 
     folder = run_pipeline(settings, out)
     if is_main():
-        print_evaluation(read_content(RunFolder(folder).evaluation))
+        files = RunFolder(folder)
+        print_evaluation(read_content(files.evaluation), drafter=Plan.load(files.hybrid().plan).whole_layers)
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:

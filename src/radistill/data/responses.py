@@ -51,6 +51,8 @@ def write_responses(
     if not prompts:
         return []
     ends = turn_end_tokens(teacher)
+    # Rows of the embedding beyond the tokenizer's tokens are padding: no text, and a student may have fewer of them.
+    tokens = max(teacher.tokenizer.get_vocab().values()) + 1
     written = generate(
         teacher,
         prompts,
@@ -61,6 +63,7 @@ def write_responses(
         batch_size=settings.batch_size,
         cache=cache,
         stops=ends,
+        vocabulary=tokens,
         description=description,
     )
     return [

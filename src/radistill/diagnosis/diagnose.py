@@ -46,11 +46,17 @@ class SearchInterrupted(KeyboardInterrupt):
 
 
 def check_budget(
-    budget: int | Literal["auto"], anatomy: Anatomy, keeps: int = 1, field: str = "diagnose.budget", least: int = 1
+    budget: int | Literal["auto"],
+    anatomy: Anatomy,
+    keeps: int = 1,
+    field: str = "diagnose.budget",
+    least: int = 1,
+    *,
+    cut: bool = False,
 ) -> None:
     """Check that `budget`, as the recipe's `field` has it, attention layers can be replaced where `keeps` must stay.
 
-    `auto` is one layer or more; a number has to be `least` or more.
+    `auto` is one layer or more; a number has to be `least` or more. Where layers are `cut`, the message is about those.
 
     Raises:
         RadistillError: if there are not enough, or the model has no attention at all.
@@ -59,9 +65,9 @@ def check_budget(
     if count == 0:
         raise RadistillError("this model has no attention layers, so there is nothing to replace")
     if not least <= (1 if budget == "auto" else budget) <= count - keeps:
-        because = f", because a hybrid keeps at least {keeps}" if keeps else ""
+        because = f", because a {'drafter' if cut else 'hybrid'} keeps at least {keeps}" if keeps else ""
         raise RadistillError(
-            f"{field} is {budget}, but this model has {count} attention layers: "
+            f"{field} is {budget}, but this model has {count} {'' if cut else 'attention '}layers: "
             f"it must be from {least} to {count - keeps}{because}"
         )
 
@@ -137,7 +143,8 @@ def diagnose(
     """
     if isinstance(selector, str):
         selector = make_selector(selector)
-    check_budget(budget, model.anatomy, keeps, least=0 if len(components) > 1 else 1)
+    cut = len(components) > 1
+    check_budget(budget, model.anatomy, keeps, least=0 if cut else 1, cut=cut)
     started = time.perf_counter()
     if not isinstance(objective, Objective):
         if needs_retrieval(objective) and not retrieval:

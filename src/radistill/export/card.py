@@ -80,6 +80,8 @@ def _plan_facts(plan: Plan | None, blocks: str) -> list[tuple[str, str]]:
     """What the plan says about itself, in words."""
     if plan is None:
         return []
+    if plan.whole_layers and not plan.replace:  # its figures would be of a draft that skips nothing
+        return [("layers of the base cut", layer_list([]))]
     draft = "draft with fitted blocks" if plan.by == "replaceability" else "skip draft"
     return [
         (

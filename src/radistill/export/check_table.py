@@ -20,15 +20,13 @@ def check_table(found: DrafterCheck) -> Table:
 
 def _cells(served: Served) -> list[str]:
     plain, drafted = served.plain_tokens_per_second, served.tokens_per_second
-    assert plain is not None
-    assert drafted is not None
     return [
         f"{served.equal} of {served.tokens}" + (" (near tie)" if served.near_ties and not served.different else ""),
         percent(served.acceptance_rate),
         f"{served.accepted / max(1, served.rounds):.2f}",
-        f"{drafted:.1f}",
-        f"{plain:.1f}",
-        f"{drafted / plain:.2f}",
+        EN_DASH if drafted is None else f"{drafted:.1f}",
+        EN_DASH if plain is None else f"{plain:.1f}",
+        EN_DASH if drafted is None or plain is None else f"{drafted / plain:.2f}",
     ]
 
 

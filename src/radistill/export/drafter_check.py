@@ -13,8 +13,7 @@ import transformers
 from radistill.console import progress
 from radistill.errors import RadistillError
 from radistill.export.engines.assisted import assisted
-from radistill.export.engines.llama_cpp import LlamaCpp
-from radistill.export.gguf import write_gguf
+from radistill.export.engines.llama_cpp import LlamaCpp, as_gguf
 from radistill.models.checkpoint import one_line
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
@@ -46,7 +45,8 @@ class Served:
             such as <|endoftext|> by their text, whatever the model's end tokens are.
         drafted, accepted, rounds: tokens proposed and accepted, passes of the target that judged them. At the end of a
             text engines count differently: some propose beyond it, or count its end token as the target's own.
-        plain_tokens_per_second, tokens_per_second: without and with the drafter, on these prompts.
+        plain_tokens_per_second, tokens_per_second: without and with the drafter, on these prompts; None where every
+            text has but the token that llama.cpp takes with the prompt.
     """
 
     engine: str
@@ -181,7 +181,9 @@ def _llama_cpp(pair: _Pair) -> Served:
     answers: list[list[dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as place:
         try:
-            files = [_as_gguf(model, Path(place) / role) for model, role in ((target, "target"), (draft, "draft"))]
+            files = [
+                as_gguf(model, Path(place) / f"{role}.gguf") for model, role in ((target, "target"), (draft, "draft"))
+            ]
             for drafting in (None, files[1]):
                 engine = LlamaCpp(files[0], longest, drafting, pair.draft_length, threads=torch.get_num_threads())
                 version = engine.version
@@ -229,18 +231,11 @@ def _vllm_obstacles(target: Model, draft: Model) -> Iterator[str]:
         yield f"{method!r} in the drafter's path stands for another way to draft; rename the folder"
 
 
-def _as_gguf(model: Model, folder: Path) -> Path:
-    model.save(folder)
-    path = folder.with_suffix(".gguf")
-    write_gguf(folder, path)
-    return path
-
-
-def _speed(answers: Sequence[dict[str, Any]]) -> float:
-    """Tokens per second after the prompts."""
+def _speed(answers: Sequence[dict[str, Any]]) -> float | None:
+    """Tokens per second after the prompts, whose pass yields the first token of each; None if there are no others."""
     timings = [answer["timings"] for answer in answers]
-    seconds = sum(timing["predicted_ms"] for timing in timings) / 1000
-    return sum(timing["predicted_n"] for timing in timings) / seconds
+    tokens = sum(timing["predicted_n"] - 1 for timing in timings)
+    return 1000 * tokens / sum(timing["predicted_ms"] for timing in timings) if tokens > 0 else None
 
 
 def _compared(

@@ -23,6 +23,9 @@ from radistill.models.anatomy import Component, anatomy_of
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
 
+LEAST_TEMPERATURE = 1e-6
+"""Of sampling; nearer to 0 than this, text is greedy in all but name."""
+
 
 def generate(
     model: Model,
@@ -50,7 +53,8 @@ def generate(
         model: gives the tokenizer's padding token, the end tokens and, unless `network` is set, the weights.
         prompts: token ids, each at least one.
         max_new_tokens: longest response, in tokens.
-        temperature: 0 takes the likeliest token, otherwise the logits are divided by it before sampling.
+        temperature: 0 takes the likeliest token, otherwise the logits are divided by it before sampling; at least
+            `LEAST_TEMPERATURE`.
         top_p: sample among the likeliest tokens that together have this probability.
         seed: for sampling; greedy responses do not depend on it.
         batch_size: prompts that run at once.
@@ -120,8 +124,14 @@ def generate(
 
 def check_sampling(temperature: float, top_p: float) -> None:
     """Check the settings of sampling; RadistillError if one is out of range."""
-    if not (0 <= temperature < float("inf")) or not (0 < top_p <= 1):
-        raise RadistillError(f"generate: temperature {temperature} must be at least 0, top_p {top_p} within ]0, 1]")
+    # Logits over a temperature that is all but 0 leave float32, and what is drawn then means nothing.
+    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < float("inf")):
+        raise RadistillError(
+            f"generate: temperature is {temperature}; it is 0 (the likeliest token) or a number from "
+            f"{LEAST_TEMPERATURE:g} on"
+        )
+    if not 0 < top_p <= 1:
+        raise RadistillError(f"generate: top_p is {top_p}; it must be above 0 and at most 1")
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) -> None:

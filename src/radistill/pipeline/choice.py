@@ -108,8 +108,12 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
         raise
     replacing()
     plan.save(path)
+    if not plan.replace:
+        note(f"{arm.name}: cuts no layer; it is {context.recipe.model} as it is")
+        return
     note(
-        f"{arm.name}: {'cuts' if plan.whole_layers else 'replaces'} layers {', '.join(map(str, plan.replace))}; "
+        f"{arm.name}: {'cuts' if plan.whole_layers else 'replaces'} layer{'s' * (len(plan.replace) > 1)} "
+        f"{', '.join(map(str, plan.replace))}; "
         f"the draft {plan.draft} has {plan.acceptance_rate:.1%} of its tokens accepted, KL {plan.kl:.3f}"
     )
 

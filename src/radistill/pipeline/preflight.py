@@ -21,7 +21,9 @@ from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config, load_tokenizer, skeleton
 from radistill.models.sources import gguf_file
 from radistill.pipeline.tasks import check_tasks
+from radistill.runs.arms import Arm
 from radistill.runs.recipe import Recipe
+from radistill.speculation.measure import check_smaller
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,18 @@ def check(recipe: Recipe) -> Checked:
     configs: dict[str | None, PreTrainedConfig] = {}
     for arm in recipe.hybrids:
         if arm.distill is not None and arm.distill.select is not None:
-            _check_reference(arm.distill.select.reference, recipe.trust_remote_code, warnings)
+            reference = arm.distill.select.reference
+            _check_there(reference, recipe.trust_remote_code, warnings)
+            check_reference(reference, recipe.model)
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
             configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings)
             _check_teacher(recipe.model, arm.teacher, base, configs[arm.teacher], warnings)
+        if drafts_as_it_is(recipe, arm):
+            both = ((recipe.model, base), (arm.teacher, configs[arm.teacher]))
+            drafter, target = (skeleton(config, source, recipe.trust_remote_code) for source, config in both)
+            check_smaller(drafter, target, (recipe.model, arm.teacher))
         if arm.distill is not None and arm.distill.hidden is not None:
             check_same_width(configs[arm.teacher].hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
@@ -90,13 +98,29 @@ def check_hybrids(recipe: Recipe, base: PreTrainedConfig) -> None:
     for arm in recipe.hybrids:
         budget = recipe.diagnose.budget if arm.budget is None else arm.budget
         target = TARGETS[arm.target.kind]
-        check_budget(budget, anatomy, target.keeps, arm.field("diagnose", "budget"), least=1 if target.mixers else 0)
+        cut = not target.mixers
         try:
             check_conversion(recipe.model, network, arm.target, arm.init)
         except RadistillError as error:
             if arm.is_main:
                 raise
             raise RadistillError(f"arms.{arm.name}: {error}") from None
+        check_budget(budget, anatomy, target.keeps, arm.field("diagnose", "budget"), least=0 if cut else 1, cut=cut)
+
+
+def drafts_as_it_is(recipe: Recipe, arm: Arm) -> bool:
+    """Whether an arm's student is the whole model, which is to draft for the arm's teacher."""
+    return (recipe.diagnose.budget if arm.budget is None else arm.budget) == 0
+
+
+def check_reference(source: str, model: str) -> None:
+    """Refuse a reference of `distill.select` with another tokenizer than the model, where both are at hand."""
+    reference, own = _vocabulary(source), _vocabulary(model)
+    if reference is not None and own is not None and reference != own:
+        raise RadistillError(
+            f"distill.select.reference: {source} has another tokenizer than {model}; name a model that was distilled "
+            "from the same one before"
+        )
 
 
 def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
@@ -113,7 +137,7 @@ def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTra
         return known
 
 
-def _check_reference(source: str, trust_remote_code: bool, warnings: list[str]) -> None:
+def _check_there(source: str, trust_remote_code: bool, warnings: list[str]) -> None:
     """A run that has yet to leave it may come first."""
     try:
         load_config(source, trust_remote_code)

@@ -38,6 +38,7 @@ from radistill.pipeline.inputs import (
     split_file,
     splits_in,
 )
+from radistill.pipeline.preflight import check_reference, drafts_as_it_is
 from radistill.pipeline.promise import keep_tasks
 from radistill.pipeline.rates import with_best_rate
 from radistill.pipeline.steps import is_current, step_of
@@ -45,6 +46,7 @@ from radistill.pipeline.tasks import ask, check_tasks
 from radistill.pipeline.teacher import teacher_of
 from radistill.report.page import write_report
 from radistill.runs.arms import Arm
+from radistill.speculation.measure import check_drafter
 
 
 def run_data(context: Context) -> None:
@@ -318,6 +320,11 @@ def _check(context: Context) -> None:
     teachers = {arm.teacher for arm in context.hybrids if arm.teacher}
     for source in sorted(teachers, key=lambda one: one == recipe.teacher):
         check_same_tokenizer(context.teacher(source), base)
+        if any(arm.teacher == source and drafts_as_it_is(recipe, arm) for arm in context.hybrids):
+            check_drafter(context.teacher(source), base)
+    for arm in context.hybrids:
+        if arm.distill is not None and arm.distill.select is not None:
+            check_reference(arm.distill.select.reference, recipe.model)
 
 
 def _reference(context: Context) -> Model:

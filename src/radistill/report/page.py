@@ -195,6 +195,8 @@ def _fit_seconds(alignment: dict[str, Any]) -> float | None:
 def _search_facts(run: Run) -> Facts:
     """What the search was asked, what it spent, and what it found."""
     plan = run.plan
+    if plan.whole_layers and not plan.replace:  # its figures would be of a draft that skips nothing
+        return [("Budget", f"0 of {plan.num_layers} layers: the drafter is the model as it is")]
     selector = dict(plan.selector)
     kind, settings = words(selector.pop("kind", "not stated")), words(selector)
     facts = [

@@ -8,6 +8,7 @@ from rich.text import Text
 from radistill.console import show, table
 from radistill.report.model_results import ModelResult, model_results
 from radistill.report.numbers import EN_DASH, NOT_FINITE, NOT_MEASURED, interval, percent, significant, whole
+from radistill.report.verdict import acceptance_sentence
 from radistill.runs.folder import MAIN
 
 # Heading and widest content of each column; with the model's and the space between them, 80 columns.
@@ -22,14 +23,14 @@ _HEADINGS = {
 _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 
 
-def print_evaluation(evaluation: dict[str, Any]) -> None:
-    """Print the content of `evaluation.json` on standard output."""
+def print_evaluation(evaluation: dict[str, Any], drafter: bool = False) -> None:
+    """Print the content of `evaluation.json` on standard output; of a `drafter`, what its target accepts."""
     show(evaluation_table(evaluation))
     arms = model_results(evaluation)
     if MAIN in arms and "base" in arms:
         for task in arms[MAIN].tasks:
             show(tasks_table(task, [arms["base"], arms[MAIN]]))
-        show(trade_of(arms["base"], arms[MAIN]))
+        show(acceptance_sentence(arms) if drafter else trade_of(arms["base"], arms[MAIN]))
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:

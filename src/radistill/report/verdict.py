@@ -30,9 +30,26 @@ def cache_saving(arms: dict[str, ModelResult]) -> float | None:
     return None if not base or hybrid is None else 1 - hybrid / base
 
 
+def acceptance_sentence(arms: dict[str, ModelResult]) -> str:
+    """How many of a drafter's tokens its target accepts, before and after training; empty where that is not known."""
+
+    def shares(key: str) -> list[str]:
+        found = [arms[key].value(metric) if key in arms else None for metric in ("agreement", "sampled_acceptance")]
+        return [] if None in found else [percent(share) for share in found]
+
+    now, before = shares(MAIN), shares("draft")
+    if not now:
+        return ""
+    text = f"Its target accepts {now[0]} of its greedy tokens and {now[1]} of its sampled ones at temperature 1"
+    return f"{text}; before training {before[0]} and {before[1]}." if before else f"{text}."
+
+
 def _layers(run: Run, arms: dict[str, ModelResult]) -> str:
     total = run.num_attention_layers
     kept = total - len(run.main.replaced)
+    if run.plan.whole_layers:
+        keeps = f"all {total} layers of its model" if kept == total else f"{kept} of the {total} layers of its model"
+        return f"The drafter keeps {keeps}. {acceptance_sentence(arms)}".rstrip()
     if kept == total:
         return "The plan replaces no layer, so the hybrid keeps all attention."
     text = f"The hybrid keeps {kept} of {total} attention layers"

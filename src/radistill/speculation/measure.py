@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from radistill.console import progress
 from radistill.errors import RadistillError
@@ -19,7 +19,7 @@ from radistill.speculation.drafters import Draft, Drafter
 from radistill.speculation.masks import ComponentMask, masked_modules
 from radistill.speculation.payoff import DRAFT_LENGTHS, LONGEST_DRAFT, Estimate, Payoff, RoundCosts, rounds_over
 from radistill.speculation.presets import describe_mask
-from radistill.speculation.round_costs import REPEATS, time_rounds
+from radistill.speculation.round_costs import REPEATS, check_context, time_rounds
 
 GREEDY, SAMPLED, LIKELIEST = "greedy", "sampled", "likeliest"
 """Temperature 0; above it, drafts that are sampled too (this project, transformers); and the draft's likeliest token
@@ -113,20 +113,33 @@ class DrafterFigures:
         }
 
 
-def check_drafter(target: Model, drafter: Drafter) -> None:
+def check_drafter(target: Model, drafter: Drafter, contexts: Sequence[int] = ()) -> None:
     """Refuse a drafter that cannot draft for a target, or that is larger: it can only slow it down.
 
+    Args:
+        target: verifies.
+        drafter: a mask or another model.
+        contexts: tokens that both have to hold.
+
     Raises:
-        RadistillError: for another tokenizer, a larger model, or a mask of components that the target does not have.
+        RadistillError: for another tokenizer, a larger model, a mask of components that the target does not have, or a
+            context that is too long.
     """
+    draft = Draft.of(target, drafter)
     if isinstance(drafter, ComponentMask):
         masked_modules(target, drafter)
-        return
-    Draft.of(target, drafter)
-    own, its = (_weights(model) for model in (target, drafter))
+    else:
+        check_smaller(drafter.network, target.network, (drafter.source, target.source))
+    for context in contexts:
+        check_context(draft, context)
+
+
+def check_smaller(drafter: nn.Module, target: nn.Module, sources: tuple[str, str]) -> None:
+    """Refuse a drafter with more weights than its target; `sources` names the two."""
+    its, own = (sum(parameter.numel() for parameter in network.parameters()) for network in (drafter, target))
     if its > own:
         raise RadistillError(
-            f"drafter {drafter.source} has {its:,} weights, more than the {own:,} of the target {target.source}; "
+            f"drafter {sources[0]} has {its:,} weights, more than the {own:,} of the target {sources[1]}; "
             "a drafter has to be smaller: are the two swapped?"
         )
 
@@ -153,7 +166,7 @@ def measure_drafter(
     Raises:
         RadistillError: as `check_drafter` and `time_rounds`, without documents, and if the target's logits are NaN.
     """
-    check_drafter(target, drafter)
+    check_drafter(target, drafter, contexts)
     if not documents or not all(documents.values()):
         raise RadistillError("drafter: no documents to measure on; ask for at least one")
     acceptances = [
@@ -262,7 +275,3 @@ def _check_room(draft: Draft, document: Document) -> None:
             f"drafter: {document.id} has {tokens} tokens with its answer, but the context of {draft.model.source} is "
             f"{longest}; shorten prompts or answers"
         )
-
-
-def _weights(model: Model) -> int:
-    return sum(parameter.numel() for parameter in model.network.parameters())

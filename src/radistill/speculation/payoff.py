@@ -242,7 +242,7 @@ class Payoff:
             f"(draft length {self.draft_length}, 95 % interval {low:.2f} to {high:.2f}); "
         )
         if self.break_even is None:
-            return f"{best}it would not pay if every token were accepted"
+            return f"{best}it would not pay even if every token were accepted"
         needs = "it needs" if word == "yes" else "it would need"
         return f"{best}{needs} {self.break_even:.0%} acceptance and has {self.acceptance:.0%}"
 

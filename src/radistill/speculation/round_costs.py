@@ -50,10 +50,7 @@ def time_rounds(
         RadistillError: if a model cannot hold the context, or its logits are NaN.
     """
     draft = Draft.of(target, drafter)
-    for model in (target, draft.model):
-        longest = model.context_length
-        if context < 2 or (longest is not None and context > longest):
-            raise RadistillError(f"drafter: context is {context}, but {model.source} takes from 2 to {longest} tokens")
+    check_context(draft, context)
     turns = []
     with torch.inference_mode(), evaluating(target.network, draft.model.network):
         clock = _Clock(draft, context, batch_size, sampled)
@@ -61,6 +58,15 @@ def time_rounds(
             turns.append(clock.turn(number))
             advance()
     return RoundCosts.mean(turns[1:])
+
+
+def check_context(draft: Draft, context: int) -> None:
+    """Refuse a context of so many tokens that target or drafter cannot hold it."""
+    for model in (draft.target, draft.model):
+        longest = model.context_length
+        if context < 2 or (longest is not None and context > longest):
+            most = "at least 2 tokens" if longest is None else f"from 2 to {longest} tokens"
+            raise RadistillError(f"drafter: context is {context}, but {model.source} takes {most}")
 
 
 class _Clock:

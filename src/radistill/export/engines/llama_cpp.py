@@ -22,6 +22,21 @@ from radistill.models.loading import Model
 _QUIET, _SAYS_SIZES = -1, 4
 
 
+def as_gguf(model: Model, path: Path, dtype: str | None = None) -> Path:
+    """Write a loaded model to the GGUF file `path`, by way of a folder beside it.
+
+    Raises:
+        RadistillError: naming the model, if it has no GGUF.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        model.save(Path(place))
+        try:
+            write_gguf(Path(place), path, dtype)
+        except RadistillError as error:  # when this is read, the folder is gone
+            raise RadistillError(str(error).replace(place, model.source)) from None
+    return path
+
+
 class LlamaCpp:
     """A GGUF file, loaded by llama.cpp on the CPU; one text at a time.
 
@@ -151,15 +166,14 @@ class LlamaCppEngine:
             raise RadistillError("savings: llama.cpp is timed with one sequence; leave --batch-size at 1")
         path = self._folder / f"{model.fingerprint[:16]}.gguf"
         if not path.exists():
-            with tempfile.TemporaryDirectory(dir=self._folder) as place:
-                model.save(Path(place))
-                write_gguf(Path(place), path, self.dtype)
+            as_gguf(model, path, self.dtype)
         longest, steps = sum(room) + 1, room[1]
         server, held = with_cache_bytes(path, longest, torch.get_num_threads())
 
         def read(tokens: Sequence[int]) -> Pass:
             found = server.greedy(list(tokens), steps + 1, ignore_eos=True)["timings"]
-            return Pass(found["prompt_ms"] / 1000, [found["predicted_per_token_ms"] / 1000] * steps, held)
+            # Its time is that of the steps after the first token, which it counts all the same.
+            return Pass(found["prompt_ms"] / 1000, [found["predicted_ms"] / 1000 / steps] * steps, held)
 
         yield read
 

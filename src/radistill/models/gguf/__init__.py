@@ -23,7 +23,7 @@ from radistill.models.gguf.tokenizer import read_tokenizer, token_id
 
 # To be raised when `read_gguf` or `_write` makes something else of a file than before, so that no older folder is
 # taken for their work.
-REVISION = 4
+REVISION = 5
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ def read_gguf(path: Path) -> Reading:
     account = Account(path, contents.metadata)
     read_architecture(account)  # its refusal says more than that of a tokenizer which goes with it
     tokenizer = read_tokenizer(account)
-    stops = [token_id(account, role, len(tokenizer)) for role in ("eos", "eot", "eom")]
+    rows = len(account.need("tokenizer.ggml.tokens", list))  # more than tokens where the embedding is padded
+    stops = [token_id(account, role, rows) for role in ("eos", "eot", "eom")]
     try:
-        config = read_config(account, contents, len(tokenizer))
+        config = read_config(account, contents, rows)
         account.close()
         for role in ("bos", "eos", "pad", "unk"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))

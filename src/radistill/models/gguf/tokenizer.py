@@ -106,6 +106,12 @@ def read_tokenizer(account: Account) -> PreTrainedTokenizerFast:
         raise RadistillError(
             f"{account.path}: {len(tokens)} tokens have {len(types)} types (tokenizer.ggml.token_type)"
         )
+    if kind == "gpt2":
+        # Rows of the embedding without a token have a name in the file, which no other tokenizer of the model knows.
+        used = [row for row, type_ in enumerate(types) if type_ != TokenType.UNUSED]
+        named = [token_id(account, role, len(tokens)) or 0 for role in ("bos", "eos", "unknown", "padding")]
+        tokens = tokens[: max([*used, *named]) + 1]
+        types = types[: len(tokens)]
     rows = {text: row for row, text in enumerate(tokens)}
     if len(rows) < len(tokens):
         twice = next(text for row, text in enumerate(tokens) if rows[text] != row)
