@@ -41,6 +41,7 @@ from radistill.speculation.payoff import Payoff, RoundCosts
 
 CHECKED = (1, 2, 3, 5, 9, 17)
 REPEATS = 5
+STEPS = 16
 TOKENS = 96
 
 
@@ -93,10 +94,9 @@ def costs_of(target: Path, draft: Path, prompt: list[int], threads: int) -> Roun
     steps, passes = {}, {}
     for name, path in (("target", target), ("draft", draft)):
         engine = LlamaCpp(path, len(prompt) + TOKENS, exact=False, threads=threads)
-        times = [
-            engine.greedy(prompt, 17, ignore_eos=True)["timings"]["predicted_per_token_ms"] for _ in range(REPEATS)
-        ]
-        steps[name] = statistics.mean(times) / 1000
+        # Its clock runs over the steps after the first token.
+        times = [engine.greedy(prompt, STEPS + 1, ignore_eos=True)["timings"]["predicted_ms"] for _ in range(REPEATS)]
+        steps[name] = statistics.mean(times) / STEPS / 1000
         if name == "target":
             for count in CHECKED:
                 passes[count] = statistics.mean(pass_of(engine, prompt, count, turn) for turn in range(REPEATS))
