@@ -69,16 +69,7 @@ class _Plain:
 
     def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
         """Add the model's sizes and positions to the metadata."""
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_vocab_size(config.vocab_size)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_key_length(_head_size(config))
-        writer.add_value_length(_head_size(config))
+        write_sizes(writer, config)
         writer.add_rope_dimension_count(_head_size(config))
         rope = _rope(config)
         writer.add_rope_freq_base(rope["rope_theta"])
@@ -140,6 +131,20 @@ class _Plain:
 @cache
 def _names(kind: MODEL_ARCH) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(kind, 1)
+
+
+def write_sizes(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Add the sizes that every Transformer has to the metadata."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(_head_size(config))
+    writer.add_value_length(_head_size(config))
 
 
 def _rope(config: PreTrainedConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from radistill.conversion.targets.interface import GGUFFormat
+from radistill.conversion.targets.plain_gguf import write_sizes
 from radistill.errors import RadistillError
 from radistill.mixers.gdn import gguf as gdn
 from radistill.mixers.gdn.geometry import GDNGeometry
@@ -39,16 +40,7 @@ def _obstacles(config: PreTrainedConfig) -> list[str]:
 
 def _write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """Add the model's sizes, positions and kinds of layers to the metadata."""
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    write_sizes(writer, config)
     recurrent = [kind == "linear_attention" for kind in config.layer_types]
     writer.add_array(f"{gguf.MODEL_ARCH_NAMES[MODEL_ARCH.QWEN35]}.attention.recurrent_layers", recurrent)
     gdn.write_settings(writer, GDNGeometry.of(config))
