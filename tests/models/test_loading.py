@@ -132,6 +132,15 @@ def test_shards(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_folder_of_models_names_them(tmp_path: Path) -> None:
+    """As a run's folder is one."""
+    tiny.save("llama", tmp_path / "run" / "student")
+    with pytest.raises(
+        RadistillError, match=r"no config\.json; a folder in it may be the one you want: .*run/student$"
+    ):
+        load(tmp_path / "run")
+
+
 # How to spoil a model folder, and what the one line must say.
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "not a model, because it has no config.json"),

@@ -161,5 +161,8 @@ def check_templates(where: Path, templates: str | dict[str, str] | None) -> None
 def _hint(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "; it is an adapter, so merge it into its base model first"
+    below = sorted(path.parent for path in folder.glob("*/config.json"))  # as in a run's folder
+    if below:
+        return f"; a folder in it may be the one you want: {', '.join(map(str, below))}"
     ggufs = sorted(folder.glob("*.gguf"))
     return f"; for its GGUF file, give {ggufs[0]}" if ggufs else ""
