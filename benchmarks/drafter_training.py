@@ -26,7 +26,7 @@ import torch
 from common.result import ROOT, add_part, options
 from radistill import load, load_data
 from radistill.data.records import DataSplits
-from radistill.export.drafter_check import check_drafter
+from radistill.export.drafter_check import check_engines
 from radistill.export.engines.llama_cpp import LlamaCpp
 from radistill.models.generation import generate
 from radistill.models.loading import Model
@@ -85,8 +85,12 @@ def training(given: argparse.Namespace) -> None:
     best = max(
         (name for name in found if name != "before"), key=lambda name: found[name]["sampled at 1"]["rate"]["value"]
     )
-    checked = check_drafter(target, load(folder.hybrid(best).student), prompts[: given.check], draft_length=3)
-    add_part("drafters", "engines", {best if best != MAIN else "forward-kl": checked.to_json()})
+    checked = check_engines(target, load(folder.hybrid(best).student), prompts[: given.check], draft_length=3)
+    add_part(
+        "drafters",
+        "engines",
+        {best if best != MAIN else "forward-kl": checked.to_json() | {"draft": f"{best} of {given.recipe}"}},
+    )
 
 
 def costs_of(target: Path, draft: Path, prompt: list[int], threads: int) -> RoundCosts:

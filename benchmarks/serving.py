@@ -40,7 +40,7 @@ from radistill import convert, load
 from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.export import write_gguf
-from radistill.export.drafter_check import check_drafter
+from radistill.export.drafter_check import check_engines
 from radistill.export.engines.llama_cpp import LlamaCpp, ask
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
@@ -154,7 +154,7 @@ def with_drafter(python: str, place: Path) -> list[dict[str, Any]]:
             **{name: found[name] for name in ("drafted", "accepted", "rounds")},
         }
     ]
-    for served in check_drafter(target, draft, prompts, draft_length=DRAFT_LENGTH, max_new_tokens=COUNT).engines:
+    for served in check_engines(target, draft, prompts, draft_length=DRAFT_LENGTH, max_new_tokens=COUNT).engines:
         if served.ran:
             counts = {"tokens_compared": served.tokens, "tokens_equal": served.equal, "near_ties": served.near_ties}
             counts |= {"drafted": served.drafted, "accepted": served.accepted, "rounds": served.rounds}

@@ -16,7 +16,7 @@ from radistill.cli import main
 from radistill.errors import RadistillError
 from radistill.export import drafter_check
 from radistill.export.check_table import check_table
-from radistill.export.drafter_check import DrafterCheck, Served, check_drafter
+from radistill.export.drafter_check import DrafterCheck, Served, check_engines
 from radistill.models.anatomy import anatomy_of
 from radistill.models.loading import Model
 
@@ -41,7 +41,7 @@ def near(target: Model, noise: float, rows: int = small.ROWS) -> Model:
 
 def test_every_engine_writes_the_targets_text() -> None:
     target = small.model("llama")
-    found = by_engine(check_drafter(target, near(target, 0.02), PROMPTS, draft_length=3, max_new_tokens=32))
+    found = by_engine(check_engines(target, near(target, 0.02), PROMPTS, draft_length=3, max_new_tokens=32))
     assert list(found) == ["radistill", "transformers", "llama.cpp", "vllm"]
     for name in ("radistill", "transformers", "llama.cpp"):
         served = found[name]
@@ -59,24 +59,24 @@ def test_every_engine_writes_the_targets_text() -> None:
 
 def test_an_identical_drafter_is_always_right() -> None:
     target = small.model("llama")
-    found = by_engine(check_drafter(target, small.model("llama"), PROMPTS[1:2], draft_length=4, max_new_tokens=21))
+    found = by_engine(check_engines(target, small.model("llama"), PROMPTS[1:2], draft_length=4, max_new_tokens=21))
     for name in ("radistill", "transformers", "llama.cpp"):
         assert found[name].acceptance_rate == 1.0, name
 
 
 def test_padded_vocabularies() -> None:
     target = small.model("llama")
-    found = by_engine(check_drafter(target, near(target, 0.02, small.ROWS + 12), PROMPTS, max_new_tokens=16))
+    found = by_engine(check_engines(target, near(target, 0.02, small.ROWS + 12), PROMPTS, max_new_tokens=16))
     for name in ("radistill", "transformers", "llama.cpp"):
         assert (found[name].obstacle, found[name].different) == (None, 0), name
     assert found["vllm"].obstacle == f"vocab_size differs: {small.ROWS} and {small.ROWS + 12}"
     wide = near(target, 0.02, small.ROWS + 400)
-    assert "more than 128 apart" in str(by_engine(check_drafter(target, wide, PROMPTS[:1]))["llama.cpp"].obstacle)
+    assert "more than 128 apart" in str(by_engine(check_engines(target, wide, PROMPTS[:1]))["llama.cpp"].obstacle)
 
 
 def test_hybrids() -> None:
     hybrid = small.model()
-    found = by_engine(check_drafter(hybrid, hybrid, PROMPTS[:1], max_new_tokens=8))
+    found = by_engine(check_engines(hybrid, hybrid, PROMPTS[:1], max_new_tokens=8))
     assert found["transformers"].obstacle == "assisted generation takes no hybrid as target"
     assert found["vllm"].obstacle == "a hybrid does not draft"
     assert found["radistill"].different == 0
@@ -96,7 +96,7 @@ def test_an_engine_that_changes_the_text_is_told(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(drafter_check, "LlamaCpp", Wrong)
     target = small.model("llama")
-    served = by_engine(check_drafter(target, near(target, 0.02), PROMPTS, max_new_tokens=8))["llama.cpp"]
+    served = by_engine(check_engines(target, near(target, 0.02), PROMPTS, max_new_tokens=8))["llama.cpp"]
     assert (served.different, served.equal) == (3, 9)
 
 
@@ -107,7 +107,7 @@ def test_where_the_engine_ends_a_text_by_itself_the_drafter_is_not_to_blame() ->
     assert tiny.PAD == "<|endoftext|>"
     with torch.no_grad():
         target.network.lm_head.weight[padding] = 3 * target.network.lm_head.weight[414]  # which it writes at first
-    served = by_engine(check_drafter(target, target, PROMPTS[:1], max_new_tokens=8))["llama.cpp"]
+    served = by_engine(check_engines(target, target, PROMPTS[:1], max_new_tokens=8))["llama.cpp"]
     assert (served.peculiar, served.different) == (1, 0)
     assert served.equal < served.tokens
 
@@ -145,14 +145,14 @@ def test_the_command_refuses_swapped_models(
 def test_one_token_has_no_speed_in_llama_cpp() -> None:
     """It takes the first token with the prompt, and times none of it."""
     target = small.model("llama")
-    found = check_drafter(target, target, PROMPTS[:1], max_new_tokens=1)
+    found = check_engines(target, target, PROMPTS[:1], max_new_tokens=1)
     assert by_engine(found)["llama.cpp"].tokens_per_second is None
     check_table(found)
 
 
 def test_a_model_without_a_gguf_is_named() -> None:
     target = tiny.model("llama")
-    obstacle = by_engine(check_drafter(target, target, [[20, 30]], max_new_tokens=2))["llama.cpp"].obstacle
+    obstacle = by_engine(check_engines(target, target, [[20, 30]], max_new_tokens=2))["llama.cpp"].obstacle
     assert str(obstacle).startswith("tiny llama: the tokenizer has no merges")
 
 
@@ -160,8 +160,8 @@ def test_bad_input() -> None:
     target, other = small.model("llama"), small.model("llama", pre="gpt-2")
     other.tokenizer.add_tokens(["<new>"])
     with pytest.raises(RadistillError, match=r"drafter .* has another tokenizer than the target"):
-        check_drafter(target, other, PROMPTS)
+        check_engines(target, other, PROMPTS)
     with pytest.raises(RadistillError, match="no prompts"):
-        check_drafter(target, target, [])
+        check_engines(target, target, [])
     with pytest.raises(RadistillError, match="draft_length is 0"):
-        check_drafter(target, target, PROMPTS, draft_length=0)
+        check_engines(target, target, PROMPTS, draft_length=0)

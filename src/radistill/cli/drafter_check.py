@@ -31,17 +31,17 @@ def check(
     from radistill.console import show
     from radistill.data.prepare import load_data
     from radistill.export.check_table import check_table
-    from radistill.export.drafter_check import check_drafter
+    from radistill.export.drafter_check import check_engines
     from radistill.files import write_json
     from radistill.models.loading import load
-    from radistill.speculation.measure import check_drafter as check_fits
+    from radistill.speculation.measure import check_drafter
 
     load_model = partial(load, dtype=dtype, trust_remote_code=trust_remote_code)
     drafter, loaded = load_model(draft), load_model(target)
-    check_fits(loaded, drafter)
+    check_drafter(loaded, drafter)
     documents = load_data(data, loaded, count, seed=seed, max_new_tokens=1)
     prompts = [document.tokens[: document.response_start] for document in documents]
-    found = check_drafter(loaded, drafter, prompts, draft_length=draft_length, max_new_tokens=max_new_tokens)
+    found = check_engines(loaded, drafter, prompts, draft_length=draft_length, max_new_tokens=max_new_tokens)
     if json_file is not None:
         write_json(json_file, found.to_json())
     show(check_table(found))

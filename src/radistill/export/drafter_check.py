@@ -98,8 +98,12 @@ class _Pair:
     draft_length: int
     count: int
 
+    @property
+    def plain_tokens_per_second(self) -> float:
+        return sum(map(len, self.texts)) / self.plain_seconds
 
-def check_drafter(
+
+def check_engines(
     target: Model,
     draft: Model,
     prompts: Sequence[Sequence[int]],
@@ -146,7 +150,7 @@ def _ours(pair: _Pair) -> Served:
         drafted=decoded.drafted,
         accepted=decoded.accepted,
         rounds=decoded.rounds,
-        plain_tokens_per_second=sum(map(len, pair.texts)) / pair.plain_seconds,
+        plain_tokens_per_second=pair.plain_tokens_per_second,
         tokens_per_second=decoded.tokens_per_second,
     )
 
@@ -166,7 +170,7 @@ def _transformers(pair: _Pair) -> Served:
         drafted=sum(one.drafted for one in found),
         accepted=tokens - rounds,  # each pass adds a token of the target's own
         rounds=rounds,
-        plain_tokens_per_second=sum(map(len, pair.texts)) / pair.plain_seconds,
+        plain_tokens_per_second=pair.plain_tokens_per_second,
         tokens_per_second=tokens / sum(one.seconds for one in found),
     )
 

@@ -69,6 +69,11 @@ def kl_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)
 
 
+def tv_of_logs(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Half the sum of |p - q| of each token from log-probabilities, [tokens, vocab] each to [tokens], from 0 to 1."""
+    return (log_p.exp() - log_q.exp()).abs().sum(dim=-1) / 2
+
+
 def skewed_kl_of_logs(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
     """KL(p || skew * p + (1 - skew) * q) of each token from log-probabilities, [tokens, vocab] to [tokens], in nats.
 

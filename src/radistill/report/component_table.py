@@ -6,8 +6,9 @@ from rich.text import Text
 
 from radistill.console import table
 from radistill.diagnosis.components import ALPHA_LENGTHS, ComponentTable, DraftFigures
+from radistill.report.drafter_table import payoff_cells
 from radistill.report.numbers import EN_DASH, bytes_, interval, percent, significant
-from radistill.speculation.payoff import Estimate, Payoff
+from radistill.speculation.payoff import Estimate
 
 
 def component_tables(measured: ComponentTable) -> Group:
@@ -55,19 +56,8 @@ def _payoffs(measured: ComponentTable) -> Table:
         for name, one in zip(_once(draft), draft.temperatures, strict=True):
             assert one.payoff is not None
             step = significant(1000 * (draft.step_seconds or 0)) if name.plain else ""
-            made.add_row(name, step, f"{one.temperature:g}", *_payoff(one.payoff))
+            made.add_row(name, step, f"{one.temperature:g}", *payoff_cells(one.payoff), one.payoff.answer)
     return made
-
-
-def _payoff(payoff: Payoff) -> list[str]:
-    low, high = payoff.speedup.interval
-    return [
-        str(payoff.draft_length),
-        f"{payoff.speedup.value:.2f} ({low:.2f}{EN_DASH}{high:.2f})",
-        EN_DASH if payoff.break_even is None else percent(payoff.break_even, 0),
-        percent(payoff.acceptance, 0),
-        payoff.answer,
-    ]
 
 
 def _best(measured: ComponentTable) -> Text:

@@ -6,7 +6,7 @@ from rich.table import Table
 from radistill.console import table
 from radistill.report.numbers import EN_DASH, interval, percent, significant
 from radistill.speculation.measure import DrafterFigures, Outcome
-from radistill.speculation.payoff import RoundCosts
+from radistill.speculation.payoff import Payoff, RoundCosts
 
 _SHOWN = (1, 2, 4, 8, 16)
 _VERIFIED = (2, 3, 5, 9, 17)
@@ -52,18 +52,20 @@ def _payoffs(figures: DrafterFigures) -> Table:
         *(_PLACE, "temper-\nature", "drafts", "draft\nlength", "speed", "needs", "has"),
     )
     for outcome in figures.outcomes:
-        payoff, costs = outcome.payoff, outcome.costs
-        low, high = payoff.speedup.interval
-        made.add_row(
-            f"{costs.context} × {costs.batch_size}",
-            f"{outcome.temperature:g}",
-            outcome.rule,
-            str(payoff.draft_length),
-            f"{payoff.speedup.value:.2f} ({low:.2f}{EN_DASH}{high:.2f})",
-            EN_DASH if payoff.break_even is None else percent(payoff.break_even, 0),
-            percent(payoff.acceptance, 0),
-        )
+        where = f"{outcome.costs.context} × {outcome.costs.batch_size}"
+        made.add_row(where, f"{outcome.temperature:g}", outcome.rule, *payoff_cells(outcome.payoff))
     return made
+
+
+def payoff_cells(payoff: Payoff) -> list[str]:
+    """Best draft length, speed with its interval, acceptance that it needs and has."""
+    low, high = payoff.speedup.interval
+    return [
+        str(payoff.draft_length),
+        f"{payoff.speedup.value:.2f} ({low:.2f}{EN_DASH}{high:.2f})",
+        EN_DASH if payoff.break_even is None else percent(payoff.break_even, 0),
+        percent(payoff.acceptance, 0),
+    ]
 
 
 def _each_once(outcomes: list[Outcome]) -> list[tuple[str, str, RoundCosts]]:

@@ -17,7 +17,7 @@ from radistill.mixers.mamba2.geometry import Mamba2Geometry
 
 # Rotary scalings whose frequencies do not depend on the length of the text.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_ROTARY_DIVISORS = f"{gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
+ROTARY_DIVISORS = f"{gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
 _SSM = "mamba."
 
 # llama.cpp's names by transformers'; what a layer's parts are called does not depend on its number.
@@ -32,7 +32,7 @@ _SHARED_MLP = {
 def _obstacles(config: PreTrainedConfig) -> list[str]:
     """Features of a model that llama.cpp's `granitehybrid` cannot compute, by name."""
     found = []
-    rope = _rope(config)
+    rope = rope_of(config)
     if config.position_embedding_type == "rope" and rope["rope_type"] not in _ROPE_TYPES:
         found.append(f"rotary scaling of type {rope['rope_type']} (only {', '.join(_ROPE_TYPES)})")
     if all(_is_attention(kind) for kind in config.layer_types or ()):
@@ -72,7 +72,7 @@ def _write_settings(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 def _extra(config: PreTrainedConfig) -> dict[str, Tensor]:
     """Divisors of the rotary frequencies, where they are scaled."""
     divisors, _ = _rotary_scaling(config)
-    return {} if divisors is None else {_ROTARY_DIVISORS: divisors}
+    return {} if divisors is None else {ROTARY_DIVISORS: divisors}
 
 
 def _translate(name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -146,11 +146,16 @@ def _rotary_scaling(config: PreTrainedConfig) -> tuple[Tensor | None, float]:
     llama.cpp takes any such divisors as a tensor of the file, so a scaling needs no name there. The factor, which only
     YaRN has, goes into the scale of the scores.
     """
-    rope = _rope(config)
+    rope = rope_of(config)
     if config.position_embedding_type != "rope" or rope["rope_type"] == "default":
         return None, 1.0
+    return rotary_divisors(config, config.hidden_size // config.num_attention_heads)
+
+
+def rotary_divisors(config: PreTrainedConfig, size: int) -> tuple[Tensor, float]:
+    """By what transformers divides each rotary frequency of heads of `size`, whose rotary is scaled, and its factor."""
+    rope = rope_of(config)
     scaled, stretch = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
-    size = config.hidden_size // config.num_attention_heads
     plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
     return (plain / scaled.double()).float(), float(stretch)
 
@@ -174,10 +179,11 @@ def _write_positions(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     if not rotary:
         return
-    writer.add_rope_freq_base(_rope(config)["rope_theta"])
+    writer.add_rope_freq_base(rope_of(config)["rope_theta"])
 
 
-def _rope(config: PreTrainedConfig) -> dict[str, Any]:
+def rope_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config's rotary parameters, with the defaults of what it leaves out."""
     return {"rope_type": "default", "rope_theta": 10000.0} | dict(config.rope_parameters or {})
 
 

@@ -7,17 +7,14 @@ from functools import cache
 from typing import Any
 
 import gguf
-import torch
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
+from radistill.conversion.targets.granite_hybrid_gguf import ROTARY_DIVISORS, rope_of, rotary_divisors, rotary_pairs
 from radistill.conversion.targets.interface import GGUFFormat
 from radistill.errors import RadistillError
 
-_DIVISORS = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight"
 _YARN = {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"}
 # What each kind of rotary scaling may say besides its kind and the base.
 _SCALINGS = {
@@ -51,7 +48,7 @@ class _Plain:
 
     def obstacles(self, config: PreTrainedConfig) -> list[str]:
         """Features of a model that this architecture cannot compute, by name."""
-        found, rope = [], _rope(config)
+        found, rope = [], rope_of(config)
         kind = rope["rope_type"]
         unknown = sorted(rope.keys() - {"rope_type", "rope_theta"} - _SCALINGS.get(kind, set()))
         if kind not in self.scalings:
@@ -71,7 +68,7 @@ class _Plain:
         """Add the model's sizes and positions to the metadata."""
         write_sizes(writer, config)
         writer.add_rope_dimension_count(_head_size(config))
-        rope = _rope(config)
+        rope = rope_of(config)
         writer.add_rope_freq_base(rope["rope_theta"])
         if rope["rope_type"] == "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -94,12 +91,9 @@ class _Plain:
 
     def extra(self, config: PreTrainedConfig) -> dict[str, Tensor]:
         """Divisors of the rotary frequencies, where they are scaled one by one."""
-        rope, size = _rope(config), _head_size(config)
-        if rope["rope_type"] != "llama3":
+        if rope_of(config)["rope_type"] != "llama3":
             return {}
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-        return {_DIVISORS: (plain / scaled.double()).float()}
+        return {ROTARY_DIVISORS: rotary_divisors(config, _head_size(config))[0]}
 
     def translate(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
         """The GGUF tensor, by name, that holds one weight of the folder.
@@ -145,10 +139,6 @@ def write_sizes(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(_head_size(config))
     writer.add_value_length(_head_size(config))
-
-
-def _rope(config: PreTrainedConfig) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0} | dict(config.rope_parameters or {})
 
 
 def _head_size(config: PreTrainedConfig) -> int:

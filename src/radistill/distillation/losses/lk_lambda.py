@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from radistill.distillation.losses.base import DistributionLoss
-from radistill.models.divergence import kl_of_logs, log_probabilities
+from radistill.models.divergence import kl_of_logs, log_probabilities, tv_of_logs
 
 
 def lk_lambda(teacher_logits: Tensor, student_logits: Tensor, eta: float = 3.0, temperature: float = 1.0) -> Tensor:
@@ -30,7 +30,7 @@ def lk_lambda(teacher_logits: Tensor, student_logits: Tensor, eta: float = 3.0, 
     """
     teacher, student = log_probabilities(teacher_logits, student_logits, temperature)
     share = torch.exp(-eta * torch.minimum(teacher, student).exp().sum(dim=-1)).detach()
-    variation = (teacher.exp() - student.exp()).abs().sum(dim=-1) / 2
+    variation = tv_of_logs(teacher, student)
     return share * temperature**2 * kl_of_logs(teacher, student) + (1 - share) * temperature * variation
 
 

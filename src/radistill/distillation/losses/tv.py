@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from radistill.distillation.losses.base import DistributionLoss
-from radistill.models.divergence import log_probabilities
+from radistill.models.divergence import log_probabilities, tv_of_logs
 
 
 def total_variation(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -24,7 +24,7 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor, temperature:
         equal.
     """
     teacher, student = log_probabilities(teacher_logits, student_logits, temperature)
-    return temperature / 2 * (teacher.exp() - student.exp()).abs().sum(dim=-1)
+    return temperature * tv_of_logs(teacher, student)
 
 
 class TotalVariation(DistributionLoss):

@@ -70,9 +70,8 @@ class LlamaCpp:
         Raises:
             RadistillError: if xllamacpp is not installed, or llama.cpp cannot load a file.
         """
-        self.version = _version()
-        import xllamacpp
-
+        xllamacpp = _package()
+        self.version = f"xllamacpp {xllamacpp.__version__}"
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup = context, 1, False
@@ -117,12 +116,12 @@ class LlamaCpp:
         return ask(self.address + path, content)
 
 
-def _version() -> str:
+def _package() -> Any:
     try:
         import xllamacpp
     except ImportError:
         raise RadistillError("llama.cpp: xllamacpp is not installed; pip install 'radistill[serve]'") from None
-    return f"xllamacpp {xllamacpp.__version__}"
+    return xllamacpp
 
 
 def ask(url: str, content: dict[str, Any]) -> Any:
@@ -151,7 +150,7 @@ class LlamaCppEngine:
 
     def __init__(self, dtype: str, folder: Path) -> None:
         """Let the files, with matrices of `dtype`, lie in a folder that the caller removes."""
-        self.name = f"llama.cpp by {_version()}"
+        self.name = f"llama.cpp by xllamacpp {_package().__version__}"
         self.dtype: str | None = dtype
         self._folder = folder
 
