@@ -60,9 +60,12 @@ $(SERVE)/.installed: Makefile
 
 serve-check: $(INSTALLED) $(SERVE)/.installed
 	$(BIN)/python benchmarks/serving.py --vllm $(SERVE)/bin/python
+	$(BIN)/python benchmarks/server_text.py --vllm $(SERVE)/bin/python
+	$(BIN)/python benchmarks/served_run.py --vllm $(SERVE)/bin/python
 
 bench: $(INSTALLED)
-	for script in $(filter-out benchmarks/claims.py benchmarks/serving.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/claims.py benchmarks/serving.py benchmarks/served_run.py benchmarks/branching.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/branching.py --draft runs/drafters/arms/lk-alpha/student  # of drafter_training.py
 	$(BIN)/python benchmarks/claims.py benchmarks/recipes/convergence.yaml
 
 $(INSTALLED): pyproject.toml

@@ -71,7 +71,7 @@ def nats(folder: RunFolder, recipe: Recipe) -> dict[str, list[tuple[float, int]]
     for arm in recipe.hybrids:
         student = load(folder.hybrid(arm.name).student)
         each = [distance(base.network, student.network, [document], base.pad_token_id) for document in documents]
-        found[arm.name] = [(one.kl_sum, one.tokens) for one in each]
+        found[arm.name] = [(one.kl * one.tokens, one.tokens) for one in each]
     return found
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -28,10 +29,9 @@ from common.result import RESULTS, ROOT, parser_of, write_result
 from radistill import load, load_data
 from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import make_objective
-from radistill.diagnosis.ranking import print_ranking, rank_selectors
-from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import All, Bayes, Gates, Greedy, KLGuided, LeaveOneOut, Uniform
-from radistill.diagnosis.selectors.all import EQUAL_PASSES
+from radistill.diagnosis.search import Found, print_ranking, rank_selectors, search
+from radistill.diagnosis.selectors import EQUAL_PASSES, All, Bayes, Gates, Greedy, KLGuided, LeaveOneOut, Uniform
+from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
@@ -63,8 +63,11 @@ class Case:
 
     def search(self, selector: Any, trials: Trials) -> Found:
         """A search with the passes that every selector has."""
-        given = self.given
-        return search(selector, trials, given.budget, seed=given.seed, passes=given.passes, folder=FOLDER)
+        return search(selector, self.problem(trials), self.given.passes)
+
+    def problem(self, trials: Trials, folder: Path | None = FOLDER) -> Problem:
+        """What every selector is asked."""
+        return Problem(trials, self.given.budget, self.given.seed, folder)
 
 
 def selectors(case: Case) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def selectors(case: Case) -> dict[str, Any]:
     given = case.given
     trials, heldout = case.trials(case.calibration), case.trials(case.heldout)
     everyone = All().each(given.passes, "redundancy")
-    found = rank_selectors(everyone, trials, given.budget, seed=given.seed, passes=given.passes, folder=FOLDER)
+    found = rank_selectors(everyone, case.problem(trials), given.passes)
     print_ranking(found, trials)
     by_objective = [(given.objective, one) for one in found]
     published = case.trials(case.calibration, "accepted-length")
@@ -150,12 +153,12 @@ def speedup(case: Case) -> dict[str, Any]:
     def ours() -> tuple[Found, float]:
         started = time.perf_counter()
         trials = case.trials(documents, "accepted-length", folder=None)
-        found = search(selector, trials, given.budget, seed=given.seed, passes=None, folder=None)
+        found = search(selector, case.problem(trials, None))
         return found, time.perf_counter() - started
 
     found, before = ours()
     theirs = case.trials(documents, "throughput-measured", folder=folder)
-    decoded = search(selector, theirs, given.budget, seed=given.seed, passes=None, folder=folder)
+    decoded = search(selector, case.problem(theirs, folder))
     # A set that is proposed again is looked up, in both searches.
     runs = [theirs.judge(layers).decoded[4] for layers in dict.fromkeys(_sets(decoded))]
     seconds_a_token = statistics.median(run.seconds / run.tokens_read for run in runs)

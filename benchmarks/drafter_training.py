@@ -1,18 +1,21 @@
 """What training does to a drafter, by loss and by whose text it reads; and the best one in the engines.
 
-    python benchmarks/drafter_training.py [--recipe benchmarks/recipes/drafters.yaml] [--check 4] [--threads 2]
-        [--target TARGET.gguf --draft DRAFT.gguf [--name PAIR]]
+    python benchmarks/drafter_training.py [--recipe benchmarks/recipes/drafters.yaml] [--set FIELD=VALUE …] [--check 4]
+        [--threads 2]
+    python benchmarks/drafter_training.py --target TARGET.gguf --draft DRAFT.gguf [--name PAIR]
 
-The recipe is run as `radistill run` runs it, in runs/drafters; what is finished there is kept. Acceptance is measured
+The recipe is run as `radistill run` runs it, in runs/NAME; what is finished there is kept. Acceptance is measured
 by teacher-forced passes over held-out responses of the target, before and after training: greedily on its greedy
 responses, and at temperature 1 on responses that it sampled there (`measure.acceptance_of`); intervals are bootstrapped
 over the documents. Then the best arm drafts in transformers, llama.cpp and here (`radistill drafter check`).
 
 With a pair of GGUF files, llama.cpp alone decodes: plainly and with the drafter in turns. What it costs there is timed
-with the same server (a step of each, and passes of the target over a few tokens behind a cached prompt), acceptance
-comes from our passes over its plain texts, and the speed that follows is set beside the one that was measured.
+with llama.cpp too (a step of each, and steps of the target over several texts at once, because a verification, unlike
+the reading of a prompt, has logits at every token), acceptance comes from our passes over its plain texts, and the
+speed that follows is set beside the one that was measured.
 
-The parts `training`, `engines` and `llama_cpp` of benchmarks/results/drafters.json are written.
+The parts `training` (`training of NAME` for another recipe NAME), `engines` and `llama_cpp` of
+benchmarks/results/drafters.json are written.
 """
 
 import argparse
@@ -40,7 +43,7 @@ from radistill.speculation.measure import Acceptance, acceptance_of
 from radistill.speculation.payoff import Payoff, RoundCosts
 
 CHECKED = (1, 2, 3, 5, 9, 17)
-REPEATS = 5
+REPEATS = 3
 STEPS = 16
 TOKENS = 96
 
@@ -57,9 +60,10 @@ def acceptances(target: Model, drafter: Model, documents: dict[float, list[Docum
 
 def training(given: argparse.Namespace) -> None:
     """Train every arm, and measure before and after."""
-    recipe = load_recipe(given.recipe)
-    folder = RunFolder(run(recipe, ROOT / "runs" / "drafters"))
-    target = load(recipe.model)
+    recipe = load_recipe(given.recipe, [one for one in given.set if one])
+    name = Path(given.recipe).stem
+    folder = RunFolder(run(recipe, ROOT / "runs" / name))
+    target = load(recipe.teacher or recipe.model, dtype=recipe.dtype)
     greedy = DataSplits.load(folder.data()).documents("heldout")
     prompts = [document.tokens[: document.response_start] for document in greedy]
     most = recipe.data.responses.max_new_tokens
@@ -81,7 +85,10 @@ def training(given: argparse.Namespace) -> None:
             "seconds": curve["seconds"],
         }
         print(arm.name, {key: one["rate"] for key, one in found[arm.name].items() if isinstance(one, dict)})
-    add_part("drafters", "training", {"arms": found, "versions": versions(), "machine": machine()})
+    part = "training" if name == "drafters" else f"training of {name}"
+    add_part("drafters", part, {"arms": found, "versions": versions(), "machine": machine()})
+    if not given.check:
+        return
     best = max(
         (name for name in found if name != "before"), key=lambda name: found[name]["sampled at 1"]["rate"]["value"]
     )
@@ -94,29 +101,30 @@ def training(given: argparse.Namespace) -> None:
 
 
 def costs_of(target: Path, draft: Path, prompt: list[int], threads: int) -> RoundCosts:
-    """What llama.cpp needs for a step of each, and for the target's pass over a few tokens behind a cached prompt."""
-    steps, passes = {}, {}
-    for name, path in (("target", target), ("draft", draft)):
-        engine = LlamaCpp(path, len(prompt) + TOKENS, exact=False, threads=threads)
-        # Its clock runs over the steps after the first token.
-        times = [engine.greedy(prompt, STEPS + 1, ignore_eos=True)["timings"]["predicted_ms"] for _ in range(REPEATS)]
-        steps[name] = statistics.mean(times) / STEPS / 1000
-        if name == "target":
-            for count in CHECKED:
-                passes[count] = statistics.mean(pass_of(engine, prompt, count, turn) for turn in range(REPEATS))
-        del engine
+    """What llama.cpp needs for a step of each, and for the target's pass over a few tokens."""
+
+    def median_of(path: Path, texts: int) -> float:
+        # No more slots than texts: attention runs over the room of all.
+        engine = LlamaCpp(path, len(prompt) + TOKENS, exact=False, threads=threads, slots=texts)
+        return statistics.median(step_of(engine, prompt, texts) for _ in range(REPEATS))
+
+    step = median_of(draft, 1)
+    passes = {count: median_of(target, count) for count in CHECKED}
     # One more token is drafted than proposed: the last one is read as well.
-    draft_seconds = {count: (count + 1) * steps["draft"] for count in (1, 16)}
-    return RoundCosts(len(prompt), 1, steps["target"], draft_seconds, passes, 0.0)
+    draft_seconds = {count: (count + 1) * step for count in (1, 16)}
+    return RoundCosts(len(prompt), 1, passes[1], draft_seconds, passes, 0.0)
 
 
-def pass_of(engine: LlamaCpp, prompt: list[int], count: int, turn: int) -> float:
-    """Seconds of a pass over `count` tokens that are new behind the prompt."""
-    engine.greedy(prompt, 1, cache_prompt=True, ignore_eos=True)
-    new = [1000 + 31 * turn + place for place in range(count)]
-    timings = engine.greedy([*prompt, *new], 1, cache_prompt=True, ignore_eos=True)["timings"]
-    assert timings["prompt_n"] == count, timings
-    return float(timings["prompt_ms"]) / 1000
+def step_of(engine: LlamaCpp, prompt: list[int], texts: int) -> float:
+    """Seconds of a step of several texts at once, each with logits of its own."""
+
+    def milliseconds(_: int) -> float:
+        # The clock of each runs over its steps after the first token.
+        timings = engine.greedy(prompt, STEPS + 1, ignore_eos=True, cache_prompt=True)["timings"]
+        return float(timings["predicted_ms"])
+
+    list(engine.at_once(milliseconds, range(texts)))  # now every one has read the prompt
+    return statistics.mean(one for _, one in engine.at_once(milliseconds, range(texts))) / STEPS / 1000
 
 
 def in_llama_cpp(given: argparse.Namespace) -> None:
@@ -137,6 +145,8 @@ def in_llama_cpp(given: argparse.Namespace) -> None:
             answer = engine.greedy(prompt, TOKENS, ignore_eos=True)
             texts[length, number] = answer["tokens"]
             (drafted if length else plain)[length, number] = answer["timings"]
+            if length and "draft_n" not in answer["timings"]:
+                raise SystemExit(f"llama.cpp drafts nothing for {target.name} with {draft.name}")
     engines.clear()
     costs = costs_of(target, draft, prompts[0], given.threads)
     own = [Document(str(n), (*prompt, *texts[0, n]), len(prompt)) for n, prompt in enumerate(prompts)]
@@ -177,6 +187,7 @@ def main() -> None:
     given = options(
         __doc__,
         recipe=str(ROOT / "benchmarks" / "recipes" / "drafters.yaml"),
+        set=[""],
         check=4,
         threads=2,
         target="",

@@ -1,12 +1,12 @@
 """Drafters: the speed that `radistill drafter measure` predicts, against the speed of decoding.
 
     python benchmarks/drafters.py [--model smollm2-135m] [--pairs skip self cut] [--prompts 4] [--max-new-tokens 48]
-        [--draft-lengths 1 4] [--temperature 0] [--threads 2]
-        [--cpu-time 0]
+        [--draft-lengths 1 4] [--temperature 0] [--threads 2] [--cpu-time 0]
 
-Pairs: the model without the middle third of its layers (`skip`), with itself as a second model (`self`), and with a
-model of its first layers, untrained (`cut`). Every prompt is answered plainly and with each draft length in turn, one
-at a time, so that all see the same machine. The speed is that after the first round, which reads the prompt. Each pair
+Pairs: the model without the middle third of its layers (`skip`), with itself as a second model (`self`), with a
+model of its first layers, untrained (`cut`), or with the model in a file or folder. Every prompt is answered plainly
+and with each draft length in turn, one at a time, so that all see the same machine. The speed is that after the first
+round, which reads the prompt. Each pair
 goes to the part `payoff` of benchmarks/results/drafters.json; other pairs and other parts stay. With `--cpu-time 1` and
 one thread, seconds are those that the processor worked for this process, here and in what is measured: on a machine
 that other work shares, wall time tells more about that work.
@@ -16,6 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from common.result import add_part, options
@@ -51,7 +52,16 @@ def drafter_of(pair: str, model: Model) -> Drafter:
     """What drafts in a pair."""
     if pair == "skip":
         return layer_skip(model, 33)
-    return model if pair == "self" else first_layers(model, KEPT_LAYERS)
+    if pair in ("self", "cut"):
+        return model if pair == "self" else first_layers(model, KEPT_LAYERS)
+    return named(pair)
+
+
+def named(source: str) -> Model:
+    """A model, called by its file's name: a result tells nothing of this machine's folders."""
+    model = load(source)
+    model.source = Path(source).name
+    return model
 
 
 def plain_seconds(model: Model, prompt: list[int], tokens: int, temperature: float) -> float:
@@ -131,7 +141,8 @@ def measure(pair: str, model: Model, documents: list[Document], arguments: argpa
         },
         "draft_lengths": found,
         "rule": outcome.rule,
-        "settings": vars(arguments) | {"fingerprint": model.fingerprint},
+        "settings": vars(arguments)
+        | {"model": model.source, "pairs": [Path(pair).name], "fingerprint": model.fingerprint},
         "versions": versions(),
         "machine": machine(),
     }
@@ -153,7 +164,7 @@ def main() -> None:
     )
     if arguments.cpu_time:
         time.perf_counter = time.process_time
-    model = load(arguments.model)
+    model = named(arguments.model)
     documents = load_data(
         "reasoning-gym:gsm_symbolic",
         model,
@@ -165,6 +176,7 @@ def main() -> None:
     )
     for pair in arguments.pairs:
         found = measure(pair, model, documents, arguments)
+        pair = Path(pair).name if model.source == "smollm2-135m" else f"{model.source} with {Path(pair).name}"
         print(f"{pair}: {found['verdict']}")
         for length, one in found["draft_lengths"].items():
             print(f"  draft length {length}: predicted {one['predicted']:.2f}, measured {one['measured']:.2f}")

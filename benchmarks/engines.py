@@ -1,36 +1,44 @@
-"""Base and hybrids in llama.cpp, over context length: prefill, decoding, cache.
+"""Base and hybrids in llama.cpp and vLLM, over context length: prefill, decoding, cache.
 
-    python benchmarks/engines.py [--replaced 10 20] [--contexts 512 2048 8000] [--dtype q8_0] [--repeats 3]
+    python benchmarks/engines.py [--engines llama.cpp] [--replaced 10 20] [--contexts 512 2048 8192 32768]
+        [--batch-size 1] [--repeats 3] [--vllm build/serve/bin/python]
 
 SmolLM2-135M beside hybrids of it whose new blocks are random: how well they are fitted does not matter to their speed.
-Each pair goes through `radistill savings --engine llama.cpp`, in turns. The result is written to
-benchmarks/results/engines.json, hybrid by hybrid; contexts beyond the model's own are timed too.
+Each pair goes through `radistill savings --engine`, in turns; llama.cpp reads q8_0, vLLM bfloat16. `make serve-check`
+makes an environment with vLLM. Contexts beyond the model's own are timed too. What is measured is kept in runs/engines,
+and the result, pair by pair, is benchmarks/results/engines.json; docs/figures/engines.svg shows the ratios in decoding.
 """
 
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from markupsafe import Markup
 from rich.console import Console
 
-from common.result import RESULTS, add_part, options
+from common.figure import drawing, entry, series
+from common.replaced import ORDER
+from common.result import RESULTS, ROOT, add_part, options
 from radistill import convert, load
-from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.evaluation.savings.measure import Engine, SavingsSettings, measure_savings
 from radistill.export.engines.llama_cpp import LlamaCppEngine
-from radistill.report.savings import crossover
-from radistill.report.savings_table import savings_tables
-
-ORDER = (3, 6, 7, 11, 14, 18, 22, 25, 28, 29, 1, 4, 9, 12, 16, 19, 21, 24, 26, 27)
-"""In which layers are replaced."""
+from radistill.export.engines.vllm import VllmEngine
+from radistill.files import read_json, write_text
+from radistill.report.savings import crossover, savings_tables
+from radistill.report.svg import Axes, Scale, line
 
 
 def main() -> None:
     """Measure each hybrid, and add it to the result."""
     given = options(
         __doc__,
+        engines=["llama.cpp"],
         replaced=[10, 20],
-        contexts=[512, 2048, 8000],
-        dtype="q8_0",
+        contexts=[512, 2048, 8192, 32768],
+        batch_size=1,
+        vllm="build/serve/bin/python",
         decode_tokens=32,
         repeats=3,
         threads=2,
@@ -40,19 +48,52 @@ def main() -> None:
     base = load("smollm2-135m")
     settings = SavingsSettings(
         contexts=tuple(given.contexts),
+        batch_size=given.batch_size,
         decode_tokens=given.decode_tokens,
         repeats=given.repeats,
         draft_length=None,
         beyond_context=True,
     )
-    for count in given.replaced:
-        hybrid = convert(base, sorted(ORDER[:count]), init="random", seed=given.seed)
-        with tempfile.TemporaryDirectory() as place:
-            engine = LlamaCppEngine(given.dtype, Path(place))
-            found = measure_savings(base, hybrid, settings, Path(place) / "savings.json", engine)
-        Console(highlight=False).print(savings_tables(found))
-        add_part("engines", "llama.cpp", {f"{count} of 30 replaced": found | {"crossover": crossover(found)}})
+    # For torchvision beside a CPU build of torch.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "common" / "vllm")
+    (ROOT / "runs" / "engines").mkdir(parents=True, exist_ok=True)
+    for name in given.engines:
+        for count in given.replaced:
+            hybrid = convert(base, sorted(ORDER[:count]), init="random", seed=given.seed)
+            kept = ROOT / "runs" / "engines" / f"{name}-{count}-{given.batch_size}.json"
+            with tempfile.TemporaryDirectory() as place:
+                engine: Engine
+                if name == "vllm":
+                    engine = VllmEngine("bfloat16", Path(place), given.vllm)
+                else:
+                    engine = LlamaCppEngine("q8_0", Path(place))
+                found = measure_savings(base, hybrid, settings, kept, engine)
+            Console(highlight=False).print(savings_tables(found))
+            batch = f", {given.batch_size} sequences" * (given.batch_size > 1)
+            add_part("engines", name, {f"{count} of 30 replaced{batch}": found | {"crossover": crossover(found)}})
+    write_text(ROOT / "docs" / "figures" / "engines.svg", figure(read_json(RESULTS / "engines.json")))
     print(RESULTS / "engines.json")
+
+
+def figure(result: dict[str, dict[str, Any]]) -> Markup:
+    """How many times as fast as the base each hybrid decodes, over context, engine by engine."""
+    width, height = 20 + 470 * len(result), 380
+    elements: list[Markup] = []
+    for place, (engine, hybrids) in enumerate(sorted(result.items())):
+        left = 60 + place * 470
+        contexts = sorted({row["context"] for one in hybrids.values() for row in one["contexts"]})
+        x, y = Scale(0, max(1, len(contexts) - 1), left, left + 370), Scale(0, 4, height - 50, 80)
+        names = [f"{context:,}" for context in contexts]
+        title = f"{engine}: decoding, hybrid over base"
+        elements += Axes(x, y, "tokens of context", title, range(len(contexts)), y.ticks(5), names).draw()
+        elements.append(line(left, y(1), left + 370, y(1), "axis"))
+        for number, (name, one) in enumerate(sorted(hybrids.items())):
+            style = f"arm-{number}"
+            marks = [(x(contexts.index(row["context"])), *map(y, row["ratios"]["decode"])) for row in one["contexts"]]
+            elements += series(marks, style, 4)
+            elements += entry(left + 30, 100 + 18 * number, name, style)
+    title = "SmolLM2-135M and hybrids of it, two CPU cores"
+    return drawing(title, elements, width, height)
 
 
 if __name__ == "__main__":

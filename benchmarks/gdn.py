@@ -34,7 +34,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
 from common.paths import Paths, compare, shares, summary
 from common.result import options, write_result
-from radistill.mixers.gdn.delta.install import use_fast_delta, without_fast_delta
+from radistill.mixers.gdn.delta.install import SWAP as DELTA
 
 LENGTHS = (512, 2048)
 SHAPES = {
@@ -85,7 +85,7 @@ def make_block(shape: dict[str, int], seed: int) -> Qwen3_5GatedDeltaNet:
 
 def paths_of(block: nn.Module) -> Paths:
     """Ours, and transformers' own."""
-    return {"ours": nullcontext, "transformers": partial(without_fast_delta, block)}
+    return {"ours": nullcontext, "transformers": partial(DELTA.without, block)}
 
 
 def train(block: nn.Module, hidden: Tensor, leaves: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def measure_block(name: str, length: int, repeats: int, seed: int) -> dict[str, 
     """A whole block, what is between its projections, and these results beside those in float64."""
     shape = SHAPES[name]
     block = make_block(shape, seed)
-    use_fast_delta(block)
+    DELTA.use(block)
     hidden = torch.randn(1, length, shape["hidden"], requires_grad=True)
     weights = torch.randn(1, length, shape["hidden"])
     found: dict[str, Any] = {"shape": {"name": name, **shape}, "tokens": length}
@@ -124,7 +124,7 @@ def measure_block(name: str, length: int, repeats: int, seed: int) -> dict[str, 
     found["between"] = _compare(block, run, repeats)
     found["between_forward"] = compare(paths_of(block), partial(forward, block, hidden.detach()), repeats)
     found["decay_gradients"] = _decay_gradients(block, run, leaves, weights)
-    with without_fast_delta(block):
+    with DELTA.without(block):
         found["transformers_time"] = shares(run, KINDS)
     return found
 
@@ -157,7 +157,7 @@ def _decay_gradients(
 def measure_decoding(name: str, repeats: int, seed: int, tokens: int = 64) -> dict[str, Any]:
     """A block reads tokens one by one after a prompt of as many; seconds are of one token."""
     block = make_block(SHAPES[name], seed).eval()
-    use_fast_delta(block)
+    DELTA.use(block)
     config = Qwen3_5TextConfig(num_hidden_layers=1, layer_types=["linear_attention"])
     hidden = torch.randn(1, 2 * tokens, SHAPES[name]["hidden"])
 

@@ -23,9 +23,10 @@ from common.result import options, write_result
 from radistill import convert, load
 from radistill.data.settings import ReasoningGymData
 from radistill.data.sources import draw
-from radistill.distillation.align import AlignSettings, fit_block, record_attentions, split_documents
+from radistill.distillation.activations import Pass, recorded_attentions
+from radistill.distillation.align import AlignSettings, fit_block, split_documents
 from radistill.mixers.gdn import GDN
-from radistill.mixers.gdn.delta.install import use_fast_delta
+from radistill.mixers.gdn.delta.install import SWAP as DELTA
 from radistill.mixers.interface import AttentionShape, Context, Mixer
 from radistill.mixers.mamba2 import MAMBA2
 from radistill.models.loading import Model
@@ -65,7 +66,7 @@ def gdn_block(model: Model, layer: int, init: str) -> torch.nn.Module:
     sizes = AttentionShape(shape.num_heads, shape.num_kv_heads, shape.head_dim, bias=False)
     with torch.no_grad():
         GDN.initialisations[init].fill(block, attention, Context(sizes, torch.Generator().manual_seed(layer)))
-    use_fast_delta(block)
+    DELTA.use(block)
     return block
 
 
@@ -80,7 +81,9 @@ def main() -> None:
     given = options(__doc__, layers=[6, 15, 26], steps=240, threads=2, seed=0)
     model, settings = load("smollm2-135m"), AlignSettings(steps=given.steps)
     train, apart = split_documents(documents(model), settings)
-    cached, held = record_attentions(model, given.layers, (train, apart), settings.tokens_per_batch)
+    splits, which = (train, apart), Pass(list(given.layers), None)
+    with recorded_attentions(model, which, splits, settings.tokens_per_batch) as recorded:
+        cached, held = recorded
     unexplained: dict[str, dict[str, float]] = {}
     for layer in given.layers:
         blocks: dict[str, tuple[torch.nn.Module, Mixer]] = {

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from common.result import parser_of, write_result
 from radistill.distillation.losses.chunked import chunked_sum
-from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.distributions import cross_entropy_mix
 from radistill.models.divergence import forward_kl
 from radistill.models.logits import OutputEmbedding, ResponseStates
 from radistill.provenance import seed_everything

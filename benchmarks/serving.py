@@ -26,8 +26,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,8 @@ from radistill.data.documents import prompt_tokens
 from radistill.data.examples import Example
 from radistill.export import write_gguf
 from radistill.export.drafter_check import check_engines
-from radistill.export.engines.llama_cpp import LlamaCpp, ask
+from radistill.export.engines.llama_cpp import LlamaCpp
+from radistill.export.engines.vllm import vllm_server
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
 
@@ -49,11 +48,12 @@ COUNT = 48
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.05}
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 LEAST = 0.97
-PORT = 8123
 CUT = [12, 14, 16, 18, 20]
 """Layers that the drafter does without; it is not trained."""
 DRAFT_LENGTH = 3
 VLLM = Path(__file__).parent / "common" / "vllm"
+VLLM_SETTINGS = {"PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""Of its processes: a gibibyte of cache is plenty here, and what goes well need not be told."""
 QUESTIONS = {
     "granite-hybrid": [
         "What is the capital of France?",
@@ -168,14 +168,9 @@ def answer_of_vllm(python: str, asked: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         request, answer = Path(place) / "request.json", Path(place) / "answer.json"
         request.write_text(json.dumps(asked), encoding="utf-8")
-        subprocess.run([python, str(VLLM / "tokens.py"), str(request), str(answer)], check=True, env=environment())
+        subprocess.run([python, str(VLLM / "tokens.py"), str(request), str(answer)], check=True)
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return found
-
-
-def environment() -> dict[str, str]:
-    """Of a process of vLLM: a gibibyte of cache is plenty here, and what goes well need not be told."""
-    return {**os.environ, "PYTHONPATH": str(VLLM), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
@@ -206,29 +201,11 @@ def by_llama_cpp(folder: Path, prompts: list[list[int]]) -> dict[str, Any]:
 
 
 def vllm_serve(python: str, folder: Path, prompt: list[int], dtype: str, expected: str) -> bool:
-    """Whether vLLM's server answers one request by the OpenAI interface as transformers does.
-
-    It is what `vllm serve` starts; that command itself asks for the metadata of a package `vllm`, and this one is
-    called vllm-cpu.
-    """
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype]
-    command += ["--port", str(PORT), "--max-model-len", "512", "--enforce-eager"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
-    try:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and server.poll() is None:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5)
-            except OSError:
-                time.sleep(2)
-                continue
-            content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
-            answer = ask(f"http://127.0.0.1:{PORT}/v1/completions", content)
-            return bool(answer["choices"][0]["text"].strip() == expected.strip())
-        return False
-    finally:
-        server.terminate()
-        server.wait(60)
+    """Whether vLLM's server answers one request by the OpenAI interface as transformers does."""
+    with vllm_server(python, folder, "--dtype", dtype, "--max-model-len", "512", "--enforce-eager") as server:
+        content = {"model": str(folder), "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
+        answer = server.ask("/v1/completions", content)
+    return bool(answer["choices"][0]["text"].strip() == expected.strip())
 
 
 def made(folder: Path, *command: str) -> Path:
@@ -243,11 +220,12 @@ def main() -> None:
     given = options(__doc__, vllm="build/serve/bin/python", granite="", qwen="", students=1, seed=0, threads=2)
     students = {}
     if given.students:
-        demo = ("-m", "radistill", "demo", "--out", "runs/quickstart")
+        demo = ("-c", "from radistill.cli import main; main()", "demo", "--out", "runs/quickstart")
         students["granite-hybrid"] = Path(given.granite or made(ROOT / "runs" / "quickstart" / "student", *demo))
         students["qwen3.5"] = Path(
             given.qwen or made(ROOT / "runs" / "qwen3" / "run" / "student", "benchmarks/qwen3.py")
         )
+    os.environ |= VLLM_SETTINGS
     results = []
     for target, folder in students.items():
         model = load(folder)

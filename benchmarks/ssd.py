@@ -30,8 +30,8 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import Grani
 from common.paths import Paths, compare, shares, summary
 from common.result import options, write_result
 from radistill import convert, load
-from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
-from radistill.mixers.mamba2.start import recurrence
+from radistill.mixers.mamba2.ssd.install import SWAP as SSD
+from radistill.mixers.mamba2.starts import recurrence
 
 HEADS, HEAD_DIM, STATE = 9, 64, 64
 WIDTH = HEADS * HEAD_DIM
@@ -84,7 +84,7 @@ def path(name: str, network: nn.Module) -> Iterator[None]:
     for module in network.modules():
         if hasattr(module, "A_log"):
             module.chunk_size = CHUNKS[name]  # which ours does not read
-    with without_fast_ssd(network):
+    with SSD.without(network):
         yield
 
 
@@ -113,7 +113,7 @@ def measure_block(groups: int, length: int, repeats: int, seed: int) -> dict[str
     """A whole block, and what is between its projections."""
     found: dict[str, Any] = {"groups": groups, "tokens": length}
     block = make_block(groups, seed)
-    use_fast_ssd(block)
+    SSD.use(block)
     weights = torch.randn(1, length, WIDTH)
     whole = torch.randn(1, length, WIDTH, requires_grad=True)
     found["whole_block"] = compare(paths_of(block), partial(train, block, whole, weights), repeats)

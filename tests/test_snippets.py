@@ -91,6 +91,8 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         words += ["--limit", "1"]
     if words[1:3] in (["drafter", "measure"], ["drafter", "check"]):
         words += ["--count", "2", "--max-new-tokens", "4"]
+    if words[1:3] == ["drafter", "train-length"]:
+        words += ["--count", "8", "--max-new-tokens", "8"]
     if words[1:3] == ["drafter", "measure"]:
         words += ["--temperature", "0,1", "--context", "32"]
     if words[1] == "tradeoff":

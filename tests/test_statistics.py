@@ -41,6 +41,7 @@ def test_mcnemar_at_known_values() -> None:
     assert mcnemar(*outcomes(50, 0, 0, 50)).interval == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_mcnemar_finds_no_difference_too_often() -> None:
     """Of 400 pairs of equally good models, at most 5 % and a little may be told apart."""
     generator = random.Random(0)

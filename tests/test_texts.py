@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -80,6 +81,15 @@ def test_no_text_commands_a_terminal(capsys: pytest.CaptureFixture[str]) -> None
     assert shown.err.count("[red]x[/v] :smile:") >= 2
     assert not set(COMMANDS) - {" ", "\r", *"[2J]0;title31m"} & set(shown.out + shown.err)
     assert not console.is_terminal
+
+
+def test_a_long_status_goes_on_in_a_second_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("radistill.console.console", Console(file=stream, width=80))
+    with progress("distill", 400, "steps") as advance:
+        advance(400, "loss 0.092, 1,264 tok/s, on-policy 100%, held-out KL 0.368")
+    assert "held-out KL 0.368" in " ".join(stream.getvalue().split())
+    assert "…" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -6,17 +6,26 @@ may round the rest of a row, beyond a whole number of vector registers, in anoth
 """
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
 )
@@ -24,10 +33,12 @@ from transformers import (
 from radistill.models.anatomy import anatomy_of
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
+from radistill.models.pictures import Reader
 
 PAD, BOS, START, END = "<|endoftext|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (PAD, BOS, START, END)
 VOCAB_SIZE = 256 + len(SPECIAL)
+END_ID = 256 + SPECIAL.index(END)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -231,6 +242,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 ARCHITECTURES = list({kind: family for family, (kind, _) in reversed((FAMILIES | REFUSED).items())}.values())[::-1]
 
 
+USUAL = ("student", "llama", "qwen3", "granitemoehybrid", "qwen3_5_text", "falcon_h1")
+
+
+def usual_first(families: Iterable[str]) -> list[Any]:
+    """Families for a test's parameters; those that few people bring are tried in the slow tier."""
+    return [pytest.param(family, marks=[pytest.mark.slow] * (family not in USUAL)) for family in families]
+
+
 # Those of them that the qwen3.5 target can hold.
 QWEN35 = ("qwen3", "qwen3-tied", "qwen3-biased", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text")
 
@@ -241,6 +260,16 @@ def build(family: str, layers: int = 4, seed: int = 0, **settings: Any) -> PreTr
     In a hybrid, the layers with an odd index have attention and the others a state-space block. In Falcon-H1 every
     layer has both; in Zamba2 those with an odd index do. In Nemotron-H an MLP, which is a layer too, follows each.
     """
+    key = repr((family, layers, seed, sorted(settings.items())))
+    if key not in _BUILT:
+        _BUILT[key] = _build(family, layers, seed, settings)
+    return copy.deepcopy(_BUILT[key])
+
+
+_BUILT: dict[str, PreTrainedModel] = {}  # a copy is made in a third of the time
+
+
+def _build(family: str, layers: int, seed: int, settings: dict[str, Any]) -> PreTrainedModel:
     model_type, fields = (FAMILIES | REFUSED)[family]
     fields = copy.deepcopy({**_COMMON, **fields, "num_hidden_layers": layers})  # a config writes into what it is given
     if model_type in ("granitemoehybrid", "kimi_linear", "olmo_hybrid", "lfm2"):
@@ -338,3 +367,116 @@ def save_with_vision(folder: Path) -> Path:
         network.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
     return folder
+
+
+# Models that read images: where their language model is not a family of those above, its own settings.
+_PICTURE_TOKENS = {
+    "idefics3": ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"),
+    "qwen2_5_vl": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"),
+    "gemma3": ("<start_of_image>", "<image_soft_token>", "<end_of_image>", "<unused>"),
+}
+SEEING = tuple(_PICTURE_TOKENS)
+SEEING_FIRST = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "idefics3")) for kind in SEEING]
+_PLACE = {
+    "idefics3": "<image>",
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "gemma3": "<start_of_image>",
+}
+_VISION: dict[str, dict[str, Any]] = {
+    "idefics3": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "qwen2_5_vl": {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 32,
+    },
+    "gemma3": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+}
+_TEXT: dict[str, dict[str, Any]] = {
+    "idefics3": {"model_type": "llama"},
+    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    "gemma3": {"head_dim": 8, "sliding_window": 16, "sliding_window_pattern": 2},
+}
+
+
+def picture_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """`tokenizer` with the special tokens that stand for images, and a template that takes content in parts."""
+    found = tokenizer()
+    start, image, end, _ = _PICTURE_TOKENS[kind]
+    names = {"boi_token": start, "image_token": image, "eoi_token": end} if kind == "gemma3" else {}
+    found.add_special_tokens({"additional_special_tokens": list(_PICTURE_TOKENS[kind])})
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '" + _PLACE[kind] + "' }}{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=found._tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        chat_template=template,
+        extra_special_tokens=names or list(_PICTURE_TOKENS[kind]),
+    )
+
+
+class StillProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's without videos, whose part needs torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+
+def processor(kind: str) -> Any:
+    """transformers' processor of a model that reads images; an image takes 4 tokens, or more."""
+    own = picture_tokenizer(kind)
+    if kind == "idefics3":
+        images: Any = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+        return Idefics3Processor(images, own, image_seq_len=4, chat_template=own.chat_template)
+    if kind == "gemma3":
+        images = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
+        return Gemma3Processor(images, own, chat_template=own.chat_template, image_seq_length=4)
+    images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 1024})
+    return StillProcessor(images, own, None, chat_template=own.chat_template)
+
+
+def seeing(kind: str, layers: int = 3, seed: int = 0, **text: Any) -> Model:
+    """A random model that reads images; `text` overrides fields of its language model's config."""
+    reads = processor(kind)
+    image = reads.tokenizer.convert_tokens_to_ids(_PICTURE_TOKENS[kind][1])
+    settings = {**_COMMON, "vocab_size": len(reads.tokenizer), "num_hidden_layers": layers, **_TEXT[kind], **text}
+    special = {"image_token_id": image, "image_token_index": image, "video_token_id": VOCAB_SIZE + 3}
+    sizes = {"scale_factor": 2} if kind == "idefics3" else {"mm_tokens_per_image": 4} if kind == "gemma3" else {}
+    config = CONFIG_MAPPING[kind](
+        text_config=copy.deepcopy(settings),
+        vision_config=copy.deepcopy(_VISION[kind]),
+        tie_word_embeddings=False,
+        **special,
+        **sizes,
+    )
+    network = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    _randomise(network, torch.Generator().manual_seed(seed))
+    with torch.no_grad():  # which a response does not have
+        network.get_output_embeddings().weight[image] = 0
+    network.generation_config.eos_token_id = END_ID
+    return Model(network.eval(), reads.tokenizer, anatomy_of(network), f"tiny {kind}", reader=Reader(reads, network))

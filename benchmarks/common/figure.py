@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from radistill.report.svg import Axes, marker, path, tag, text, value_scale
+from radistill.report.svg import Axes, line, marker, path, tag, text, value_scale
 
 
 def drawing(title: str, elements: Sequence[Markup], width: float, height: float) -> Markup:
@@ -33,6 +33,20 @@ def curves(arms: dict[str, dict[str, Any]], title: str) -> Markup:
         labels.append(place)
         elements.append(text(right + 12, place, f"{name}: {curve[-1][1]:.3f}", "label"))
     return drawing(title, elements, width, height)
+
+
+def series(marks: Sequence[tuple[float, float, float, float]], style: str, radius: float) -> list[Markup]:
+    """A line through marks with their intervals; each is a place, a height, and the heights of its interval's ends."""
+    return [
+        path([(x, y) for x, y, _, _ in marks], style),
+        *(line(x, low, x, high, style) for x, _, low, high in marks),
+        *(marker("circle", x, y, radius, f"mark {style}") for x, y, _, _ in marks),
+    ]
+
+
+def entry(x: float, y: float, name: str, style: str) -> list[Markup]:
+    """A series in the legend."""
+    return [text(x, y, name, "label"), marker("circle", x - 10, y - 4, 4, f"mark {style}")]
 
 
 _SHAPES = ("circle", "square", "diamond", "triangle")

@@ -5,16 +5,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radistill.conversion import convert, new_parameters
-    from radistill.data.prepare import load_data
-    from radistill.diagnosis.diagnose import diagnose
-    from radistill.distillation.align import align
-    from radistill.distillation.blocks import fit_blocks
-    from radistill.distillation.distill import distill, finetune
-    from radistill.errors import RadistillError
-    from radistill.evaluation.evaluate import evaluate
-    from radistill.models.loading import load
-    from radistill.pipeline.run import hybridize
+    from radistill.conversion import convert as convert
+    from radistill.conversion import new_parameters as new_parameters
+    from radistill.data.prepare import load_data as load_data
+    from radistill.diagnosis.diagnose import diagnose as diagnose
+    from radistill.distillation.align import align as align
+    from radistill.distillation.blocks import fit_blocks as fit_blocks
+    from radistill.distillation.distill import distill as distill
+    from radistill.distillation.distill import finetune as finetune
+    from radistill.errors import RadistillError as RadistillError
+    from radistill.evaluation.evaluate import evaluate as evaluate
+    from radistill.models.loading import load as load
+    from radistill.pipeline.run import hybridize as hybridize
 
 _HOMES = {
     "RadistillError": "radistill.errors",
@@ -31,20 +33,7 @@ _HOMES = {
     "new_parameters": "radistill.conversion",
 }
 
-__all__ = [
-    "RadistillError",
-    "align",
-    "convert",
-    "diagnose",
-    "distill",
-    "evaluate",
-    "finetune",
-    "fit_blocks",
-    "hybridize",
-    "load",
-    "load_data",
-    "new_parameters",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

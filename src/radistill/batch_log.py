@@ -1,5 +1,6 @@
 """A file of finished batches, one a line: what a killed job has done already."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ def append_batch(path: Path, key: str, result: Any) -> None:
     """Add the result of a batch, so that it is on disk before the next one begins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # several processes of one command write theirs here
         # A torn last line must not swallow the next one.
         handle.seek(0, os.SEEK_END)
         torn = handle.tell() > 0

@@ -51,7 +51,7 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
     Yields a function `advance(steps=1, status="")`; `status` is a short text such as "best 0.91". Without a terminal,
     only the finished bar is printed, so that logs stay readable.
     """
-    # In a narrow terminal the bar gives way first, so that numbers are never cut.
+    # In a narrow terminal the bar gives way first, then the status goes on in a second line: numbers are never cut.
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(5, console.width - 80))),
@@ -60,7 +60,7 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
         TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("left"),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[status]}", markup=False),
+        TextColumn("{task.fields[status]}", markup=False, table_column=Column(overflow="fold")),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, completed=done, status="")

@@ -1,17 +1,11 @@
 """Which fields of settings count among what a result depends on: every one that does not say otherwise of itself."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-
-@dataclass(frozen=True)
-class NotCounted:
-    """Marks a field (`Annotated[float, NOT_COUNTED]`) that changes no result, or whose effect is counted otherwise."""
-
-
-NOT_COUNTED = NotCounted()
+NOT_COUNTED = object()
+"""Marks a field (`Annotated[float, NOT_COUNTED]`) that changes no result, or whose effect is counted otherwise."""
 
 
 def counted(settings: BaseModel, *without: str) -> dict[str, Any]:

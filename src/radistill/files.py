@@ -15,8 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from itertools import count
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, overload
 
@@ -80,7 +79,7 @@ def read_json(path: Path | str, kind: Any = Any, *, way_out: str = "", finite: b
         RadistillError: if the file cannot be read, is not JSON, gives a key twice, nests deeper than any file of ours,
             has a number of hundreds of digits or half a surrogate pair, or holds no `kind`.
     """
-    return _parsed(read_text(path, way_out), kind, str(path), way_out, finite)
+    return parse_json(read_text(path, way_out), str(path), kind, way_out, finite)
 
 
 @overload
@@ -99,22 +98,18 @@ def read_rows(
         RadistillError: as `read_json`, naming the line.
     """
     with _open(Path(path), way_out, _ROWS_BYTES) as handle:
-        for number in count(1):
-            line = handle.readline(DOCUMENT_BYTES + 1)
-            if not line:
-                return
+        lines = iter(partial(handle.readline, DOCUMENT_BYTES + 1), b"")
+        for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
             if len(line) > DOCUMENT_BYTES:
                 raise RadistillError(f"{where}: has more than {DOCUMENT_BYTES // 2**20} MiB{way_out}")
             try:
-                text = _decoded(line, where, way_out)
-                if number == 1:
-                    text = text.removeprefix("\ufeff")
-                row = _parsed(text, kind, where, way_out, True) if text.strip() else None
+                text = _decoded(line, where, way_out).removeprefix("\ufeff" if number == 1 else "")
+                row = parse_json(text, where, kind, way_out) if text.strip() else None
             except RadistillError:
-                if skip_damaged:
-                    continue
-                raise
+                if not skip_damaged:
+                    raise
+                continue
             if text.strip():
                 yield number, row
 
@@ -152,7 +147,7 @@ def read_kept(path: Path | str, key: str) -> Any:
     """What `write_kept` has kept under `key`. None where there is nothing, something else or a damaged file: all of
     these count as not done."""
     try:
-        return unsealed(_parsed(read_text(path, most_bytes=_KEPT_BYTES), Any, str(path), "", True)).get(key)
+        return unsealed(parse_json(read_text(path, most_bytes=_KEPT_BYTES), str(path))).get(key)
     except RadistillError:
         return None
 
@@ -194,7 +189,8 @@ def _decoded(data: bytes, where: str, way_out: str) -> str:
         raise RadistillError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}){way_out}") from None
 
 
-def _parsed(text: str, kind: Any, where: str, way_out: str, finite: bool) -> Any:
+def parse_json(text: str, where: str, kind: Any = Any, way_out: str = "", finite: bool = True) -> Any:
+    """What a JSON text within a file holds, with the limits of `read_json`; RadistillError begins with `where`."""
     try:
         value = json.loads(
             text,
@@ -281,11 +277,6 @@ def _infinity(text: str) -> float:
 
 _LONG_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def parse_json(text: str, where: str) -> Any:
-    """What a JSON text within a file holds, with the limits of `read_json`; RadistillError begins with `where`."""
-    return _parsed(text, Any, where, "", True)
 
 
 def yaml_of(data: Any) -> str:

@@ -3,11 +3,12 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
 from radistill.errors import RadistillError
+from radistill.processes import is_main
 
 _KEPT = "what is done is kept"
 
@@ -15,6 +16,7 @@ _KEPT = "what is done is kept"
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; it is made if it is not there. The lock goes with the process, however that ends.
+    Of several processes that run one command, the main one holds it for all.
 
     What ends the block early, be it Ctrl-C or a full disk, gets a note on what is kept, which the command line prints.
 
@@ -27,10 +29,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise RadistillError(f"{folder}: is a file; choose a folder with --out") from None
     except OSError as error:
         raise RadistillError(f"{folder}: no folder can be made there ({error.strerror}); choose --out") from None
-    with _held(folder) as handle:
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+    with _held(folder) if is_main() else nullcontext() as handle:
+        if handle is not None:
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
         try:
             yield
         except BaseException as error:

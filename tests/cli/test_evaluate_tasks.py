@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from fake_server import Fake, serving, vllm_stands_in
 from radistill.cli import main
 from radistill.locks import locked
+from radistill.models.loading import load
 from small_run import small_run
 
 
@@ -73,6 +75,59 @@ def test_a_run_is_its_base_and_its_hybrid(shell: Shell, tmp_path: Path) -> None:
     code, out, _ = shell("compare", run)
     assert code == 0
     assert "hybrid" in out
+
+
+def test_by_a_server(shell: Shell, tmp_path: Path) -> None:
+    asked = ("--tasks", "gsm8k", "--data", "gsm8k=rows.jsonl", "--max-new-tokens", "5")
+    assert shell("evaluate", "base", *asked, "--out", "here")[0] == 0
+    with serving(Fake(load("base"))) as fake:
+        server = ("--server", fake.address, "--batch-size", "3")
+        Path("base/model.safetensors").rename("away.safetensors")  # its weights are not read
+        code, out, _ = shell("evaluate", "base", *asked, *server, "--out", "served")
+        Path("away.safetensors").rename("base/model.safetensors")
+        assert (code, "gsm8k" in out) == (0, True)
+        assert fake.together <= 3
+        assert Path("served/gsm8k.jsonl").read_bytes() == Path("here/gsm8k.jsonl").read_bytes()
+        for wrong, message in (
+            ((*asked, "--server", "host"), "--server: must be an address, such as http://127.0.0.1:8000"),
+            (
+                (*asked, "--server-model", "tiny"),
+                "evaluate: --server-model names a model of --server, which is",
+            ),
+            ((*asked, *server, "--dtype", "bfloat16"), "evaluate: --dtype is for a model that is loaded; a server has"),
+            ((*asked, *server, "--server-model", "big"), f"server {fake.address}: has no model big; name one of its"),
+            (("--tasks", "perplexity", *server), "perplexity: does more than let a model write, so a server cannot be"),
+            (server, "evaluate: --batch-size, --server need --tasks; a run is evaluated as its recipe says"),
+        ):
+            code, _, last = shell("evaluate", "base", *wrong)
+            assert (code, last.startswith(f"error: {message}")) == (2, True), last
+        run = str(small_run(tmp_path / "small"))
+        code, _, last = shell("evaluate", run, *asked, *server)
+        assert (code, "is a run of several models, and --server serves one; name that" in last) == (2, True)
+
+
+def test_by_vllm(shell: Shell, tmp_path: Path) -> None:
+    """Of a run, base and hybrid, each for itself; in the number format that is asked for."""
+    started, run = vllm_stands_in(shell.monkeypatch), str(small_run(tmp_path / "small"))
+    asked = ("--tasks", "gsm8k", "--data", "gsm8k=rows.jsonl", "--max-new-tokens", "5", "--dtype", "bfloat16")
+    assert shell("evaluate", run, *asked, "--out", "here")[0] == 0
+    code, out, _ = shell("evaluate", run, *asked, "--server", "vllm", "--out", "served")
+    assert (code, "McNemar" in out) == (0, True)
+    assert [(fake.texts, str(fake.model.network.dtype), fake.address) for fake in started] == [
+        (6, "torch.bfloat16", "")
+    ] * 2
+    for name in ("base", "hybrid"):
+        assert Path("served", name, "gsm8k.jsonl").read_bytes() == Path("here", name, "gsm8k.jsonl").read_bytes()
+    summary = json.loads(Path("served/hybrid/tasks.json").read_text())
+    assert (summary["dtype"], Path(summary["server_model"]).name) == ("bfloat16", "student")
+    shell.monkeypatch.setenv("RADISTILL_VLLM", "/nowhere")
+    for wrong, message in (
+        ((), "vLLM: /nowhere has none; install it there, or name the Python of an environment that has it in"),
+        (("--server-model", "m"), "--server: model is for a server that has several"),
+        (("--device", "cpu"), "evaluate: --device is for a model that is loaded; a server has its own"),
+    ):
+        code, _, last = shell("evaluate", "base", *asked, "--server", "vllm", *wrong)
+        assert (code, last.startswith(f"error: {message}")) == (2, True), last
 
 
 @pytest.mark.slow

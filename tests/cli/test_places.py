@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ FULL: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", FULL)
+@pytest.mark.parametrize("what", [pytest.param(what, marks=[pytest.mark.slow] * (what == "a study")) for what in FULL])
 def test_whatever_library_writes_a_full_disk_is_one_line_that_says_what_is_kept(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,8 +224,57 @@ def test_ctrl_c_while_the_program_starts_is_no_traceback(module: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
 
 
-def test_sigterm_is_answered_as_before_when_a_command_has_ended() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with errors_in_one_line():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+STOPS = pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "ended by SIGTERM", 143)]
+)
+
+
+@STOPS
+def test_signals_are_answered_as_before_when_a_command_has_ended(number: int, word: str, code: int) -> None:
+    before = signal.signal(number, signal.default_int_handler)  # it may be ignored where tests run in the background
+    try:
+        with errors_in_one_line():
+            assert signal.getsignal(number) != signal.default_int_handler
+        assert signal.getsignal(number) == signal.default_int_handler
+        signal.signal(number, signal.SIG_IGN)
+        with errors_in_one_line():
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@STOPS
+def test_a_stop_that_a_library_turns_into_an_error_of_its_own_is_still_a_stop(
+    number: signal.Signals, word: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal that came inside safetensors ended in "could not determine the shape of object type"."""
+
+    def library() -> None:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        raise ValueError("could not determine the shape of object type")
+
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as leaving, errors_in_one_line(), locked(tmp_path / "out"):
+            library()
+    finally:
+        signal.signal(number, before)
+    assert leaving.value.code == code
+    kept = f"what is done is kept in {tmp_path / 'out'}, and the same command goes on from there"
+    assert capsys.readouterr().err == f"{word}; {kept}\n"
+
+
+def test_streams_that_are_closed_are_there_for_what_asks_them() -> None:
+    program = (
+        "import sys\n"
+        "from radistill.cli import main\n"
+        "sys.argv[1:] = ['recipes']\n"
+        "try: main()\n"
+        "finally: print(sys.stdin.isatty(), sys.stdout.isatty(), file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" <&- >&-', sys.executable, program], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "False False\n")

@@ -26,14 +26,14 @@ LLAMA3 = {
 
 def break_config(monkeypatch: pytest.MonkeyPatch, field: str, value: object) -> None:
     """Let the target write one wrong value into every config it makes."""
-    right = granite_hybrid.student_config
+    right = granite_hybrid.GraniteHybrid.student_config
 
     def wrong(*args: Any, **kwargs: Any) -> PreTrainedConfig:
         config = right(*args, **kwargs)
         setattr(config, field, value)
         return config
 
-    monkeypatch.setattr(granite_hybrid, "student_config", wrong)
+    monkeypatch.setattr(granite_hybrid.GraniteHybrid, "student_config", wrong)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import tiny
 from radistill.conversion import ConvertedModel, convert
-from radistill.mixers.mamba2.ssd.install import without_fast_ssd
+from radistill.mixers.mamba2.ssd.install import SWAP as SSD
 from radistill.models.loading import load
 
 # Runs isolated, and with radistill made unimportable in case it is installed.
@@ -21,7 +21,7 @@ import sys
 sys.modules["radistill"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     network = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,7 +63,7 @@ def test_plain_transformers_reads_it(tmp_path: Path) -> None:
         chat = [{"role": "user", "content": "How many legs has a spider?"}]
         assert seen["prompt"] == student.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         with torch.no_grad():
-            with without_fast_ssd(student.network):
+            with SSD.without(student.network):
                 assert torch.equal(seen["logits"], student.network(seen["ids"]).logits)
             torch.testing.assert_close(seen["logits"], student.network(seen["ids"]).logits, rtol=1e-5, atol=1e-5)
 

@@ -53,7 +53,7 @@ def test_nothing_replaced_is_bit_for_bit_the_source(family: str) -> None:
     assert torch.equal(logits(student.network, *rows()), logits(teacher.network, *rows()))
 
 
-@pytest.mark.parametrize("init", ["zero", "random"])
+@pytest.mark.parametrize("init", ["zero", pytest.param("random", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_silent_student_is_the_source_without_the_replaced_attentions(family: str, init: str) -> None:
     teacher = tiny.model(family, LAYERS)

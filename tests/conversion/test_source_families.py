@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from radistill.conversion import TARGETS, convert
 from radistill.errors import RadistillError
-from radistill.models.anatomy import ARCHITECTURES
+from radistill.models.architectures import ARCHITECTURES
 from radistill.models.generation import generate
 from radistill.models.loading import load
 from radistill.pipeline.estimate import estimate

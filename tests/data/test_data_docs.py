@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from data.test_pictures_in_data import png
 from radistill.data.examples import KEYS, example_from_row
 from radistill.data.records import Record
 from radistill.data.settings import DataSettings
@@ -28,11 +29,14 @@ def test_every_kind_has_a_recipe() -> None:
     assert {yaml.safe_load(block)["kind"] for block in blocks("yaml")} == {"jsonl", "datasets", "reasoning-gym"}
 
 
-def test_rows_of_data() -> None:
+def test_rows_of_data(tmp_path: Path) -> None:
     examples = [json.loads(line) for block in blocks("json") for line in block.splitlines()]
-    assert {key for row in examples for key in row} == {*KEYS, "response"}
+    assert {key for row in examples for key in row} == {*KEYS, "response", "images"}
+    for image in ("photos/12.jpg", "before.png"):
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        (tmp_path / image).write_bytes(png())
     for row in examples:
-        example_from_row(row, "a", "docs")
+        example_from_row(row, "a", "docs", tmp_path)
 
 
 def test_the_files_are_described() -> None:

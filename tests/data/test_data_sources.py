@@ -204,6 +204,14 @@ def test_a_file_for_the_heldout_split(tmp_path: Path) -> None:
         draw(settings, 0)
 
 
+def test_what_did_not_happen_is_not_counted(tmp_path: Path) -> None:
+    settings = JsonlData(path=write(tmp_path / "rows.jsonl", questions(3)), train=9, calibration=1, heldout=1)
+    with pytest.raises(RadistillError) as refusal:
+        draw(settings, 0)
+    said = f"({tmp_path / 'rows.jsonl'}; 1 already in other splits); ask for fewer or give more data"
+    assert str(refusal.value) == f"data.train: 9 asked for, 2 there {said}"
+
+
 def test_the_heldout_split_does_not_depend_on_the_other_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", questions(100))
     small = draw(JsonlData(path=path, train=5, calibration=5, heldout=10), 1)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import tiny
+from fake_server import Fake, serving, vllm_stands_in
 from radistill.data import responses
 from radistill.data.examples import Example
 from radistill.data.prepare import load_data, prepare
@@ -24,7 +25,7 @@ from radistill.data.settings import HubData, JsonlData, ReasoningGymData
 from radistill.errors import RadistillError
 from radistill.models import generation
 from radistill.models.generation import generate
-from radistill.models.loading import Model
+from radistill.models.loading import Model, load_without_weights
 from radistill.models.sequences import Document, hash_documents
 
 
@@ -57,6 +58,29 @@ def test_the_teacher_writes_what_is_missing(questions: Path, tmp_path: Path) -> 
         assert record.example.response == teacher.tokenizer.decode(response, skip_special_tokens=True)
         assert record.finished == (response[-1] in {259})
         assert record.finished or len(response) == 6
+
+
+def test_a_server_writes_in_its_place(questions: Path, tmp_path: Path) -> None:
+    """A teacher without a weight makes the same data; what was written is not asked for again."""
+    expected = prepare(tiny.model("llama"), settings_for(questions), seed=0, folder=None)
+    without = tiny.model("llama")
+    without.network.to("meta")
+    with serving(Fake()) as fake:
+        asked = {"max_new_tokens": 6, "server": fake.address}
+        for _ in range(2):
+            found = prepare(without, settings_for(questions, responses=asked), seed=0, folder=tmp_path)
+            assert found == expected
+        assert fake.texts == 12
+
+
+def test_vllm_is_started_once_for_it(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = vllm_stands_in(monkeypatch)
+    teacher = load_without_weights(tiny.save("llama", tmp_path / "model"))
+    settings = settings_for(questions, responses={"max_new_tokens": 6, "server": "vllm"})
+    assert prepare(teacher, settings, seed=0, folder=None) == prepare(
+        tiny.model("llama"), settings_for(questions), seed=0, folder=None
+    )
+    assert [(fake.texts, fake.context) for fake in started] == [(12, 512 + 6)]
 
 
 def test_files(questions: Path, tmp_path: Path) -> None:
@@ -392,6 +416,7 @@ def test_load_data_errors(
         load_data(source, tiny.model("llama"), count)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_writes_sense(smollm2: Model, tmp_path: Path) -> None:
     rows = [{"prompt": "What is the capital of France? Answer with one word."}, {"prompt": "Say hello."}]

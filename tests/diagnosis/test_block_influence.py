@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import tiny
+from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.selectors.block_influence import similarities
 from radistill.models.loading import Model
 from radistill.models.sequences import Document, collate
@@ -36,7 +37,7 @@ def by_hand(model: Model, document: Document) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "granite", "granitemoehybrid", "granitemoehybrid-experts"])
 def test_similarities_are_those_of_the_residual_stream(family: str) -> None:
     model = tiny.model(family)
-    found = similarities(model, collate(DOCUMENTS, 0), model.anatomy.attention_layers)
+    found = similarities(FullModel(model, collate(DOCUMENTS, 0), None), model.anatomy.attention_layers)
     expected = sum(by_hand(model, document) for document in DOCUMENTS)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.network.modules())
@@ -47,6 +48,6 @@ def test_norms_after_attention_are_part_of_what_it_adds() -> None:
     with torch.no_grad():
         for layer in model.anatomy.layers(model.network):
             layer.post_attention_layernorm.weight.fill_(-1.0)  # gemma's norms multiply by 1 + weight
-    found = similarities(model, collate(DOCUMENTS, 0), model.anatomy.attention_layers)
+    found = similarities(FullModel(model, collate(DOCUMENTS, 0), None), model.anatomy.attention_layers)
     tokens = sum(len(document.tokens) for document in DOCUMENTS)
     torch.testing.assert_close(found, torch.full_like(found, tokens))  # attention adds nothing

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
-from radistill.diagnosis.objectives import Figure
+from radistill.diagnosis.objectives import Figures
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import SELECTORS, Bayes
 from radistill.diagnosis.trials import Trials
@@ -20,8 +20,8 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.speculation.masks import ComponentMask, masked
 
-KL = Figure("kl", lambda draft: -draft.kl)
-ACCEPTANCE = Figure("acceptance", lambda draft: draft.acceptance_rate)
+KL = Figures("kl")
+ACCEPTANCE = Figures("acceptance")
 
 
 def documents(count: int = 4, length: int = 12) -> list[Document]:
@@ -84,7 +84,7 @@ def test_a_selector_that_looks_by_itself_looks_at_whole_layers(selector: str) ->
     assert "attention" not in str(plan.score_kind)
 
 
-@pytest.mark.parametrize("family", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("family", tiny.usual_first(tiny.ARCHITECTURES))
 def test_every_architecture_is_searched_by_redundancy(family: str) -> None:
     model, docs = tiny.model(family, layers=8 if family == "nemotron_h" else 4), documents()
     layers = list(model.anatomy.attention_layers)

@@ -10,7 +10,7 @@ from radistill.conversion import convert
 from radistill.diagnosis.diagnose import diagnose
 from radistill.diagnosis.objectives import objective_from
 from radistill.diagnosis.plan import Plan
-from radistill.diagnosis.selectors import Bayes, KLGuided
+from radistill.diagnosis.selectors import KLGuided
 from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.trials import Trials
 from radistill.distillation.align import AlignSettings, align
@@ -96,7 +96,7 @@ def test_kl_guided_keeps_the_layers_whose_return_helps_most() -> None:
     trials = Trials(model, DOCUMENTS, KL, substitutes=blocks)
     everything = set(model.anatomy.attention_layers)
     restored = {layer: trials.run(everything - {layer}).kl for layer in everything}
-    found = KLGuided().select(Problem(trials, model.anatomy.attention_layers, 3, 0))
+    found = KLGuided().select(Problem(trials, 3))
     assert set(found.layers) == set(sorted(restored, key=restored.__getitem__)[2:])
     assert found.scores is not None
     assert found.scores[0] == pytest.approx(restored[0] - trials.run(everything).kl)
@@ -139,15 +139,13 @@ def test_layers_that_their_blocks_reproduce_are_chosen_though_skipping_them_is_n
     assert diagnose(model, DOCUMENTS, 1, substitutes=replaced).replace == [1]
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused() -> None:
     model = tiny.model("llama")
     with pytest.raises(RadistillError, match="selector is kl-guided, which compares fitted blocks; change that"):
         diagnose(model, DOCUMENTS, 2, selector="kl-guided", by="redundancy")
     blocks = blocks_of(model)
     with pytest.raises(RadistillError, match="throughput-measured, which is about drafts that skip attention"):
         diagnose(model, DOCUMENTS, 2, objective="throughput-measured", substitutes=blocks)
-    with pytest.raises(RadistillError, match=r"selector\.workers is 2, and fitted blocks stay in the process"):
-        diagnose(model, DOCUMENTS, 2, selector=Bayes(workers=2), substitutes=blocks, folder=tmp_path)
     with pytest.raises(RadistillError, match=r"give substitutes=fit_blocks\(model, documents\), or by="):
         diagnose(model, DOCUMENTS, 2)
     with pytest.raises(RadistillError, match="by is redundancy, which skips attention and would not use the substi"):

@@ -14,7 +14,7 @@ from radistill.diagnosis.diagnose import SearchInterrupted, diagnose
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.search import search
 from radistill.diagnosis.selectors import SELECTORS, All, Bayes, Gates, Greedy, LeaveOneOut, Uniform
-from radistill.diagnosis.selectors.base import Selector
+from radistill.diagnosis.selectors.base import Problem, Selector
 from radistill.diagnosis.trials import OutOfTokens, Trials
 from radistill.errors import RadistillError
 
@@ -171,11 +171,11 @@ def test_ctrl_c_in_a_comparison_keeps_what_was_found(monkeypatch: pytest.MonkeyP
 def test_a_selector_that_needs_no_search_is_not_stopped_by_its_passes() -> None:
     model = tiny.model("llama")
     trials = Trials(model, documents(), KL)
-    found = search(Uniform(), trials, 2, seed=0, passes=0.1, folder=None)
+    found = search(Uniform(), Problem(trials, 2), 0.1)
     assert found.selection.layers == [0, 2]
     assert found.judgement.kl == trials.run([0, 2]).kl
     with pytest.raises(RadistillError, match="allow more passes"):
-        search(LeaveOneOut(), trials, 2, seed=0, passes=0.1, folder=None)
+        search(LeaveOneOut(), Problem(trials, 2), 0.1)
 
 
 @pytest.mark.parametrize("selector", [Greedy(width=2, swaps=1), LeaveOneOut(), Gates(steps=3)], ids=lambda s: s.kind)

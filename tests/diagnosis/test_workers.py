@@ -1,6 +1,7 @@
 """Several processes on one study: real ones, on a tiny model."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -21,9 +22,10 @@ from radistill.diagnosis.objectives import Penalised, objective_from
 from radistill.diagnosis.plan import Plan
 from radistill.diagnosis.selectors import Bayes
 from radistill.diagnosis.selectors.base import Problem
-from radistill.diagnosis.selectors.bayes import join_search
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, open_study, study_url
 from radistill.diagnosis.trials import Trials
+from radistill.distillation.align import AlignSettings
+from radistill.distillation.blocks import fit_blocks
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
 from radistill.models.sequences import Document
@@ -111,6 +113,22 @@ def test_two_processes_search_together(model: Model, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
+def test_two_processes_judge_by_fitted_blocks(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
+    first_wait_for_the_other(monkeypatch, url, 3, lambda: None)
+    blocks = fit_blocks(model, documents(8, 30), AlignSettings(steps=4, tokens_per_batch=100))
+    settings = Bayes(trials=8, startup=8, workers=2)
+    plan = diagnose(
+        model, documents(), 3, objective="kl", selector=settings, folder=tmp_path / "run", substitutes=blocks
+    )
+    by = Counter(trial.user_attrs["worker"] for trial in [*complete(url, "layers"), *complete(url, "sets")])
+    assert len(by) == 2
+    alone = Trials(model, documents(), objective_from({"name": "kl"}), substitutes=blocks)
+    for step in plan.search:
+        assert step.value == pytest.approx(alone.value(step.layers))
+
+
+@pytest.mark.slow
 def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
     started: list[workers_module.Workers] = []
@@ -121,7 +139,7 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
         return fallen(self)
 
     monkeypatch.setattr(workers_module.Workers, "fallen", watch)
-    first_wait_for_the_other(monkeypatch, url, 1, lambda: os.kill(started[0].pids[0], signal.SIGKILL))
+    first_wait_for_the_other(monkeypatch, url, 1, lambda: os.kill(started[0]._processes[0][0].pid, signal.SIGKILL))
     plan = diagnose(
         model,
         documents(),
@@ -131,7 +149,7 @@ def test_a_killed_worker_blocks_nobody(model: Model, tmp_path: Path, monkeypatch
         folder=tmp_path / "run",
         by="redundancy",
     )
-    assert started[0].pids == []
+    assert started[0]._processes == []
     assert len(complete(url, "sets")) == 8
     for kind in ("layers", "sets"):
         assert not [trial for trial in trials_of(url, kind) if trial.state is TrialState.RUNNING]
@@ -193,7 +211,7 @@ def test_the_same_search_with_another_folder_joins_by_storage(
     monkeypatch.setattr("radistill.diagnosis.shared_study.WORKER", "elsewhere:1:00000000")
     trials = Trials(model, documents(), ACCEPTANCE, folder=tmp_path / "there")
     trials.run = None  # type: ignore[assignment,method-assign]
-    problem = Problem(trials, model.anatomy.attention_layers, 3, 0, tmp_path / "there")
+    problem = Problem(trials, 3, 0, tmp_path / "there")
     assert list(settings.select(problem).layers) == first.replace  # all of it was judged before
     assert not (tmp_path / "here" / "study.db").exists()
     # One process with a storage of its own searches as one with a folder does.
@@ -279,6 +297,7 @@ def test_the_trials_of_a_dead_process_are_given_up(layers: list[int] | None, mon
     assert len(search.complete()) == 3
 
 
+@pytest.mark.slow
 def test_a_heartbeat_that_stops_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("radistill.diagnosis.shared_study._SILENCE_SECONDS", 2)
     url = f"sqlite:///{tmp_path / 's.db'}"
@@ -404,11 +423,11 @@ def test_a_worker_searches_what_it_was_started_for(model: Model, tmp_path: Path)
     """Also where the number of layers is free: another problem would be another study."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     trials = Trials(model, documents(), Penalised(ACCEPTANCE, 0.01))
-    problem = Problem(trials, model.anatomy.attention_layers, 3, 0, free=True)
+    problem = Problem(trials, 3, free=True)
     settings = Bayes(trials=4, startup=4, storage=url)
     settings.select(problem)
     judged = len(trials_of(url, "sets"))
-    join_search(settings._search(problem, url))
+    settings.select(pickle.loads(pickle.dumps(problem)))
     assert len(trials_of(url, "sets")) == judged == 4
 
 

@@ -3,6 +3,7 @@
 python distill_case.py FOLDER [--stored] WHERE
 """
 
+import copy
 import math
 import os
 import shutil
@@ -10,6 +11,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,8 @@ from torch import Tensor
 from radistill.conversion import convert, new_parameters
 from radistill.distillation import checkpoints, loop
 from radistill.distillation.distill import DistillResult, distill
-from radistill.distillation.on_policy import OnPolicySettings
-from radistill.distillation.settings import DistillSettings
-from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, layout, store_teacher, write
+from radistill.distillation.settings import DistillSettings, OnPolicySettings
+from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, read, store_teacher, write
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.processes import ALONE, Processes
@@ -88,8 +90,13 @@ TRAIN, HELDOUT = documents(16, "train"), documents(4, "heldout", seed=1)
 
 def models(init: str = "zero") -> tuple[Model, Model]:
     """Teacher, and a student with two of its four attentions replaced."""
-    teacher = tiny.model("llama")
-    return teacher, convert(teacher, REPLACED, init=init)
+    teacher, student = tiny.model("llama"), _student(init)
+    return teacher, replace(student, network=copy.deepcopy(student.network), tokenizer=teacher.tokenizer)
+
+
+@cache
+def _student(init: str) -> Model:
+    return convert(tiny.model("llama"), REPLACED, init=init)
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -201,7 +208,7 @@ if __name__ == "__main__":
     places = sys.argv[2:]
     if stored := places[0] == "--stored":
         places = places[1:]
-        layout.SHARD_TOKENS = write.SHARD_TOKENS = 60
+        read.SHARD_TOKENS = write.SHARD_TOKENS = 60
     for place in places:
         # "outside:4,outside:8" is killed twice, the second time after it has gone on from the first.
         for part in place.split(","):

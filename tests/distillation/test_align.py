@@ -1,20 +1,26 @@
 """Alignment on tiny models: each block learns its attention, and nothing else changes."""
 
+from collections import namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import tiny
 from radistill.conversion import GraniteHybridSettings, convert
+from radistill.distillation.activations import Pass, passes, recorded_attentions
 from radistill.distillation.align import AlignSettings, align
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, load
 from radistill.models.sequences import Document, collate
+from radistill.processes import Processes
 
 SETTINGS = AlignSettings(steps=60, learning_rate=1e-2, tokens_per_batch=200)
+SHORT = SETTINGS.model_copy(update={"steps": 6})
 
 
 def documents(count: int = 12, words: int = 200) -> list[Document]:
@@ -54,7 +60,7 @@ def test_the_unexplained_share_is_what_its_name_says() -> None:
     teacher = tiny.model("qwen2")
     student = convert(teacher, [1], init="zero")
     docs = documents()
-    result = align(student, teacher, docs, SETTINGS.model_copy(update={"held_out": 0.25}), replace=[1])
+    result = align(student, teacher, docs, SHORT.model_copy(update={"held_out": 0.25}), replace=[1])
     errors, outputs = [], []
     for document in docs[9:]:
         batch = collate([document], 0)
@@ -88,7 +94,7 @@ def read_by(student: Model, layers: list[int]) -> set[int]:
 def test_a_killed_alignment_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     teacher = tiny.model("llama")
     whole = convert(teacher, [0, 2], init="zero")
-    expected = align(whole, teacher, documents(), SETTINGS, replace=[0, 2])
+    expected = align(whole, teacher, documents(), SHORT, replace=[0, 2])
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
@@ -96,16 +102,16 @@ def test_a_killed_alignment_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     cut = convert(teacher, [0, 2], init="zero")
     cut.anatomy.mixer(cut.network, 2).register_forward_pre_hook(die)
     with pytest.raises(KeyboardInterrupt):
-        align(cut, teacher, documents(), SETTINGS, replace=[0, 2], folder=tmp_path)
+        align(cut, teacher, documents(), SHORT, replace=[0, 2], folder=tmp_path)
     resumed = convert(teacher, [0, 2], init="zero")
     fitted = read_by(resumed, [0, 2])
-    result = align(resumed, teacher, documents(), SETTINGS, replace=[0, 2], folder=tmp_path)
+    result = align(resumed, teacher, documents(), SHORT, replace=[0, 2], folder=tmp_path)
     assert fitted == {2}
     assert [layer.losses for layer in result.layers] == [layer.losses for layer in expected.layers]
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
 
     again = convert(teacher, [0, 2], init="zero")
-    other = SETTINGS.model_copy(update={"learning_rate": 5e-3})
+    other = SHORT.model_copy(update={"learning_rate": 5e-3})
     fitted = read_by(again, [0, 2])
     align(again, teacher, documents(), other, replace=[0, 2], folder=tmp_path)
     assert fitted == {0, 2}  # what was fitted with other settings is not taken
@@ -119,7 +125,7 @@ def test_students_of_other_settings_share_a_folder_and_nothing_else(tmp_path: Pa
         target = GraniteHybridSettings(groups=groups, state=state)
         for _ in range(2):  # once fitted, once restored
             student = convert(teacher, [1], target=target)
-            fit = align(student, teacher, documents(), SETTINGS, replace=[1], folder=tmp_path).layers[0]
+            fit = align(student, teacher, documents(), SHORT, replace=[1], folder=tmp_path).layers[0]
             fits.append((fit, student))
     (first, student), (restored, again), (other, _), (other_restored, _) = fits
     assert (restored, other_restored) == (first, other)
@@ -134,7 +140,7 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "record of nothing": lambda record, weights: record.write_text("[]"),
     "record without a fit": lambda record, weights: record.write_text("{}"),
     "record of words": lambda record, weights: record.write_text(
-        record.read_text().replace('"steps": 4', '"steps": "x"')
+        record.read_text().replace('"steps": 6', '"steps": "x"')
     ),
     "weights cut": lambda record, weights: weights.write_bytes(weights.read_bytes()[:-1]),
     "weights flipped": lambda record, weights: weights.write_bytes(weights.read_bytes()[:-1] + b"x"),
@@ -143,7 +149,7 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 
 
 def test_damaged_files_count_as_not_done(tmp_path: Path) -> None:
-    teacher, settings = tiny.model("llama"), SETTINGS.model_copy(update={"steps": 4})
+    teacher, settings = tiny.model("llama"), SHORT
     student = convert(teacher, [1])
     expected = align(student, teacher, documents(), settings, replace=[1], folder=tmp_path).layers[0]
     (record,), (kept,) = tmp_path.glob("*.json"), tmp_path.glob("*.safetensors")
@@ -177,19 +183,62 @@ def test_small_updates_reach_blocks_in_bfloat16(tmp_path: Path) -> None:
     # The control: the same steps on the weights as they are.
     student = convert(teacher, [1], init="transfer", target=GraniteHybridSettings(groups="heads"))
     block, before = student.anatomy.mixer(student.network, 1), weights(student)
-    cached = module.record_attentions(teacher, [1], [documents()[:10]], settings.tokens_per_batch)[0][1]
-    lost, _ = module._train(block, 1, cached, module._variance(cached), settings, 0)
+    with recorded_attentions(teacher, Pass([1], None), [documents()[:10]], settings.tokens_per_batch) as (recorded,):
+        lost, _ = module._train(block, 1, recorded[1], module._variance(recorded[1]), settings, 0)
     assert lost[0] - lost[-1] < 0.1 * gained
     projection = "model.layers.1.mamba.in_proj.weight"
     assert (weights(student)[projection] == before[projection]).float().mean() > 0.99
 
 
-def test_little_memory_means_more_passes_and_the_same_blocks() -> None:
+def test_little_memory_means_more_passes_or_shards_on_disk_and_the_same_blocks(tmp_path: Path) -> None:
     teacher = tiny.model("llama")
-    roomy, tight = convert(teacher, [0, 1], init="zero"), convert(teacher, [0, 1], init="zero")
-    align(roomy, teacher, documents(), SETTINGS, replace=[0, 1])
-    align(tight, teacher, documents(), SETTINGS.model_copy(update={"memory_gib": 1e-9}), replace=[0, 1])
-    assert all(torch.equal(tensor, weights(roomy)[name]) for name, tensor in weights(tight).items())
+    roomy, tight, stored = (convert(teacher, [0, 1], init="zero") for _ in range(3))
+    little = SHORT.model_copy(update={"memory_gib": 1e-9})
+    align(roomy, teacher, documents(), SHORT, replace=[0, 1])
+    align(tight, teacher, documents(), little, replace=[0, 1])
+    align(stored, teacher, documents(), little, replace=[0, 1], folder=tmp_path)
+    for one in (tight, stored):
+        assert all(torch.equal(tensor, weights(roomy)[name]) for name, tensor in weights(one).items())
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}  # and no activations
+
+
+@pytest.mark.parametrize(("count", "fails", "left"), [(1, True, 0), (2, True, 1), (2, False, 0)])
+def test_another_process_may_read_activations_when_one_has_failed(
+    count: int, fails: bool, left: int, tmp_path: Path
+) -> None:
+    class Two(Processes):
+        """The main one of several that nobody answers."""
+
+        def share(self, units: Any, compute: Any, told: Any = None) -> Any:
+            return [compute(unit) for unit in units]
+
+    folder = tmp_path / "activations"
+    with (
+        suppress(ZeroDivisionError),
+        recorded_attentions(tiny.model("llama"), Pass([0], folder), [documents(4)], 64, Two(count=count)),
+    ):
+        assert list(folder.iterdir())
+        if fails:
+            raise ZeroDivisionError
+    assert folder.exists() == bool(left)
+
+
+def test_activations_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def how(gib: float, free: int, folder: Path | None = tmp_path) -> list[tuple[list[int], bool]]:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free))
+        found = passes([3, 5, 7, 9], 2**20, gib, folder)
+        return [(one.layers, one.folder is not None) for one in found]
+
+    everything = [([3, 5, 7, 9], False)]
+    assert how(4 / 1024, 0) == how(1, 2**40) == everything
+    assert how(1 / 1024, 2**40) == [([3, 5, 7, 9], True)]
+    assert how(1 / 1024, 6 * 2**20) == [([3, 5, 7], True), ([9], True)]
+    assert how(2 / 1024, 4 * 2**20) == [([3, 5], False), ([7, 9], False)]
+    assert how(1e-9, 2**40, None) == [([layer], False) for layer in (3, 5, 7, 9)]
+    assert passes([], 2**20, 1, None) == []
+    with pytest.raises(RadistillError, match="several processes need a folder"):
+        passes([1], 2**20, 1, None, Processes(count=2))
 
 
 def test_bad_input_is_refused_in_one_line() -> None:

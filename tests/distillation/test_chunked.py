@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from radistill.distillation.losses.chunked import TokenLoss, chunked_sum
-from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.distributions import cross_entropy_mix
 from radistill.models.divergence import forward_kl
 from radistill.models.logits import OutputEmbedding, ResponseStates
 

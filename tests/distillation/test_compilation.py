@@ -10,8 +10,8 @@ from distill_case import OWN, models, run
 from safetensors.torch import load_file
 from test_distill import with_
 
-from radistill.distillation import checks, compilation, distill
-from radistill.distillation.compilation import check_compiler, compiled
+from radistill.distillation import checks, distill, modes
+from radistill.distillation.modes import check_compiler, compiled
 from radistill.distillation.on_policy import OnPolicy
 from radistill.errors import RadistillError
 from radistill.models.sequences import Document
@@ -88,7 +88,7 @@ def test_without_a_compiler_it_is_refused(said: str, monkeypatch: pytest.MonkeyP
     def failing(function: object) -> object:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(compilation.torch, "compile", failing)
+    monkeypatch.setattr(modes.torch, "compile", failing)
     reason = said.partition("\n")[0].replace("+", r"\+") or "RuntimeError"
     with pytest.raises(RadistillError, match=rf"compile is true, .* cpu here \({reason}\); install a C\+\+ compiler"):
         check_compiler(torch.device("cpu"), "distill")

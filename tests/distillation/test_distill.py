@@ -16,11 +16,11 @@ import tiny
 from radistill.conversion import convert, new_parameters
 from radistill.distillation.distill import DistillResult, distill
 from radistill.distillation.heldout import distance
-from radistill.distillation.loop import batch_order, parameter_groups
+from radistill.distillation.loop import parameter_groups
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 from radistill.models.loading import Model
-from radistill.models.sequences import Document
+from radistill.models.sequences import Document, batch_order
 
 CURVE = Path(__file__).with_name("curve.json")
 QUICK = DistillSettings(steps=3, tokens_per_batch=100, new_block_learning_rate=1e-2, eval_steps=2)

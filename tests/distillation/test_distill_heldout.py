@@ -9,9 +9,9 @@ from test_losses import log_softmax, naive_forward_kl
 from transformers import PreTrainedModel
 
 import tiny
-from radistill.distillation import heldout
 from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
+from radistill.models import logits
 from radistill.models.sequences import Document
 
 PAD = 256
@@ -55,7 +55,7 @@ def naive(teacher: PreTrainedModel, student: PreTrainedModel, documents: list[Do
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 10_000])
 @pytest.mark.parametrize("padded", [260, 272])
 def test_equals_a_plain_loop(tokens_per_batch: int, padded: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heldout, "CHUNK_NUMBERS", 7 * 260)  # so that chunks end inside batches
+    monkeypatch.setattr(logits, "CHUNK_NUMBERS", 7 * 260)  # so that chunks end inside batches
     teacher, student = tiny.build("llama"), near(tiny.build("llama"), padded)
     documents = [*HELDOUT, Document("shortest", (5, 6), 1)]
     found = distance(teacher, student, documents, PAD, tokens_per_batch)

@@ -22,11 +22,12 @@ from radistill.distillation import checkpoints, loop
 from radistill.distillation.checkpoints import Checkpoints, remove_checkpoints
 from radistill.distillation.checks import Job
 from radistill.distillation.distill import training_key
-from radistill.distillation.losses.kl import ForwardKL
+from radistill.distillation.losses.distributions import ForwardKL
 from radistill.distillation.settings import DistillSettings
 from radistill.errors import RadistillError
 
 THREE = RESUMABLE.model_copy(update={"steps": 3})
+SIX = RESUMABLE.model_copy(update={"steps": 6})
 Outcome = tuple[dict[str, Any], dict[str, Tensor]]
 
 
@@ -37,6 +38,11 @@ def outcome(folder: Path | None, settings: DistillSettings = RESUMABLE) -> Outco
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> Outcome:
+    return outcome(None, SIX)
+
+
+@pytest.fixture(scope="module")
+def never_killed() -> Outcome:
     return outcome(None)
 
 
@@ -74,11 +80,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("where", KILLED)
 @pytest.mark.slow
-def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, uninterrupted: Outcome) -> None:
+def test_killed_anywhere_it_goes_on_bit_for_bit(where: str, killed: Path, never_killed: Outcome) -> None:
     folder, left = killed / where, KILLED[where]
     if left is not None:
         assert (steps_kept(folder), complete(folder)) == left
-    assert_same(outcome(folder), uninterrupted)
+    assert_same(outcome(folder), never_killed)
     assert complete(folder) == steps_kept(folder) == [10, 11, 12]  # 10 was the best when 11 was written
 
 
@@ -94,12 +100,12 @@ def test_the_student_writes_the_same_after_a_kill(killed: Path) -> None:
 def test_a_finished_run_is_not_trained_again(
     tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_same(outcome(tmp_path), uninterrupted)
+    assert_same(outcome(tmp_path, SIX), uninterrupted)
     monkeypatch.setattr(loop, "chunked_sum", None)
-    assert_same(outcome(tmp_path), uninterrupted)
+    assert_same(outcome(tmp_path, SIX), uninterrupted)
     teacher, student = models()
     train, heldout = ([replace(document, id=f"./{document.id}") for document in part] for part in (TRAIN, HELDOUT))
-    run(student, teacher, RESUMABLE, folder=tmp_path, train=train, heldout=heldout)  # whatever the documents are called
+    run(student, teacher, SIX, folder=tmp_path, train=train, heldout=heldout)  # whatever the documents are called
     remove_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -124,13 +130,13 @@ def interrupt_in_batch_seven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_ctrl_c_finishes_the_step_and_saves_it(
     tmp_path: Path, uninterrupted: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rarely = RESUMABLE.model_copy(update={"save_seconds": 10_000})
+    rarely = SIX.model_copy(update={"save_seconds": 10_000})
     teacher, student = models()
     with pytest.raises(KeyboardInterrupt):
         run(student, teacher, rarely, folder=tmp_path)
     assert complete(tmp_path) == [4]
-    assert "stopped after step 4 of 12" in capsys.readouterr().err
-    assert_same(outcome(tmp_path), uninterrupted)
+    assert "stopped after step 4 of 6" in capsys.readouterr().err
+    assert_same(outcome(tmp_path, SIX), uninterrupted)
 
 
 def test_ctrl_c_while_the_last_step_is_measured_stops_too(
@@ -140,22 +146,22 @@ def test_ctrl_c_while_the_last_step_is_measured_stops_too(
 
     def interrupting(training: loop.Training, report: Any) -> None:
         original(training, report)
-        if training.log.step == RESUMABLE.steps:
+        if training.log.step == SIX.steps:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(loop.Training, "_measure", interrupting)
     teacher, student = models()
     with pytest.raises(KeyboardInterrupt):
-        run(student, teacher, RESUMABLE, folder=tmp_path)
+        run(student, teacher, SIX, folder=tmp_path)
     monkeypatch.undo()
-    assert_same(outcome(tmp_path), uninterrupted)
+    assert_same(outcome(tmp_path, SIX), uninterrupted)
 
 
 @pytest.mark.usefixtures("interrupt_in_batch_seven")
 def test_ctrl_c_without_a_folder_stops_too() -> None:
     teacher, student = models()
     with pytest.raises(KeyboardInterrupt):
-        run(student, teacher, RESUMABLE)
+        run(student, teacher, SIX)
     assert all(parameter.requires_grad for parameter in student.network.parameters())
 
 
@@ -239,10 +245,10 @@ def test_a_full_disk_costs_only_the_steps_since_the_last_checkpoint(
     monkeypatch.setattr(checkpoints, "save_file", full)
     teacher, student = models()
     with pytest.raises(RadistillError, match="checkpoint of step 5 cannot be written") as refused:
-        run(student, teacher, RESUMABLE, folder=tmp_path)
+        run(student, teacher, SIX, folder=tmp_path)
     assert "\n" not in str(refused.value)
     assert complete(tmp_path) == [3, 4]
-    assert_same(outcome(tmp_path), uninterrupted)
+    assert_same(outcome(tmp_path, SIX), uninterrupted)
 
 
 @pytest.fixture(scope="module")

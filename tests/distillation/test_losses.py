@@ -8,15 +8,17 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from radistill.distillation.losses import LossSettings
-from radistill.distillation.losses.cross_entropy import cross_entropy_mix
-from radistill.distillation.losses.hidden import hidden_cosine, hidden_mse
-from radistill.distillation.losses.jsd import generalised_jsd
-from radistill.distillation.losses.lk_alpha import lk_alpha
-from radistill.distillation.losses.lk_lambda import lk_lambda
-from radistill.distillation.losses.reverse_kl import reverse_kl
-from radistill.distillation.losses.skewed_kl import skewed_kl
-from radistill.distillation.losses.tv import total_variation
+from radistill.distillation.losses.distributions import (
+    GeneralisedJSD,
+    LKAlpha,
+    LKLambda,
+    LossSettings,
+    ReverseKL,
+    SkewedKL,
+    TotalVariation,
+    cross_entropy_mix,
+)
+from radistill.distillation.losses.hidden import HiddenCosine, HiddenMSE
 from radistill.distillation.settings import DistillSettings
 from radistill.models.divergence import forward_kl
 
@@ -252,7 +254,7 @@ def test_forward_kl_is_not_symmetric() -> None:
     p, q = torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
     assert forward_kl(p, q).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
     assert forward_kl(q, p).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=1e-6)
-    assert reverse_kl(p, q).item() == forward_kl(q, p).item()
+    assert ReverseKL()(p, q).item() == forward_kl(q, p).item()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -268,36 +270,38 @@ def test_the_gradient_of_forward_kl_is_t_times_the_difference_of_probabilities(t
 def test_the_limits_of_jsd() -> None:
     """D / beta goes to the forward KL and D / (1 - beta) to the reverse KL; in the middle it is symmetric."""
     teacher, student, near = logits(4, 9, 1).double(), logits(4, 9, 2).double(), 1e-7
-    of_forward = generalised_jsd(teacher, student, near) / near
+    of_forward = GeneralisedJSD(beta=near)(teacher, student) / near
     torch.testing.assert_close(of_forward, forward_kl(teacher, student), rtol=1e-4, atol=0)
-    of_reverse = generalised_jsd(teacher, student, 1 - near) / near
-    torch.testing.assert_close(of_reverse, reverse_kl(teacher, student), rtol=1e-4, atol=0)
-    torch.testing.assert_close(generalised_jsd(teacher, student), generalised_jsd(student, teacher))
+    of_reverse = GeneralisedJSD(beta=1 - near)(teacher, student) / near
+    torch.testing.assert_close(of_reverse, ReverseKL()(teacher, student), rtol=1e-4, atol=0)
+    jsd = GeneralisedJSD()
+    torch.testing.assert_close(jsd(teacher, student), jsd(student, teacher))
 
 
 def test_the_limit_of_skewed_kl_is_forward_kl() -> None:
     teacher, student = logits(4, 9, 1).double(), logits(4, 9, 2).double()
-    torch.testing.assert_close(skewed_kl(teacher, student, 1e-9), forward_kl(teacher, student), rtol=1e-6, atol=0)
+    found = SkewedKL(alpha=1e-9)(teacher, student)
+    torch.testing.assert_close(found, forward_kl(teacher, student), rtol=1e-6, atol=0)
 
 
 def test_bounds_are_reached_where_nothing_is_shared() -> None:
     teacher, student = torch.tensor([[1e3, 0.0]]), torch.tensor([[0.0, 1e3]])
-    assert generalised_jsd(teacher, student).item() == pytest.approx(math.log(2))
-    assert skewed_kl(teacher, student, 0.1).item() == pytest.approx(math.log(10))
-    assert total_variation(teacher, student).item() == 1.0
-    assert total_variation(teacher, student, 2.0).item() == 2.0
+    assert GeneralisedJSD()(teacher, student).item() == pytest.approx(math.log(2))
+    assert SkewedKL(alpha=0.1)(teacher, student).item() == pytest.approx(math.log(10))
+    assert TotalVariation()(teacher, student).item() == 1.0
+    assert TotalVariation(temperature=2.0)(teacher, student).item() == 2.0
 
 
 def test_lk_alpha_is_minus_the_log_of_one_less_total_variation() -> None:
     teacher, student = logits(5, 20, 1).double(), logits(5, 20, 2).double()
-    torch.testing.assert_close(lk_alpha(teacher, student), -(1 - total_variation(teacher, student)).log())
-    assert torch.autograd.gradcheck(lk_alpha, (teacher, student.requires_grad_()))
+    torch.testing.assert_close(LKAlpha()(teacher, student), -(1 - TotalVariation()(teacher, student)).log())
+    assert torch.autograd.gradcheck(LKAlpha(), (teacher, student.requires_grad_()))
 
 
 def test_lk_alpha_has_a_gradient_where_total_variation_has_none() -> None:
     """Two tokens, of which each model rules one all but out: what is accepted is e^-100, which float32 has not."""
     teacher, student = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]])
-    assert lk_alpha(teacher, student).item() == pytest.approx(100 - math.log(2), rel=1e-6)
+    assert LKAlpha()(teacher, student).item() == pytest.approx(100 - math.log(2), rel=1e-6)
     # The two shares of what is shared are equal: half of the student's probability should move from one to the other.
     assert gradient("lk-alpha", teacher, student)[0].tolist() == pytest.approx([-0.5, 0.5], rel=1e-5)
     assert gradient("total-variation", teacher, student).abs().max() < 1e-40
@@ -305,11 +309,11 @@ def test_lk_alpha_has_a_gradient_where_total_variation_has_none() -> None:
 
 def test_lk_lambda_goes_from_kl_to_total_variation() -> None:
     teacher, student = logits(5, 20, 1).double(), logits(5, 20, 2).double()
-    kls, variations = forward_kl(teacher, student), total_variation(teacher, student)
-    assert torch.equal(lk_lambda(teacher, student, eta=0), kls)
-    torch.testing.assert_close(lk_lambda(teacher, student, eta=1e9), variations)
+    kls, variations = forward_kl(teacher, student), TotalVariation()(teacher, student)
+    assert torch.equal(LKLambda(eta=0)(teacher, student), kls)
+    torch.testing.assert_close(LKLambda(eta=1e9)(teacher, student), variations)
     share = torch.exp(-3 * (1 - variations))
-    torch.testing.assert_close(lk_lambda(teacher, student), share * kls + (1 - share) * variations)
+    torch.testing.assert_close(LKLambda()(teacher, student), share * kls + (1 - share) * variations)
 
 
 # ---- cross-entropy ----
@@ -344,21 +348,26 @@ def naive_cosine(teacher: Logs, student: Logs) -> float:
     return 1 - product / math.sqrt(sum(a * a for a in teacher) * sum(b * b for b in student))
 
 
-HIDDEN = {hidden_mse: naive_mse, hidden_cosine: naive_cosine}
+HIDDEN: dict[str, tuple[Callable[..., Tensor], Callable[..., float]]] = {
+    "mse": (HiddenMSE(), naive_mse),
+    "cosine": (HiddenCosine(), naive_cosine),
+}
 
 
-@pytest.mark.parametrize("loss", HIDDEN)
+@pytest.mark.parametrize("kind", HIDDEN)
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (9, 32), (0, 4)])
-def test_hidden_losses_equal_their_definitions(loss: Callable[..., Tensor], tokens: int, width: int) -> None:
+def test_hidden_losses_equal_their_definitions(kind: str, tokens: int, width: int) -> None:
+    loss, definition = HIDDEN[kind]
     teacher, student = logits(tokens, width, 1), logits(tokens, width, 2)
     pairs = zip(teacher.tolist(), student.tolist(), strict=True)
-    expected = torch.tensor([HIDDEN[loss](*pair) for pair in pairs])
+    expected = torch.tensor([definition(*pair) for pair in pairs])
     torch.testing.assert_close(loss(teacher, student), expected, rtol=1e-5, atol=1e-6)
     assert torch.autograd.gradcheck(loss, (teacher.double(), student.double().requires_grad_()))
 
 
-@pytest.mark.parametrize("loss", HIDDEN)
-def test_hidden_losses_of_equal_states_are_zero(loss: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_hidden_losses_of_equal_states_are_zero(kind: str) -> None:
+    loss, _ = HIDDEN[kind]
     same = logits(5, 16).bfloat16()
     student = same.clone().requires_grad_()
     values = loss(same, student)
@@ -371,8 +380,9 @@ def test_hidden_losses_of_equal_states_are_zero(loss: Callable[..., Tensor]) -> 
 
 def test_cosine_does_not_look_at_lengths() -> None:
     teacher, student = logits(5, 16, 1), logits(5, 16, 2)
-    torch.testing.assert_close(hidden_cosine(3 * teacher, student), hidden_cosine(teacher, student))
-    assert hidden_cosine(teacher, -teacher).tolist() == pytest.approx([2.0] * 5)
+    cosine = HiddenCosine()
+    torch.testing.assert_close(cosine(3 * teacher, student), cosine(teacher, student))
+    assert cosine(teacher, -teacher).tolist() == pytest.approx([2.0] * 5)
 
 
 # ---- settings ----

@@ -13,8 +13,9 @@ from test_losses import log_softmax, naive_forward_kl
 
 import tiny
 from radistill.conversion import convert
-from radistill.distillation.on_policy import OnPolicy, OnPolicySettings
-from radistill.distillation.settings import DistillSettings
+from radistill.distillation.checks import Job
+from radistill.distillation.on_policy import OnPolicy
+from radistill.distillation.settings import DistillSettings, OnPolicySettings
 from radistill.errors import RadistillError
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
@@ -31,14 +32,9 @@ def settings_with(on_policy: dict[str, Any], **fields: Any) -> DistillSettings:
 
 def writer(student: Model, seed: int = 0, steps: int = 1, batches_per_step: int = 1, **fields: Any) -> OnPolicy:
     """As a training by `settings_with` has it."""
-    return OnPolicy(
-        OnPolicySettings.model_validate({**ALWAYS, **fields}),
-        student,
-        steps=steps,
-        batches_per_step=batches_per_step,
-        vocabulary=tiny.VOCAB_SIZE,
-        seed=seed,
-    )
+    settings = settings_with({**ALWAYS, **fields}, steps=steps, gradient_accumulation=batches_per_step)
+    assert settings.on_policy is not None
+    return OnPolicy(Job(student, student, TRAIN, TRAIN, settings, [], seed), settings.on_policy)
 
 
 @torch.no_grad()
@@ -159,6 +155,7 @@ def test_the_loss_is_that_of_the_responses_and_has_cross_entropy_on_documents_on
     assert (result.tokens, result.response_tokens) == (tokens, len(everything))
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_its_own_responses() -> None:
     teacher, student = models("zero")
     settings = settings_with(

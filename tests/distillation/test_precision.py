@@ -63,7 +63,7 @@ def test_weights_loaded_in_bfloat16_are_trained_in_float32(other_learning_rate: 
     assert {tensor.dtype for tensor in [*out.values(), *weights(teacher).values()]} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("section", ["distill", "finetune"])
+@pytest.mark.parametrize("section", ["distill", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_a_small_update_arrives_unless_weights_are_trained_as_they_are(section: str, tmp_path: Path) -> None:
     """Weights of 1/16 to 1/8, which in bfloat16 are 2^-11 apart: at a rate of 3e-5 a step is a sixteenth of that."""
     kind, train = (DistillSettings, distill) if section == "distill" else (FinetuneSettings, finetune)
@@ -91,7 +91,7 @@ def test_a_small_update_arrives_unless_weights_are_trained_as_they_are(section: 
             assert torch.equal(out, start)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_weights_in_half_precision_are_computed_in_their_own_format(dtype: torch.dtype) -> None:
     """And near to float32, from the same rounded weights."""
     losses = []
@@ -105,6 +105,7 @@ def test_weights_in_half_precision_are_computed_in_their_own_format(dtype: torch
     assert losses[0] != pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_in_bfloat16_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def outcome(
         settings: DistillSettings, folder: Path | None, stop: bool = False

@@ -9,7 +9,7 @@ from test_losses import CASES, Logs, defined, every_loss, log_softmax, logits, s
 from torch import Tensor
 
 from radistill.distillation.losses.chunked import chunked_sum
-from radistill.distillation.losses.cross_entropy import cross_entropy_mix
+from radistill.distillation.losses.distributions import cross_entropy_mix
 from radistill.distillation.losses.top_k import TopK, over_categories, top_k_of
 
 TEACHERS = pytest.mark.parametrize("k", [1, 2, 7, 40, 41, 99])

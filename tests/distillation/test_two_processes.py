@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def launch(how: str, *program: str, **environment: str) -> subprocess.CompletedP
     path = os.pathsep.join([str(CASE.parents[1]), os.environ.get("PYTHONPATH", "")])
     given = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path, **environment}
     command = [sys.executable, "-m", *LAUNCHERS[how], *program]
-    return subprocess.run(command, capture_output=True, text=True, env=given, timeout=150)
+    with tempfile.TemporaryDirectory() as place:  # the launcher leaves its logs there
+        given["TMPDIR"] = place
+        return subprocess.run(command, capture_output=True, text=True, env=given, timeout=150)
 
 
 def begin_run(folder: Path) -> None:

@@ -20,9 +20,8 @@ import tiny
 from radistill.conversion import convert, new_parameters
 from radistill.distillation import loop
 from radistill.distillation.distill import finetune
-from radistill.distillation.on_policy import OnPolicySettings
-from radistill.distillation.settings import DistillSettings, FinetuneSettings
-from radistill.distillation.teacher_store import TeacherStoreSettings, layout, write
+from radistill.distillation.settings import DistillSettings, FinetuneSettings, OnPolicySettings
+from radistill.distillation.teacher_store import TeacherStoreSettings, read, write
 from radistill.errors import RadistillError
 from radistill.files import write_json
 from radistill.models.loading import Model
@@ -122,7 +121,7 @@ def _poisoned(folder: Path) -> None:
 
 def _stored(folder: Path) -> None:
     """Both write shards of the teacher's store, and then learn from it alone."""
-    layout.SHARD_TOKENS = write.SHARD_TOKENS = 60
+    read.SHARD_TOKENS = write.SHARD_TOKENS = 60
     teacher, student = tied_models()
     store = store_of(teacher, folder, STORED, join("cpu"))
     result = run(student, store, STORED, folder=folder / "stored")

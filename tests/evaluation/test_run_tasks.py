@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tiny
+from fake_server import Fake, serving
 from radistill.errors import RadistillError
 from radistill.evaluation import run_tasks as module
 from radistill.evaluation.comparison import read_results
@@ -17,6 +19,8 @@ from radistill.evaluation.tasks.interface import TaskSettings
 from radistill.files import hash_file
 from radistill.models import generation
 from radistill.models.loading import Model
+from radistill.models.server.served import Server
+from radistill.models.server.settings import ServerSettings
 
 PROBLEMS = [{"question": f"What is {n} and {n * n}?", "answer": f"#### {n + n * n}"} for n in range(1, 10)]
 TEXTS = [{"text": "Some words of a text. " * n} for n in range(1, 8)]
@@ -212,3 +216,34 @@ def test_settings_that_no_task_reads_are_refused(settings: TaskSettings) -> None
         tasks_of(["gsm8k", "gsm8k"], TaskSettings())
     with pytest.raises(RadistillError, match="--contexts is for the task recall"):
         tasks_of(["gsm8k"], TaskSettings(contexts=(128,)))
+
+
+def test_a_server_answers_in_its_place(model: Model, settings: TaskSettings, tmp_path: Path) -> None:
+    """The same rows; a server that goes away in between loses nothing, and a task that reads is refused by name."""
+    names = ["gsm8k", "recall-needle"]
+    settings = replace(settings, contexts=(400,), limit=4)
+    tasks = tasks_of(names, TaskSettings())
+    expected = run_tasks(model, tasks, settings, tmp_path / "here")
+    without = tiny.model("granitemoehybrid")
+    without.network.to("meta")
+
+    def asked(fake: Fake, *, chosen: list[str] = names) -> Any:
+        server = Server(ServerSettings(url=fake.address, retries=0, requests=2), model.tokenizer)
+        return run_tasks(without, tasks_of(chosen, TaskSettings()), settings, tmp_path / "served", server=server)
+
+    with serving(Fake(model, dies_after=6)) as fake, pytest.raises(RadistillError, match="cannot be reached"):
+        asked(fake)
+    assert (tmp_path / "served" / "gsm8k.jsonl").exists()
+    with serving(Fake(model)) as fake:
+        found = asked(fake)
+        assert fake.texts == 2
+        with pytest.raises(RadistillError, match="perplexity: does more than let a model write, so a server cannot"):
+            asked(fake, chosen=["gsm8k", "perplexity"])
+        assert fake.texts == 2
+    assert found == expected
+    for name in names:
+        assert rows_of(tmp_path / "served", name) == rows_of(tmp_path / "here", name)
+    summary = json.loads((tmp_path / "served" / "tasks.json").read_text())
+    assert (summary["dtype"], summary["server_model"]) == ("unknown", "tiny")
+    with pytest.raises(RadistillError, match="has results of another model"):
+        run_tasks(model, tasks, settings, tmp_path / "served")

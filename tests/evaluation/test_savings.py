@@ -3,6 +3,8 @@
 import functools
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 import tiny
 from radistill.conversion import convert
 from radistill.errors import RadistillError
+from radistill.evaluation.savings import measure
 from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
 from radistill.evaluation.savings.memory import peak_memory
-from radistill.evaluation.savings.speed import timed_pass
+from radistill.evaluation.savings.speed import Pass, timed_pass
 from radistill.evaluation.sentences import tokens_of_text
 from radistill.models.loading import Model
 
@@ -47,6 +50,10 @@ def test_both_models_are_measured_at_every_context(base: Model, hybrid: Model, t
             spent += length / figures["prefill_tokens_per_second"]
             spent += SETTINGS.decode_tokens / 2 / figures["decode_tokens_per_second"]
             assert 0 <= figures["self_speculation"]["acceptance_rate"] <= 1
+        # The ratio of two medians of two passes each lies between the ratios of the passes.
+        middle, least, most = row["ratios"]["prefill"]
+        assert least <= middle <= most
+        assert least <= row["base"]["first_token_seconds"] / row["hybrid"]["first_token_seconds"] <= most
     assert 0 < spent < elapsed
     sizes = found["models"]
     # Two of four layers keep their cache: 2 (keys, values) x 2 heads x 8 numbers x 4 bytes a layer.
@@ -135,3 +142,29 @@ def test_contexts_beyond_the_model_are_timed_if_that_is_asked_for(base: Model, h
     low, high = row["hybrid"]["decode_range"]
     assert 0 < low <= row["hybrid"]["decode_tokens_per_second"] <= high
     assert row["base"]["first_token_seconds"] == pytest.approx(600 / row["base"]["prefill_tokens_per_second"])
+
+
+def test_a_long_context_is_timed_from_its_first_pass_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes minutes; the memory is watched in that pass too."""
+    monkeypatch.setattr(measure, "LONG", 48)
+    read: list[int] = []
+
+    class Counting:
+        """An engine that does nothing in a second a pass."""
+
+        name, dtype = "counting", "float32"
+
+        @contextmanager
+        def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Any]:
+            def passed(tokens: Sequence[int]) -> Pass:
+                read.append(len(tokens))
+                return Pass(1.0, [0.1] * room[1], 8)
+
+            yield passed
+
+    model = tiny.model("llama")
+    settings = SavingsSettings(contexts=(32, 48), repeats=2, decode_tokens=2, draft_length=None)
+    found = measure_savings(model, model, settings, tmp_path / "savings.json", Counting())
+    assert [read.count(32), read.count(48)] == [6, 4]
+    assert [row["base"]["prefill_tokens_per_second"] for row in found["contexts"]] == [32, 48]
+    assert all(row[name]["peak_bytes"] is not None for row in found["contexts"] for name in ("base", "hybrid"))

@@ -18,6 +18,7 @@ from radistill.evaluation.results import Row
 from radistill.evaluation.tasks import FAMILIES, TASKS, cruxeval, perplexity, task_of
 from radistill.evaluation.tasks.interface import Generated, Measured, TaskSettings
 from radistill.models.loading import Model
+from radistill.processes import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,9 @@ def measured(model: Model, path: Path, tmp_path: Path, **settings: Any) -> list[
     rows: list[Row] = []
     task = task_of("perplexity")
     assert isinstance(task, Measured)
-    task.measure(model, TaskSettings(data={"perplexity": path}, **settings), rows.append, tmp_path / "cache.jsonl")
+    task.measure(
+        model, TaskSettings(data={"perplexity": path}, **settings), rows.append, tmp_path / "cache.jsonl", ALONE
+    )
     return rows
 
 

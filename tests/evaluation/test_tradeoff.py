@@ -76,6 +76,7 @@ def test_a_draft_whose_logits_overflow_has_no_point(tmp_path: Path, monkeypatch:
     assert [point.budget for point in found.points] == [0, 1, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_trade_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama", layers=5)
     whole = found_of(model)

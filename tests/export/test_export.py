@@ -192,6 +192,7 @@ def test_bad_input_is_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ({"run": tmp_path / "none"}, "none: no such run or model folder"),
+        ({"run": run / "recipe.yaml"}, "recipe.yaml: is a file; name the run folder"),
         ({"run": tmp_path / "empty"}, "neither a run folder"),
         ({"to": "onnx"}, "format 'onnx' is unknown; choose from hf, gguf"),
         ({"arm": "other"}, "this run has no arm 'other'; it can be hybrid, uniform"),

@@ -195,12 +195,13 @@ def test_smollm2_with_ten_layers_replaced(
     assert engine.greedy(PROMPTS[1], 16)["tokens"] == engine.greedy(prompts[1], 16)["tokens"]
 
     # Negative control: without the reordering for llama.cpp's rotation, hardly anything agrees.
-    monkeypatch.setattr("radistill.conversion.targets.granite_hybrid_gguf.rotary_pairs", lambda tensor, heads: tensor)
+    monkeypatch.setattr("radistill.conversion.targets.plain_gguf.rotary_pairs", lambda tensor, heads: tensor)
     gguf_module.write_gguf(student_folder, tmp_path / "broken.gguf")
     unexcused, _ = differences(student, LlamaCpp(tmp_path / "broken.gguf"), prompts, count=16)
     assert unexcused == len(prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_replaced_layers_of_that_student_matter(student: Model) -> None:
     """Otherwise the agreement would say nothing about the scan."""

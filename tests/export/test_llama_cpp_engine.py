@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import small
 
 from radistill.cli import main
 from radistill.conversion import convert
-from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
 from radistill.export.engines.llama_cpp import LlamaCpp, LlamaCppEngine, with_cache_bytes
 from radistill.export.gguf import write_gguf
@@ -33,6 +34,17 @@ def test_both_are_measured_at_every_context(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+def test_contexts_beyond_the_models_own_are_read(tmp_path: Path) -> None:
+    """llama.cpp's server refuses a text that is longer than the file says that the model reads."""
+    base = small.model("llama", hidden_size=64)
+    hybrid = convert(base, [0, 2], init="random")
+    assert base.context_length is not None
+    contexts = (64, base.context_length + 100)
+    settings = SavingsSettings(contexts, decode_tokens=4, repeats=1, draft_length=None, beyond_context=True)
+    found = measure_savings(base, hybrid, settings, tmp_path / "s.json", LlamaCppEngine("q8_0", tmp_path))
+    assert [row["context"] for row in found["contexts"]] == list(contexts)
+
+
 def test_the_cache_is_llama_cpps_own_account(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = small.save(tmp_path / "model", "llama")
     write_gguf(tmp_path / "model", tmp_path / "m.gguf")
@@ -44,11 +56,27 @@ def test_the_cache_is_llama_cpps_own_account(tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr().err.count("\n") <= 1  # the bar of the export, and nothing of llama.cpp's
 
 
-def test_what_it_does_not_time(tmp_path: Path) -> None:
-    base = small.model("llama")
-    several = SavingsSettings((64,), batch_size=2, decode_tokens=4, repeats=1, draft_length=None)
-    with pytest.raises(RadistillError, match="leave --batch-size at 1"):
-        measure_savings(base, base, several, tmp_path / "s.json", LlamaCppEngine("float32", tmp_path))
+def test_several_sequences_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model("llama")
+    answers: list[dict[str, Any]] = []
+    all_three = threading.Barrier(3, timeout=60)  # raises where they come one after the other
+    greedy = LlamaCpp.greedy
+
+    def noted(self: LlamaCpp, *given: Any, **settings: Any) -> dict[str, Any]:
+        all_three.wait()
+        answers.append(greedy(self, *given, **settings))
+        return answers[-1]
+
+    with LlamaCppEngine("float32", tmp_path).reading(model, (64, 20), 3) as read:
+        monkeypatch.setattr(LlamaCpp, "greedy", noted)
+        began = time.perf_counter()
+        found = read([5] * 64)
+        took = time.perf_counter() - began
+    assert [len(answer["tokens"]) for answer in answers] == [1] * 3 + [21] * 3
+    # The context is read twice: for the first token alone, and before all of them.
+    assert 0 < 2 * found.prefill_seconds + 20 * found.step_seconds[0] < took
+    one = model.anatomy.kv_bytes_per_token(2) * 256
+    assert found.cache_bytes == pytest.approx(3 * one, abs=2**20 / 100)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +94,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
-    assert "--engine is 'sglang'; it can be transformers or llama.cpp" in capsys.readouterr().err
+    assert "--engine is 'sglang'; it can be transformers, llama.cpp or vllm" in capsys.readouterr().err
 
 
 def test_the_first_token_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

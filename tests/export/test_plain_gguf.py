@@ -1,5 +1,6 @@
 """Plain Transformers as GGUF files: read back they are the same, and llama.cpp computes what transformers does."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ import small
 import torch
 from test_llama_cpp import SCALINGS, differences, random_prompts
 
-from radistill.conversion.targets.granite_hybrid_gguf import rotary_pairs
-from radistill.conversion.targets.plain_gguf import FORMATS
+from radistill.conversion.targets.plain_gguf import FORMATS, rotary_pairs
 from radistill.errors import RadistillError
 from radistill.export import export, gguf, write_gguf
 from radistill.export.engines.llama_cpp import LlamaCpp
@@ -76,8 +76,7 @@ def test_llama_cpp_writes_the_same_tokens(tmp_path: Path, family: str, settings:
 def test_a_rotation_that_is_not_reordered_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the agreement would say nothing about it."""
     model = small.save(tmp_path / "model", "llama")
-    format_of_qwen = FORMATS["qwen2"].translate
-    broken = FORMATS["llama"].__class__(**{**vars(FORMATS["llama"]), "translate": format_of_qwen})
+    broken = dataclasses.replace(FORMATS["llama"], neighbours=False)
     monkeypatch.setattr(gguf, "gguf_formats", lambda: {"llama": broken})
     write_gguf(tmp_path / "model", tmp_path / "m.gguf")
     prompts = random_prompts(small.TOKENS, count=3)

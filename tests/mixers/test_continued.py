@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import HOSTILE, Given
 from naive import naive_delta_rule, naive_scan
 from torch import Tensor
 
 from radistill.mixers.fast import replay
-from radistill.mixers.gdn.delta.continued import continued_rule
-from radistill.mixers.mamba2.ssd.continued import continued_scan
+from radistill.mixers.gdn.delta.step import continued_rule
+from radistill.mixers.mamba2.ssd.step import continued_scan
 
-Given = dict[str, Tensor]
 BATCH, HEADS = 3, 4
 
 
@@ -75,7 +75,7 @@ def largest_difference(kind: str, given: Given, dtype: torch.dtype) -> float:
     for first in range(time + 1):
         # Each row stops elsewhere.
         counts = (first + torch.arange(BATCH)) % (time + 1)
-        found = kept.state_after(counts)
+        found = kept(counts)
         for row, count in enumerate(counts.tolist()):
             pairs.append((found[row], states[count].expand(BATCH, *found.shape[1:])[row]))
     assert all(found.isfinite().all() for found, _ in pairs)
@@ -99,45 +99,7 @@ def test_groups_and_no_state(kind: str, groups: int) -> None:
     assert largest_difference(kind, given, torch.float64) < 1e-10
 
 
-def vanishing_and_exploding_steps(given: Given) -> None:
-    given["dt"][:, ::3] = -2000.0
-    given["dt"][:, 1::4] = 2000.0
-
-
-def hardly_any_decay(given: Given) -> None:
-    given["A"].fill_(-1e-6)
-
-
-def strong_decay(given: Given) -> None:
-    given["A"].fill_(-1e4)
-
-
-def large_state(given: Given) -> None:
-    given["initial_state"] *= 1e6
-
-
-def forget_now_and_then(given: Given) -> None:
-    given["g"].zero_()
-    given["g"][:, ::3] = -2000.0
-
-
-def one_key(given: Given) -> None:
-    given["k"].copy_(given["k"][:, :1].clone())
-    given["beta"].fill_(1.0)
-    given["g"].zero_()
-
-
-def no_keys(given: Given) -> None:
-    given["k"].zero_()
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        *(("mamba2", each) for each in (vanishing_and_exploding_steps, hardly_any_decay, strong_decay, large_state)),
-        *(("gdn", each) for each in (forget_now_and_then, one_key, no_keys, large_state)),
-    ],
-)
+@pytest.mark.parametrize(("kind", "change"), HOSTILE)
 def test_hostile_inputs(kind: str, change: Callable[[Given], None]) -> None:
     given = KINDS[kind][0](17)
     change(given)

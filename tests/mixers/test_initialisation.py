@@ -9,10 +9,11 @@ from torch import Tensor
 
 import tiny
 from radistill.conversion import ConvertedModel, convert, new_parameters
-from radistill.conversion.targets import granite_hybrid
+from radistill.conversion.targets import interface
 from radistill.conversion.targets.granite_hybrid import GraniteHybridSettings
 from radistill.errors import RadistillError
-from radistill.mixers.mamba2 import MAMBA2, zero
+from radistill.mixers.mamba2 import MAMBA2
+from radistill.mixers.mamba2.starts import fill_zero
 
 INITIALISATIONS = MAMBA2.initialisations
 
@@ -156,7 +157,7 @@ def test_gradients_of_the_first_step(init: str, family: str) -> None:
 def test_preconditions_are_checked_before_weights_are_copied(
     monkeypatch: pytest.MonkeyPatch, init: str, target: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr(granite_hybrid, "assemble", lambda *args, **kwargs: pytest.fail("weights were touched"))
+    monkeypatch.setattr(interface, "assemble", lambda *args, **kwargs: pytest.fail("weights were touched"))
     with pytest.raises(RadistillError, match=f"init {init} does not fit these blocks: .*{message}"):
         convert(tiny.model("llama", 3), [1], init=init, target={"kind": "granite-hybrid", **target})
 
@@ -183,7 +184,7 @@ def test_projection_biases_of_a_source_s_blocks_are_filled(init: str) -> None:
 
 def test_a_parameter_that_no_initialiser_wrote_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(mixer: object, attention: object, context: object) -> None:
-        zero.fill(mixer, attention, context)
+        fill_zero(mixer, attention, context)
         mixer.dt_bias[2] = torch.nan
 
     monkeypatch.setitem(INITIALISATIONS, "zero", dataclasses.replace(INITIALISATIONS["zero"], fill=forgetful))
@@ -193,10 +194,3 @@ def test_a_parameter_that_no_initialiser_wrote_is_named(monkeypatch: pytest.Monk
     monkeypatch.setitem(INITIALISATIONS, "zero", idle)
     with pytest.raises(RadistillError, match="init zero left NaN in layer 1: "):
         convert(tiny.model("llama", 3), [1], init="zero")
-
-
-def test_groups_need_a_norm_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granite_hybrid, "_norm_is_grouped", lambda: False)
-    with pytest.raises(RadistillError, match=r"target.groups is 4, .* upgrade to transformers 5.23"):
-        convert(tiny.model("llama", 3), [1], init="transfer", target=PER_HEAD)
-    convert(tiny.model("llama", 3), [1])

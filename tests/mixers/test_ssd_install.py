@@ -15,7 +15,7 @@ import tiny
 from radistill.mixers.fast import swap
 from radistill.mixers.fast.swap import is_swapped
 from radistill.mixers.mamba2.ssd import install
-from radistill.mixers.mamba2.ssd.install import use_fast_ssd, without_fast_ssd
+from radistill.mixers.mamba2.ssd.install import SWAP as SSD
 from radistill.models.cache_names import cache_argument
 from radistill.models.loading import load
 
@@ -31,7 +31,7 @@ def hybrid(family: str = "granitemoehybrid", **settings: Any) -> PreTrainedModel
 
 def test_the_slots_are_where_this_transformers_looks_them_up() -> None:
     network = hybrid()
-    use_fast_ssd(network)
+    SSD.use(network)
     for name in ("causal_conv1d_fn", "mamba2_chunk_scan"):
         assert is_swapped(getattr(granite, name)), f"transformers has no {name}, or another one"
     assert all("forward" in vars(layer.mamba.norm) for layer in network.model.layers if layer.mamba is not None)
@@ -41,8 +41,8 @@ def test_the_slots_are_where_this_transformers_looks_them_up() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_are_those_of_transformers(family: str, training: bool) -> None:
     network = hybrid(family).train(training)
-    use_fast_ssd(network)
-    with without_fast_ssd(network):
+    SSD.use(network)
+    with SSD.without(network):
         expected = loss_and_gradients(network)
     found = loss_and_gradients(network)
     assert largest_difference({"logits": found["logits"]}, {"logits": expected["logits"]}) < 1e-5
@@ -55,9 +55,9 @@ def test_logits_and_gradients_are_those_of_transformers(family: str, training: b
 def test_a_block_and_its_gradients_are_those_of_transformers(groups: int, padded: bool) -> None:
     # So few channels may all be near zero at some token, and a norm with a small eps would magnify their rounding.
     network = hybrid(mamba_n_groups=groups, rms_norm_eps=0.1)
-    use_fast_ssd(network)
+    SSD.use(network)
     block = network.model.layers[0].mamba
-    with without_fast_ssd(network):
+    with SSD.without(network):
         expected = block_and_gradients(block, 32, padded)
     assert largest_difference(block_and_gradients(block, 32, padded), expected) < 1e-5
 
@@ -66,7 +66,7 @@ def test_a_block_and_its_gradients_are_those_of_transformers(groups: int, padded
 def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """The negative control: a function of ours that is off by a hundredth shows."""
     network = hybrid()
-    use_fast_ssd(network)
+    SSD.use(network)
     expected = loss_and_gradients(network)
     off_by_a_hundredth(monkeypatch, PARTS[part], part)
     assert largest_difference(loss_and_gradients(network), expected) > 1e-3
@@ -75,10 +75,10 @@ def test_every_part_is_in_use(monkeypatch: pytest.MonkeyPatch, part: str) -> Non
 @torch.no_grad()
 def test_reading_a_prompt_fills_the_cache_as_transformers_does() -> None:
     network = hybrid()
-    use_fast_ssd(network)
+    SSD.use(network)
     given, ours, theirs = batch(), DynamicCache(config=network.config), DynamicCache(config=network.config)
     network(**given, use_cache=True, **{cache_argument(network): ours})
-    with without_fast_ssd(network):
+    with SSD.without(network):
         network(**given, use_cache=True, **{cache_argument(network): theirs})
     for one, other in zip(ours.layers, theirs.layers, strict=True):
         for table in ("conv_states", "recurrent_states"):
@@ -93,7 +93,7 @@ def test_reading_a_prompt_fills_the_cache_as_transformers_does() -> None:
 def test_a_prompt_and_then_tokens_are_one_forward(first: int) -> None:
     """In one piece, as two prompts in a row, and token by token."""
     network = hybrid()
-    use_fast_ssd(network)
+    SSD.use(network)
     ids = batch()["input_ids"]
     expected = network(input_ids=ids, use_cache=False).logits
     for ends in ([first, TIME], [first, *range(first + 1, first + 6)]):
@@ -107,7 +107,7 @@ def test_a_prompt_and_then_tokens_are_one_forward(first: int) -> None:
 
 def test_copies_and_pickles_are_as_fast_and_independent() -> None:
     network = hybrid()
-    use_fast_ssd(network)
+    SSD.use(network)
     expected = loss_and_gradients(network)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         norm = twin.model.layers[0].mamba.norm
@@ -121,13 +121,13 @@ def test_copies_and_pickles_are_as_fast_and_independent() -> None:
 def test_twice_is_once_and_undone_is_undone() -> None:
     network = hybrid()
     keys = network.state_dict().keys()
-    use_fast_ssd(network)
+    SSD.use(network)
     swapped = granite.mamba2_chunk_scan
-    use_fast_ssd(network)
+    SSD.use(network)
     assert granite.mamba2_chunk_scan is swapped
     assert network.state_dict().keys() == keys
     assert type(network.model.layers[0].mamba) is granite.GraniteMoeHybridMambaLayer
-    with without_fast_ssd(network):
+    with SSD.without(network):
         assert not is_swapped(granite.mamba2_chunk_scan)
         assert "forward" not in vars(network.model.layers[0].mamba.norm)
     assert granite.mamba2_chunk_scan is swapped
@@ -147,7 +147,7 @@ def test_a_loaded_model_is_fast_and_saves_plain_files(tmp_path: Path) -> None:
 
 def test_what_is_not_ours_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     network = hybrid().eval()
-    use_fast_ssd(network)
+    SSD.use(network)
 
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("ours was called")

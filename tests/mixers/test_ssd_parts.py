@@ -7,8 +7,7 @@ from torch import Tensor
 
 from radistill.mixers.fast import convolution
 from radistill.mixers.fast.convolution import causal_convolution
-from radistill.mixers.gdn.delta.gated_norm import norm_then_gate
-from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
+from radistill.mixers.fast.gated_norm import gated_norm, norm_then_gate
 
 GROUP_SIZES = [12, 4, 1]
 
@@ -43,7 +42,8 @@ def test_the_convolution_is_its_definition(time: int, taps: int, biased: bool) -
     single = causal_convolution(rows.float(), weight.float(), None if bias is None else bias.float())
     assert single.dtype == torch.float32
     assert_same(single, naive_convolution(rows, weight, bias), leaves, 1e-5)
-    assert torch.autograd.gradcheck(causal_convolution, (rows[:, :, :5], weight, bias))
+    few = (rows[:1, :2, :5], weight[:2], None if bias is None else bias[:2])
+    assert torch.autograd.gradcheck(causal_convolution, few)
 
 
 @pytest.mark.parametrize("time", [16, 17, 50])

@@ -86,6 +86,17 @@ def test_a_scan_in_two_parts_is_one_scan() -> None:
     torch.testing.assert_close(end, last, rtol=1e-10, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("state", [True, False])
+def test_without_gradients_it_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch, state: bool) -> None:
+    given = inputs(500, state=state)
+    expected = naive_scan(**given)
+    for numbers in (1, 1 << 19):  # chunk by chunk, and all at once
+        monkeypatch.setattr(chunked, "_PIECE", numbers)
+        for found, exact in zip(chunked_scan(**given), expected, strict=True):
+            torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+
+
 def test_a_limited_step_has_no_gradient_beyond_its_limits() -> None:
     given = inputs(40)
     limited = {"dt_limit": (0.2, 0.5)}

@@ -21,7 +21,7 @@ from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.files import read_json
 from radistill.mixers import MIXERS, register_mixer
-from radistill.models.anatomy import ARCHITECTURES
+from radistill.models.architectures import ARCHITECTURES
 from radistill.models.cache_names import cache_argument
 from radistill.models.loading import load
 from radistill.models.sequences import Document
@@ -150,7 +150,7 @@ def test_a_block_is_not_restored_for_one_that_forgets_faster(tmp_path: Path) -> 
 
 WRONG = {
     "toy-hybird": "convert.target: 'toy-hybird' is unknown; did you mean 'toy-hybrid'? "
-    "choose one of cut, granite-hybrid, qwen3.5, toy-hybrid",
+    "choose one of cut, granite-hybrid, massv, qwen3.5, toy-hybrid",
     "{kind: toy-hybrid, widht: 3}": "convert.target.widht: unknown field; did you mean 'width'? allowed: decay, kind, ",
     "{kind: toy-hybrid, width: wide}": "convert.target.width: must be a whole number, not 'wide'",
     "{kind: toy-hybrid, groups: 3}": "convert.target.groups: unknown field; allowed: decay, kind, width",

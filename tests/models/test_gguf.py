@@ -218,6 +218,16 @@ def _set(key: str, value: object) -> Callable[[GGUFWriter], None]:
     return change
 
 
+def test_the_lineage_that_our_own_exports_carry_changes_nothing(tmp_path: Path) -> None:
+    def lineage(writer: GGUFWriter) -> None:
+        writer.add_array("radistill.replaced_layers", [1, 2])
+        writer.add_string("radistill.plan.model_fingerprint", "f" * 64)
+
+    expected = tiny_gguf.write(tmp_path / "model.gguf", extra=lineage).state_dict()
+    found = load(tmp_path / "model.gguf").network.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 REFUSED: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {
     "unknown key": (lambda w: w.add_string("vendor.trick", "x"), r"vendor\.trick .*--remove-metadata vendor\.trick"),
     "scale": (lambda w: w.add_attention_scale(0.3), r"the key llama\.attention\.scale is not known"),

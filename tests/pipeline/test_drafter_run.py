@@ -185,6 +185,19 @@ def test_what_cannot_be_is_said_before_the_teacher_writes(tmp_path: Path) -> Non
         assert not list((tmp_path / "out").glob("data/*.jsonl"))
 
 
+def test_a_reference_that_is_not_there_is_missed_before_any_work(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / "model", layers=4)
+    arms = {"chosen": {"distill": {"select": {"reference": str(tmp_path / "none")}}}}
+    sections = {"convert": {"target": "cut"}, "distill": DISTILL, "evaluate": {"exact_match": False}, "arms": arms}
+    sections["diagnose"] = {"budget": 2}
+    recipe = small_recipe(tmp_path, {"source": "teacher", "max_new_tokens": 8}, **sections)
+    with pytest.raises(RadistillError, match=r"arms.chosen.distill.select.reference: .*none"):
+        run(load_recipe(recipe), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("data/*.jsonl"))
+    inside = load_recipe(recipe, [f"arms.chosen.distill.select.reference={tmp_path / 'out' / 'student'}"])
+    run(inside, tmp_path / "out", stages=("data",))  # where the main one leaves it before the arm reads it
+
+
 def test_a_teacher_with_a_larger_embedding_writes_no_padding(tmp_path: Path) -> None:
     """Its random logits of padding rows are as large as those of tokens, so without a rule it writes some."""
     tiny.save("qwen2", tmp_path / "model", layers=2)

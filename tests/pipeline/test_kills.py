@@ -2,6 +2,8 @@
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Any]:
+    """A server that forks; the folder of its socket goes here, because a worker of xdist may end without finalizers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["radistill.pipeline.run"])
+    yield context
+    util._run_finalizers()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_killed_at_its_writes_a_run_ends_the_same(finished: Path, tmp_path: Path, number: signal.Signals) -> None:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["radistill.pipeline.run"])
+def test_killed_at_its_writes_a_run_ends_the_same(
+    finished: Path, tmp_path: Path, number: signal.Signals, processes: Any
+) -> None:
     kills = 0
     while True:
         # A start that ends at its first writes may come no further than the one before. A later one does: a checkpoint

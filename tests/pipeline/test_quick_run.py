@@ -19,6 +19,7 @@ QUICK = [
     "align.steps=1",
     "distill.steps=2",
     "evaluate.exact_match=false",
+    "evaluate.max_new_tokens=4",
     "threads=1",
     "data.responses.max_new_tokens=4",
 ]

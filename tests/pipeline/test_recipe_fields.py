@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "Recipe.diagnose": {"budget": 1, "by": "redundancy"},
     "Recipe.convert": {"init": "zero"},
     "Recipe.align": None,
+    "Recipe.connect": {"steps": 3},
     "Recipe.distill": None,
     "Recipe.finetune": None,
     "Recipe.arms": {},
@@ -63,6 +64,11 @@ VALUES: dict[str, Any] = {
     "ResponseSettings.temperature": 0.5,
     "ResponseSettings.top_p": 0.5,
     "ResponseSettings.batch_size": 2,
+    "ResponseSettings.server": "http://other",
+    "ServerSettings.url": "http://other",
+    "ServerSettings.model": "other",
+    "ServerSettings.requests": 9,
+    "ServerSettings.retries": 9,
     "DiagnoseSettings.budget": 1,
     "DiagnoseSettings.penalty": 0.5,
     "DiagnoseSettings.by": "replaceability",
@@ -78,6 +84,7 @@ VALUES: dict[str, Any] = {
     "DiagnoseSettings.context_length": 9,
     "DiagnoseSettings.draft_length": 3,
     "DiagnoseSettings.tokens_per_batch": 99,
+    "DiagnoseSettings.memory_gib": 1.0,
     "Bayes.trials": 5,
     "Bayes.startup": 5,
     "Bayes.warm_start": False,
@@ -114,12 +121,14 @@ VALUES: dict[str, Any] = {
     "AlignSettings.memory_gib": 1.0,
     "AlignStage.data": {"kind": "jsonl", "path": "other.jsonl"},
     "DistillStage.data": {"kind": "jsonl", "path": "other.jsonl"},
+    "ConnectStage.data": {"kind": "jsonl", "path": "other.jsonl"},
     "FinetuneStage.data": {"kind": "jsonl", "path": "other.jsonl"},
     "TrainingSettings.steps": 5,
     "TrainingSettings.tokens_per_batch": 99,
     "TrainingSettings.gradient_accumulation": 2,
     "TrainingSettings.new_block_learning_rate": 0.25,
-    "TrainingSettings.other_learning_rate": 0.25,
+    "DistillSettings.other_learning_rate": 0.25,
+    "FinetuneSettings.other_learning_rate": 0.25,
     "TrainingSettings.warmup_ratio": 0.5,
     "TrainingSettings.scheduler": "linear",
     "TrainingSettings.weight_decay": 0.25,
@@ -128,7 +137,7 @@ VALUES: dict[str, Any] = {
     "TrainingSettings.gradient_checkpointing": True,
     "TrainingSettings.compile": True,
     "TrainingSettings.eval_steps": 3,
-    "TrainingSettings.keep": {"distill": "last", "finetune": "best"},
+    "TrainingSettings.keep": {"connect": "best", "distill": "last", "finetune": "best"},
     "TrainingSettings.patience": 3,
     "TrainingSettings.divergence": 9.0,
     "TrainingSettings.save_seconds": 9.0,
@@ -154,6 +163,7 @@ VALUES: dict[str, Any] = {
     "TokenSelection.reference": "{folder}/other",
     "TeacherStoreSettings.top_k": 3,
     "TeacherStoreSettings.tokens_per_batch": 99,
+    "TeacherStoreSettings.server": "http://other",
     "TeacherStoreSettings.folder": "/elsewhere",
     "RateSearch.rates": [0.25, 0.5],
     "RateSearch.share": 0.5,
@@ -176,6 +186,7 @@ VALUES: dict[str, Any] = {
     "EvaluateSettings.limit": 3,
     "EvaluateSettings.contexts": [128],
     "EvaluateSettings.samples": 1,
+    "EvaluateSettings.server": "vllm",
 }
 
 # What a section of a kind cannot be without.
@@ -184,7 +195,13 @@ REQUIRED = {
     "HubData": {"id": "org/name"},
     "RateSearch": {"rates": [0.125]},
     "TokenSelection": {"reference": "smollm2-135m"},
+    "ServerSettings": {"url": "http://one"},
 }
+SERVERS = [
+    "evaluate",
+    "distill.teacher_store",
+    *(f"{stage}data.responses" for stage in ("", "align.", "connect.", "distill.", "finetune.")),
+]
 
 TRAINED = {"distill", "finetune", "evaluate"}
 # By field where fields of a section differ, else by section, else by the section around it: what is done again.
@@ -211,8 +228,15 @@ STEPS: dict[str, set[str]] = {
     "convert": {"convert", *TRAINED},
     "align": TRAINED,
     "align.memory_gib": set(),
+    "diagnose.memory_gib": set(),
     "align.data": {"data:align", *TRAINED},
     "align.data.": {"data:align"},  # the text is as it was here: what comes of a data stage is another matter
+    "connect": TRAINED,
+    "connect.save_seconds": set(),
+    "connect.report_to": set(),
+    "connect.teacher_device": set(),
+    "connect.data": {"data:connect", *TRAINED},
+    "connect.data.": {"data:connect"},
     "distill": TRAINED,
     "distill.save_seconds": set(),
     "distill.report_to": set(),
@@ -237,6 +261,7 @@ STEPS: dict[str, set[str]] = {
     "arms.NAME.init": {"convert:arm", "distill:arm", "finetune:arm", "evaluate"},
     "arms.NAME.finetune": {"finetune:arm", "evaluate"},
     "evaluate": {"evaluate"},
+    **{f"{where}.server.{field}": set() for where in SERVERS for field in ("url", "requests", "retries")},
 }
 
 _SIGNATURES: dict[str, list[str]] = {}  # no model changes here
@@ -291,7 +316,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fields")
     tiny.save("llama", folder / "model")
     tiny.save("llama", folder / "other", seed=1)
-    for stage in ("", "align", "distill", "finetune"):
+    for stage in ("", "align", "connect", "distill", "finetune"):
         (folder / "out" / "data" / stage).mkdir(parents=True)
         for split in (*SPLITS, *RETRIEVAL):
             (folder / "out" / "data" / stage / f"{split}.jsonl").write_text(f"{stage} {split}")
@@ -352,8 +377,8 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
     if isinstance(value, str):
         value = value.replace("{folder}", str(folder))
     start: list[str] = []
-    if path.endswith("data.responses"):
-        start = [override(path.removesuffix(".responses"), {"kind": "jsonl", **REQUIRED["JsonlData"]})]
+    if "data.responses" in path:
+        start = [override(path.partition(".responses")[0], {"kind": "jsonl", **REQUIRED["JsonlData"]})]
     elif path.endswith("data.retrieval"):
         start = [override(path.removesuffix(".retrieval"), {"kind": "jsonl", **REQUIRED["JsonlData"]})]
         start += [override(path, {})]
@@ -367,11 +392,19 @@ def test_a_changed_field_does_again_what_depends_on_it(folder: Path, row: Row) -
         "distill.select",
     ):
         start = [override(path, start_of(section))]
+    if path.endswith(".server"):
+        start += [override(path, start_of(section))]
     if section.__name__ == "KLGuided":
         start += [override("diagnose.by", "replaceability")]
     if section.__name__ == "CutSettings":  # no block is fitted or trained
         start += [override("convert.init", "zero"), override("align", None)]
         start += [override(f"{stage}.other_learning_rate", 0.5) for stage in ("distill", "finetune")]
+    if section.__name__ == "MassvSettings" or (path or name).partition(".")[0] == "connect":
+        massv = {"convert.target": "massv", "convert.init": "zero", "align": None, "diagnose.budget": 0}
+        massv |= {"teacher": f"{folder}/other", "distill.other_learning_rate": 0.5, "finetune.other_learning_rate": 0.5}
+        massv |= {"connect": {}} if path.startswith("connect") else {}
+        start = [*(override(field, given) for field, given in massv.items()), *start]
+        value = {"kind": "cut"} if name == "kind" and section.__name__ == "MassvSettings" else value
     if (path, name) == ("", "align"):
         start = [override("convert.init", "zero")]  # the other starts need the fit
     change = override(path if name == "kind" else f"{path}.{name}".lstrip("."), value)

@@ -38,12 +38,12 @@ DATA = {"kind": "jsonl", "train": 10, "calibration": 3, "heldout": 4, "responses
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
     sections = {
-        "diagnose": {"budget": 2, "by": "redundancy", "selector": {"kind": "bayes", "trials": 5, "startup": 3}},
-        "align": {"steps": 12},
-        "distill": {"steps": 12, "tokens_per_batch": 200, "eval_steps": 6, "save_seconds": 0},
+        "diagnose": {"budget": 2, "by": "redundancy", "selector": {"kind": "bayes", "trials": 4, "startup": 3}},
+        "align": {"steps": 6},
+        "distill": {"steps": 8, "tokens_per_batch": 200, "eval_steps": 4, "save_seconds": 0},
         "finetune": {"steps": 4, "tokens_per_batch": 200, "eval_steps": 2, "save_seconds": 0},
         "arms": {"uniform": UNIFORM},
-        "evaluate": {"max_new_tokens": 12},
+        "evaluate": {"max_new_tokens": 6},
     }
     return small_recipe(folder, {"source": "teacher", "max_new_tokens": 12}, **{**sections, **changes})
 
@@ -57,6 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_of_without_the_classes_of_its_recipe(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +250,7 @@ def test_nothing_is_done_twice(finished: Path, capsys: pytest.CaptureFixture[str
     ("override", "touched"),
     [
         ("evaluate.samples=1", {"evaluate"}),
-        ("distill.steps=11", {"distill:hybrid", "distill:uniform", "finetune:hybrid", "finetune:uniform", "evaluate"}),
+        ("distill.steps=7", {"distill:hybrid", "distill:uniform", "finetune:hybrid", "finetune:uniform", "evaluate"}),
         ("finetune.steps=3", {"finetune:hybrid", "finetune:uniform", "evaluate"}),
         ("arms.uniform.distill={steps: 3}", {"distill:uniform", "finetune:uniform", "evaluate"}),
     ],
@@ -262,6 +263,7 @@ def test_a_changed_recipe_runs_only_what_it_touches(finished: Path, override: st
     assert {step for step in after if after[step] != before[step]} == touched
 
 
+@pytest.mark.slow
 def test_without_baseline_alignment_or_training(tmp_path: Path) -> None:
     tiny.save("qwen2", tmp_path / "model")
     without = ["align=null", "distill=null", "finetune=null", "arms={}"]

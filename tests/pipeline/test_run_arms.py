@@ -35,16 +35,16 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     sections = {
         "diagnose": {"budget": 2},
         "convert": {"target": {"kind": "granite-hybrid", "groups": "heads"}},
-        "align": {"steps": 6},
+        "align": {"steps": 3},
         "distill": {
-            "steps": 6,
+            "steps": 4,
             "tokens_per_batch": 200,
-            "eval_steps": 3,
+            "eval_steps": 2,
             "save_seconds": 0,
             "teacher_store": {"top_k": 8},
         },
         "arms": ARMS,
-        "evaluate": {"max_new_tokens": 12},
+        "evaluate": {"max_new_tokens": 4},
     }
     return small_recipe(folder, {"source": "teacher", "max_new_tokens": 12}, **{**sections, **changes})
 
@@ -118,6 +118,7 @@ def test_an_arm_alone_ends_as_beside_others(finished: Path, tmp_path: Path) -> N
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.slow
 def test_an_arm_more_runs_only_that_arm(finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished / "out", tmp_path / "out")
     before = read_json(out / "run.json")["stages"]

@@ -129,7 +129,13 @@ def test_what_has_no_effect_runs_nothing_again(finished: Path, tmp_path: Path, o
         os.utime(file)
     without = ["save_seconds=5", "report_to=none", "teacher_device=cpu"]
     changes = [f"{section}.{field}" for section in ("distill", "finetune") for field in without]
-    changes += ["align.memory_gib=1", "diagnose.context_length=9", "diagnose.draft_length=3", "threads=1"]
+    changes += [
+        "align.memory_gib=1",
+        "diagnose.memory_gib=1",
+        "diagnose.context_length=9",
+        "diagnose.draft_length=3",
+        "threads=1",
+    ]
     run(load_recipe(recipe, changes), out)
     assert steps(out) == before
 
@@ -241,7 +247,12 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["data/train.jsonl", "distilled/model.safetensors", "student/model.safetensors", "evaluation.json"],
+    [
+        pytest.param("data/train.jsonl", marks=pytest.mark.slow),
+        pytest.param("distilled/model.safetensors", marks=pytest.mark.slow),
+        "student/model.safetensors",
+        "evaluation.json",
+    ],
 )
 def test_an_output_with_one_other_byte_is_made_again(finished: Path, out: Path, name: str) -> None:
     flip(out / name)

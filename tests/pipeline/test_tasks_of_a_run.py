@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tiny
+from fake_server import Fake, serving, vllm_stands_in
 from radistill.errors import RadistillError
 from radistill.files import read_json
+from radistill.models.loading import load
 from radistill.pipeline.preflight import check
 from radistill.pipeline.run import run
 from radistill.report.terminal import print_evaluation
@@ -18,7 +21,14 @@ from radistill.runs.recipe import load_recipe
 from radistill.statistics import wilson
 from small_recipe import small_recipe
 
-EVALUATE = {"exact_match": False, "tasks": ["recall-needle"], "contexts": [256, 384], "limit": 3}
+EVALUATE = {
+    "exact_match": False,
+    "tasks": ["recall-needle"],
+    "contexts": [256, 384],
+    "limit": 3,
+    "samples": 1,
+    "max_new_tokens": 4,
+}
 
 
 def recipe(folder: Path, **evaluate: Any) -> Path:
@@ -74,6 +84,28 @@ def test_the_last_lines_and_the_report_tell_the_trade(finished: Path, capsys: py
     assert "was not measured" not in top
 
 
+def test_servers_answer_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM those of base and hybrid, one after the other, and an address those of the base alone; nothing else anew."""
+    started, recipe = vllm_stands_in(monkeypatch), finished.parent / "recipe.yaml"
+    with serving(Fake(load(finished.parent / "model"))) as fake:
+        for server in ("vllm", fake.address):
+            out = Path(shutil.copytree(finished, tmp_path / server.partition(":")[0]))
+            run(load_recipe(recipe, [f"evaluate.server={server}"]), out)
+            for name in ("base", "hybrid"):
+                rows = f"tasks/{name}/recall-needle.jsonl"
+                assert (out / rows).read_bytes() == (finished / rows).read_bytes()
+            assert read_json(out / "evaluation.json") == read_json(finished / "evaluation.json")
+        assert fake.texts == 6
+    assert [(Path(one.names[0]).name, one.texts, one.address) for one in started] == [
+        ("model", 6, ""), ("student", 6, ""),
+    ]  # fmt: skip
+    summaries = [read_json(out / f"tasks/{name}/tasks.json") for name in ("base", "hybrid")]
+    assert [summary.get("server_model") for summary in summaries] == ["tiny", None]
+    stages, before = (read_json(folder / "run.json")["stages"] for folder in (out, finished))
+    assert {stage for stage in stages if stages[stage] != before[stage]} == {"evaluate"}
+
+
+@pytest.mark.slow
 def test_a_student_that_is_made_anew_is_asked_anew(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     out = run(load_recipe(path), tmp_path / "out")
@@ -90,11 +122,16 @@ def test_a_student_that_is_made_anew_is_asked_anew(tmp_path: Path) -> None:
         ({"tasks": ["recal"], "contexts": None}, r"evaluate.tasks: no task 'recal'; did you mean recall\?"),
         ({"tasks": ["recall", "recall"]}, "evaluate.tasks: recall is named twice"),
         ({"tasks": ["gsm8k"]}, "evaluate.tasks: contexts is for the task recall"),
-        ({"tasks": []}, "evaluate.limit and evaluate.contexts are for evaluate.tasks"),
+        ({"tasks": []}, "evaluate.limit is for evaluate.tasks, which names no task"),
+        ({"tasks": ["perplexity"], "contexts": None, "server": "http://h"}, "evaluate.server is for tasks that let a"),
+        ({"server": "vllm"}, "evaluate.server: vLLM: /nowhere has none; install it there, or name the Python of"),
         ({"contexts": [4096]}, "evaluate.contexts: 4096 tokens and an answer are beyond the 512 tokens of this model"),
     ],
 )
-def test_what_could_not_be_asked_is_refused_at_once(tmp_path: Path, evaluate: dict[str, Any], message: str) -> None:
+def test_what_could_not_be_asked_is_refused_at_once(
+    tmp_path: Path, evaluate: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RADISTILL_VLLM", "/nowhere")
     settings = load_recipe(recipe(tmp_path, **evaluate))
     with pytest.raises(RadistillError, match=message):
         check(settings)

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from test_run import write_recipe
 from transformers import AutoTokenizer
 
 import tiny
-from radistill.distillation.teacher_store.layout import HEADER
+from fake_server import Fake, serving
+from radistill.distillation.teacher_store.read import HEADER
 from radistill.errors import RadistillError
 from radistill.files import read_json
-from radistill.models.loading import Model
-from radistill.pipeline import context, stages
+from radistill.models.loading import Model, load
+from radistill.pipeline import context, training
 from radistill.pipeline.estimate import estimate
 from radistill.pipeline.run import run
 from radistill.runs.recipe import load_recipe
@@ -27,16 +29,19 @@ BEFORE_EVALUATION = ["data", "diagnose", "convert", "distill"]
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """References to the models that a run loads, by the name of their folder."""
+    """References to the models that a run loads, by the name of their folder; `NAME, bare` without weights."""
     found: dict[str, list[Any]] = {}
-    original = context.load
 
-    def loading(source: str | Path, **keywords: Any) -> Model:
-        model = original(source, **keywords)
-        found.setdefault(Path(source).name, []).append(weakref.ref(model.network))
-        return model
+    def watched(original: Callable[..., Model], suffix: str) -> Callable[..., Model]:
+        def loading(source: str | Path, *arguments: Any, **keywords: Any) -> Model:
+            model = original(source, *arguments, **keywords)
+            found.setdefault(f"{Path(source).name}{suffix}", []).append(weakref.ref(model.network))
+            return model
 
-    monkeypatch.setattr(context, "load", loading)
+        return loading
+
+    monkeypatch.setattr(context, "load", watched(context.load, ""))
+    monkeypatch.setattr(context, "load_without_weights", watched(context.load_without_weights, ", bare"))
     return found
 
 
@@ -49,16 +54,17 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path, teacher=str(tmp_path / "other"), diagnose=diagnose)
 
 
+@pytest.mark.slow
 def test_another_teacher_is_gone_before_the_student_trains(
     recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, alive = stages.distill, []
+    original, alive = training.distill, []
 
     def distilling(*arguments: Any, **keywords: Any) -> Any:
         alive.append([reference() is not None for reference in loaded["other"]])
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(stages, "distill", distilling)
+    monkeypatch.setattr(training, "distill", distilling)
     out = run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
     assert alive == [[False], [False]]  # of both hybrids; it was loaded once, in the first stage
     assert len(list(out.glob(f"teacher_store/*/{HEADER}"))) == 1
@@ -74,26 +80,27 @@ def test_another_teacher_is_gone_if_only_an_earlier_stage_needed_it(
     out = run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
     (out / "data" / "calibration.jsonl").unlink()
     loaded.clear()
-    original, alive = stages.distill, []
+    original, alive = training.distill, []
 
     def distilling(*arguments: Any, **keywords: Any) -> Any:
         alive.append([reference() is not None for reference in loaded["other"]])
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(stages, "distill", distilling)
+    monkeypatch.setattr(training, "distill", distilling)
     run(load_recipe(recipe, [*STORED, "distill.steps=5"]), out, BEFORE_EVALUATION)
     assert alive[0] == [False]
 
 
+@pytest.mark.slow
 def test_a_complete_store_is_enough(
     recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in training, it goes on without the teacher; what is missing of the store brings it back."""
-    original = stages.distill
-    monkeypatch.setattr(stages, "distill", lambda *arguments, **keywords: 1 / 0)
+    original = training.distill
+    monkeypatch.setattr(training, "distill", lambda *arguments, **keywords: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(load_recipe(recipe, STORED), tmp_path / "out", BEFORE_EVALUATION)
-    monkeypatch.setattr(stages, "distill", original)
+    monkeypatch.setattr(training, "distill", original)
     loaded.clear()
     run(load_recipe(recipe, STORED), tmp_path / "out", ["distill"])
     assert "other" not in loaded
@@ -105,12 +112,49 @@ def test_a_complete_store_is_enough(
     assert len(loaded["other"]) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_shared_by_runs(recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]]) -> None:
     own = [*STORED, f"distill.teacher_store.folder={tmp_path / 'stores'}", "arms={}"]
     for name in ("first", "second"):
         out = run(load_recipe(recipe, own), tmp_path / name, BEFORE_EVALUATION)
         assert not (out / "teacher_store").exists()
     assert len(list((tmp_path / "stores").iterdir())) == 1
+
+
+@pytest.mark.parametrize("compared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_teacher_that_is_served_is_never_loaded(
+    compared: bool, recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes the responses and fills the store, and the student learns as from the model itself."""
+    monkeypatch.setenv("RADISTILL_SERVER_KEY", "secret")
+    own = [*STORED, "arms={}", "finetune=null"]
+    if compared:
+        expected = run(load_recipe(recipe, own), tmp_path / "here", BEFORE_EVALUATION)
+        assert "other" in loaded
+        assert "other, bare" not in loaded  # who writes the data is read once, with its weights
+        loaded.clear()
+    with serving(Fake(load(tmp_path / "other"), key="secret")) as fake:
+        own += [f"{field}.server={fake.address}/v1" for field in ("data.responses", "distill.teacher_store")]
+        out = run(load_recipe(recipe, own), tmp_path / "served", BEFORE_EVALUATION)
+        asked = len(fake.asked)
+        assert len(loaded["other, bare"]) == 1
+        run(load_recipe(recipe, own), tmp_path / "served", BEFORE_EVALUATION)
+        assert len(fake.asked) == asked
+    assert "other" not in loaded
+    if compared:
+        for split in ("train", "heldout"):
+            assert (out / "data" / f"{split}.jsonl").read_bytes() == (expected / "data" / f"{split}.jsonl").read_bytes()
+        found, wanted = (read_json(folder / "distill.json")["curve"] for folder in (out, expected))
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-3)
+    files = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    assert not any(b"secret" in content for content in files)
+    told = estimate(load_recipe(recipe, own))
+    assert "store" not in told.memory
+    assert not any("teacher weights" in terms for terms in told.memory.values())
+    assert [line.partition(":")[0] for line in told.warnings if line.endswith("is not asked by a dry run")] == [
+        "distill.teacher_store.server",
+        "data.responses.server",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +170,7 @@ def test_contradictions_are_refused_when_the_recipe_is_read(override: str, messa
         load_recipe(recipe, [*STORED, override])
 
 
+@pytest.mark.slow
 def test_the_estimate_has_no_teacher_beside_the_student(recipe: Path) -> None:
     without = ["data.max_length=64", "finetune=null"]
     beside = estimate(load_recipe(recipe, without))
@@ -141,6 +186,7 @@ def test_the_estimate_has_no_teacher_beside_the_student(recipe: Path) -> None:
     assert [("the stored teacher" in text(found, width=200)) for found in (stored, beside)] == [True, False]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_back_for_fine_tuning(recipe: Path, tmp_path: Path, loaded: dict[str, list[Any]]) -> None:
     own = load_recipe(recipe, [*STORED, "data.max_length=64", "arms={}"])
     memory = estimate(own).memory

@@ -14,10 +14,10 @@ from radistill.conversion import convert
 from radistill.data.records import DataSplits
 from radistill.errors import RadistillError
 from radistill.evaluation.evaluate import evaluate
-from radistill.evaluation.figures import figures_of
+from radistill.evaluation.results import figures_of
 from radistill.files import read_json, write_json
 from radistill.models.loading import Model, load
-from radistill.pipeline import promise, stages, tasks
+from radistill.pipeline import outcome, promise, stages, tasks
 from radistill.pipeline.run import run
 from radistill.report.page import write_report
 from radistill.runs.recipe import load_recipe
@@ -30,7 +30,13 @@ RETRIEVAL = {"contexts": [200, 300], "calibration": 2, "heldout": 3, "train": 1}
 def write_recipe(folder: Path, **diagnose: Any) -> Path:
     settings = {"budget": "auto", "by": "redundancy", "keep": {"kl": 1}, **diagnose}
     path = small_recipe(
-        folder, {"source": "data"}, diagnose=settings, align=None, distill=None, convert={"init": "zero"}
+        folder,
+        {"source": "data"},
+        diagnose=settings,
+        align=None,
+        distill=None,
+        convert={"init": "zero"},
+        evaluate={"max_new_tokens": 4},
     )
     recipe = yaml.safe_load(path.read_text())
     recipe["data"]["retrieval"] = RETRIEVAL
@@ -87,6 +93,7 @@ def test_a_promise_decides_the_budget(folder: Path) -> None:
     assert 'id="tradeoff-kl-wide-title"' in page
 
 
+@pytest.mark.slow
 def test_a_report_has_no_trade_off_of_an_earlier_recipe(folder: Path) -> None:
     out, stages = folder / "changed", [*STAGES, "report"]
     run(load_recipe(write_recipe(folder)), out, stages)
@@ -154,7 +161,7 @@ def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_the
     """Each layer that goes costs a tenth of the answers here, and the largest hybrid is tried first."""
     built: list[int] = []
 
-    def answered(model: Model, asked: Any, settings: Any, folder: Path, *, replace: bool) -> dict[str, Any]:
+    def answered(model: Model, asked: Any, settings: Any, folder: Path, **arguments: Any) -> dict[str, Any]:
         right = 20 - 2 * len(model.anatomy.ssm_layers)
         rows = [{"key": str(number), "correct": number < right} for number in range(20)]
         figures = figures_of(rows) | {"settings": {}}
@@ -168,6 +175,7 @@ def test_a_promise_of_tasks_takes_the_most_layers_whose_trained_hybrid_keeps_the
 
     monkeypatch.setattr(tasks, "run_tasks", answered)
     monkeypatch.setattr(stages, "convert", converted)
+    monkeypatch.setattr(outcome, "convert", converted)
     recipe = write_recipe(folder, keep={"kl": 99, "tasks": {"recall-needle": limit}})
     settings = load_recipe(recipe, ["evaluate.tasks=[recall-needle]", "evaluate.contexts=[128]", "evaluate.limit=1"])
     out = tmp_path / "out"
@@ -220,6 +228,7 @@ def test_tasks_that_cannot_be_promised_are_refused_before_any_work(
         run(load_recipe(recipe, [f"evaluate.tasks={tasks}"]), tmp_path / "out", STAGES)
 
 
+@pytest.mark.slow
 def test_other_texts_make_another_trade_off(folder: Path) -> None:
     recipe = load_recipe(folder / "out" / "recipe.yaml", ["data.retrieval.heldout=2"])
     run(recipe, folder / "other", STAGES[:2])

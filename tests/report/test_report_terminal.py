@@ -39,6 +39,16 @@ def test_it_fits_eighty_columns(value: float | None) -> None:
     assert "[red]a very long" in text
 
 
+@pytest.mark.parametrize(("value", "shown"), [(111_804_511.8, "1.1e+08"), (1.2e-5, "1.2e-05"), (1.2e15, "1.2e+15")])
+def test_no_figure_is_cut_off(value: float, shown: str) -> None:
+    results = evaluation()
+    for metric in ("kl", "perplexity"):
+        results["hybrid"][metric] = value
+    [line] = [line for line in printed(results).splitlines() if line.strip().startswith("hybrid  ")]
+    assert line.split()[1] == shown
+    assert f" {shown} " in line[line.index("%") :]
+
+
 def test_nothing_to_show() -> None:
     assert "nothing has been evaluated yet" in printed({})
 

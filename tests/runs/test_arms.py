@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from radistill.errors import RadistillError
-from radistill.runs.arms import Arm
+from radistill.runs.arms import Arm, ArmSettings
 from radistill.runs.recipe import Recipe, load_recipe
 
 UNFITTED = {"by": "redundancy", "align": None}
@@ -121,7 +121,8 @@ def test_a_saved_recipe_has_the_same_arms(tmp_path: Path) -> None:
     recipe.save(tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml").hybrids == recipe.hybrids
     differences = {"by": "redundancy", "align": None, "init": "transfer"}
-    assert load_recipe(tmp_path / "saved.yaml").arms["a"].differences() == differences
+    saved = load_recipe(tmp_path / "saved.yaml").arms["a"]
+    assert saved == ArmSettings.model_validate(differences)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def test_the_documentation_has_every_field() -> None:
         assert f"| `{name}` |" in between, f"{path}.{name}"
 
 
-TOP = "align, arms, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
+TOP = (
+    "align, arms, connect, convert, data, device, diagnose, distill, dtype, evaluate, finetune, model, seed, teacher, "
+)
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     # Unknown fields, at each depth.
     "top": (
@@ -127,7 +129,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "section": (
         {"diagnose.budgte": 2},
         "diagnose.budgte: unknown field; did you mean 'budget'? allowed: budget, by, context_length, draft_length, "
-        "keep, minutes, objective, passes, penalty, selector, tokens_per_batch, tradeoff",
+        "keep, memory_gib, minutes, objective, passes, penalty, selector, tokens_per_batch, tradeoff",
     ),
     "of a kind": (
         {"diagnose.selector": {"kind": "bayes", "trails": 1}},
@@ -141,7 +143,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "below a kind": (
         {"data.responses": {"temprature": 1}},
         "data.responses.temprature: unknown field; did you mean 'temperature'? "
-        "allowed: batch_size, max_new_tokens, source, temperature, top_p",
+        "allowed: batch_size, max_new_tokens, server, source, temperature, top_p",
     ),
     "in an optional section": (
         {"arms": {"other": {"target": {"kind": "granite-hybrid", "gruops": 1}}}},
@@ -176,7 +178,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "target": (
         {"convert": {"target": "granit"}},
         "convert.target: 'granit' is unknown; did you mean 'granite-hybrid'? "
-        "choose one of cut, granite-hybrid, qwen3.5",
+        "choose one of cut, granite-hybrid, massv, qwen3.5",
     ),
     "initialisation": (
         {"convert": {"init": "zeros"}},
@@ -277,6 +279,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"align": {"learning_rate": float("nan")}}, "align.learning_rate: must be a finite number"),
     "share": ({"align": {"held_out": 1}}, "align.held_out: must be below 1, not 1"),
     "probability": ({"data.responses": {"top_p": 1.5}}, "data.responses.top_p: must be at most 1, not 1.5"),
+    "address": ({"data.responses": {"server": "host:80"}}, "data.responses.server.url: must be an address, such as "),
+    "a name of the one": (
+        {"evaluate": {"server": {"url": "vllm", "model": "m"}}},
+        "evaluate.server: model is for a server that has several, and vllm has the one",
+    ),
+    "number for an address": ({"data.responses": {"server": 80}}, "data.responses.server: must be a mapping of fields"),
+    "key in an address": (
+        {"distill": {"teacher_store": {"server": "http://me:secret@host"}}},
+        "distill.teacher_store.server.url: must be an address alone; a key belongs in the environment variable "
+        "RADISTILL_SERVER_KEY",
+    ),
     "groups": ({"convert": {"target": {"groups": 0}}}, "convert.target.groups: must be at least 1 or 'heads', not 0"),
     "seed": ({"seed": 2**40}, "seed: must be below 4294967296, not 1099511627776"),
     "empty": ({"model": ""}, "model: must not be empty"),
@@ -421,6 +434,7 @@ def test_pydantic_knows_no_other_depth() -> None:
         "",
         "data",
         "data.responses",
+        "data.responses.server",
         "data.retrieval",
         "diagnose",
         "diagnose.keep",
@@ -430,10 +444,17 @@ def test_pydantic_knows_no_other_depth() -> None:
         "align",
         "align.data",
         "align.data.responses",
+        "align.data.responses.server",
         "align.data.retrieval",
+        "connect",
+        "connect.data",
+        "connect.data.responses",
+        "connect.data.responses.server",
+        "connect.data.retrieval",
         "distill",
         "distill.data",
         "distill.data.responses",
+        "distill.data.responses.server",
         "distill.data.retrieval",
         "distill.loss",
         "distill.hidden",
@@ -441,14 +462,17 @@ def test_pydantic_knows_no_other_depth() -> None:
         "distill.rate_search",
         "distill.select",
         "distill.teacher_store",
+        "distill.teacher_store.server",
         "finetune",
         "finetune.data",
         "finetune.data.responses",
+        "finetune.data.responses.server",
         "finetune.data.retrieval",
         "arms.NAME",
         "arms.NAME.selector",
         "arms.NAME.target",
         "evaluate",
+        "evaluate.server",
     }
 
 
@@ -526,11 +550,6 @@ def test_pydantic_knows_no_other_depth() -> None:
             "data.retrieval.heldout",
         ),
         (
-            {"diagnose.selector": {"kind": "bayes", "workers": 2}},
-            "diagnose.by is replaceability, but diagnose.selector.workers is 2, and fitted blocks stay in the process "
-            "that fitted them; change that, or set diagnose.by to redundancy",
-        ),
-        (
             {"data.loss_on": "all", "distill": {"on_policy": {}}},
             "data.loss_on is all, which leaves no prompt for distill.on_policy to answer",
         ),
@@ -568,7 +587,6 @@ def test_pydantic_knows_no_other_depth() -> None:
         "promise",
         "one-document",
         "too-few-texts",
-        "workers",
         "loss-on",
         "no-share",
         "no-documents",

@@ -116,7 +116,10 @@ def assert_lossless(model: Model, prompts: list[list[int]], expected: list[list[
         assert difference is None or difference.margin < NEAR_TIE, difference
 
 
-@pytest.mark.parametrize("family", ["student", *tiny.ARCHITECTURES, "granitemoehybrid-experts", "gemma4_text-experts"])
+@pytest.mark.parametrize(
+    "family",
+    tiny.usual_first(["student", *tiny.ARCHITECTURES, "granitemoehybrid-experts", "gemma4_text-experts"]),
+)
 def test_greedy_text_is_that_of_generate_on_100_prompts(family: str) -> None:
     # Zamba2 scans in chunks of 256 tokens unless told otherwise.
     settings = {"chunk_size": 16} if family == "zamba2" else {}
@@ -176,7 +179,7 @@ def test_every_mask_cache_and_batch_is_lossless(family: str, draft_cache: str, b
 
 
 @pytest.mark.parametrize("family", _WINDOWED)
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sliding_windows_are_lossless_beyond_the_window(family: str, batch_size: int) -> None:
     model = tiny.model(family, sliding_window=8)
     prompts = [prompt * 2 for prompt in prompts_of(3, longest=12, seed=4)]

@@ -89,19 +89,21 @@ def test_an_empty_mask_changes_nothing() -> None:
         assert torch.equal(logits(model, batch), full)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_forward_that_starts_later_is_the_same_forward(family: str) -> None:
+def test_a_forward_that_starts_later_is_the_same_forward(family: str, every: int) -> None:
     model = tiny.model(family)
     batch = batch_of(9, 5, 2)
-    cache = PrefixCache(model, batch)
+    cache = PrefixCache(model, batch, every=every)
     attention = model.anatomy.attention_layers
     masks = [ComponentMask.attention(a) for a in [[], [attention[0]], [attention[-1]], list(attention), attention[1:]]]
 
     def check() -> None:
         for mask in masks:
-            with torch.no_grad(), masked(model, mask):
-                plain = response_logits(model.network, batch)
-            assert torch.equal(cache.run(mask).logits, plain.logits)
+            with torch.no_grad():
+                with masked(model, mask):
+                    plain = response_logits(model.network, batch)
+                assert torch.equal(cache.run(mask).logits(slice(None)), plain.logits)
 
     check()  # nothing is remembered
     for kept in masks:  # the full model first, then one masked model after another beside it

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from radistill.mixers import use_fast_paths
-from radistill.models.anatomy import ARCHITECTURES
+from radistill.models.architectures import ARCHITECTURES
 from radistill.models.loading import Model
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, verifying
 from radistill.speculation.states import stored

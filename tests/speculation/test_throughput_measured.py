@@ -61,6 +61,7 @@ def test_a_set_is_decoded_once_and_found_again(tmp_path: Path, monkeypatch: pyte
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_a_plan_is_found_by_decoding() -> None:
     model = tiny.model("llama")
     plan = diagnose(

@@ -11,6 +11,7 @@ def main() -> None:
 
     Nothing is imported before it is called: Ctrl-C while that is done, which takes a moment, is answered as later.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # not every encoding has a bar or ×
@@ -27,6 +28,13 @@ def main() -> None:
         print("interrupted; nothing was changed, and the same command starts again", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _open_closed_streams() -> None:
+    """Where one was closed (`<&-`), a pipe of ours would get its number, and a process that we start would close it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open)
 
 
 def _find_temporary_folder() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from radistill.cli.options import JsonFile
 
@@ -10,7 +10,7 @@ from radistill.cli.options import JsonFile
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="RUN_OR_MODEL...",
             help="Run folders, models, or folders of results that `radistill evaluate --tasks` has written; "
             "the others are compared to the first. One run alone: its base, its hybrid, and arms.",

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from radistill.cli.options import Device, Dtype, JsonFile, ModelSource, TrustRemoteCode, temperatures
 
@@ -15,42 +15,31 @@ if TYPE_CHECKING:
 def components(
     model: ModelSource,
     data: Annotated[
-        str,
-        typer.Option("--data", help="Documents: reasoning-gym:TASK, or a .jsonl file; missing responses are written."),
+        str, Option(help="Documents: reasoning-gym:TASK, or a .jsonl file; missing responses are written.")
     ] = "reasoning-gym:gsm_symbolic",
-    count: Annotated[int, typer.Option("--count", min=1, help="How many documents.")] = 16,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest response that the model writes.")
-    ] = 96,
+    count: Annotated[
+        int, Option(min=2, help="How many documents; intervals are over them. --search reads as many more.")
+    ] = 16,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest response that the model writes.")] = 96,
     masks: Annotated[
         list[str] | None,
-        typer.Option("--mask", metavar="WORDS", help="One more draft, as `attention:6,7 mlp:3 exit:24`. Repeatable."),
+        Option("--mask", metavar="WORDS", help="One more draft, as `attention:6,7 mlp:3 exit:24`. Repeatable."),
     ] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="One more draft: the attention that this plan replaces is off.")
-    ] = None,
-    temperature: Annotated[str, typer.Option("--temperature", help="Temperatures, as 0,0.6; 0 is greedy.")] = "0,0.6",
-    context: Annotated[
-        int, typer.Option("--context", min=1, help="Tokens in the cache while the components are timed.")
-    ] = 512,
+    plan: Annotated[Path | None, Option(help="One more draft: the attention that this plan replaces is off.")] = None,
+    temperature: Annotated[str, Option(help="Temperatures, as 0,0.6; 0 is greedy.")] = "0,0.6",
+    context: Annotated[int, Option(min=1, help="Tokens in the cache while the components are timed.")] = 512,
     timing: Annotated[
-        bool, typer.Option("--timing/--no-timing", help="Time the components, and predict speeds from them.")
+        bool, Option("--timing/--no-timing", help="Time the components, and predict speeds from them.")
     ] = True,
     search: Annotated[
         int | None,
-        typer.Option(
-            "--search",
-            min=1,
-            metavar="PARTS",
-            help="One more draft: the fastest found that skips at most so many parts.",
-        ),
+        Option(min=1, metavar="PARTS", help="One more draft: the fastest found that skips at most so many parts."),
     ] = None,
     passes: Annotated[
-        float,
-        typer.Option("--passes", min=1, help="What --search may spend, in passes of the model over its documents."),
+        float, Option(min=1, help="What --search may spend, in passes of the model over its documents.")
     ] = 100,
     json_file: JsonFile = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which documents are drawn.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Decides which documents are drawn.")] = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,

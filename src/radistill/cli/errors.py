@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from radistill.errors import RadistillError
 from radistill.files import TEMPORARY
+from radistill.processes import gone, launched, speaks
 from radistill.texts import readable
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -33,34 +34,36 @@ def errors_in_one_line() -> Iterator[None]:
     """Print what the user can solve as one line, and exit: 2 for a problem, 130 for Ctrl-C, 143 for SIGTERM.
 
     SIGTERM, which a cluster sends before it kills, ends the block as Ctrl-C does. Anything else keeps its traceback: it
-    is a defect of ours.
+    is a defect of ours. Of several processes that run one command, the first to end prints.
     """
-    stopped, code = "interrupted", 130
+    asked: list[int] = []
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped, code
-        stopped, code = "ended by SIGTERM", 128 + number
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    # Whoever has Ctrl-C ignored, as a shell does for what runs in the background, keeps that.
+    stops = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in stops}
     try:
         yield
         if sys.stdout is not None:  # it may have been closed
             sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        notes = _notes(stop) or "; nothing was changed, and the same command starts again"
-        _leave(f"{stopped}{notes}", code)
-    except RadistillError as error:
-        _leave(f"error: {error}", 2)
-    except BrokenPipeError:
-        raise  # whoever read our output has seen enough
-    except Exception as error:
-        line = _known(error)
-        if line is None:
+    except (KeyboardInterrupt, Exception) as error:
+        # A library in C may put an error of its own in the place of the exception that a signal has raised.
+        if asked or isinstance(error, KeyboardInterrupt):
+            number = asked[0] if asked else signal.SIGINT
+            notes = _notes(error) or "; nothing was changed, and the same command starts again"
+            _leave(f"{'ended by SIGTERM' if number == signal.SIGTERM else 'interrupted'}{notes}", 128 + number)
+        if isinstance(error, RadistillError):
+            _leave(f"error: {error}", 2)
+        # Of a broken pipe nothing is said: whoever read our output has seen enough.
+        if isinstance(error, BrokenPipeError) or (line := _known(error)) is None:
             raise
         _leave(f"error: {line}{_notes(error)}", 2)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _notes(error: BaseException) -> str:
@@ -76,6 +79,8 @@ def _known(error: BaseException) -> str | None:
         return "out of memory on the GPU; lower tokens_per_batch or batch_size in the recipe"
     if found := _OF_RUST.search(str(error)):
         return _of_the_system(int(found[1]), None)
+    if isinstance(error, RuntimeError) and launched() > 1 and "closed by peer" in str(error):
+        return gone()
     if isinstance(error, sqlite3.Error) and str(error) in _OF_SQLITE:
         return _of_the_system(_OF_SQLITE[str(error)], None)
     return _known(error.__cause__) if error.__cause__ is not None else None
@@ -97,11 +102,13 @@ def _place(filename: str | bytes) -> Path:
 
 
 def _leave(message: str, code: int) -> None:
-    print(readable(" ".join(message.split())), file=sys.stderr)
+    if speaks():  # a launcher ends the others when one process has failed
+        print(readable(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
 
 
 def give_traceback() -> NoReturn:
     """As Python does, but for passwords in what a library says."""
+    speaks()  # the others need not say that this process has ended
     print(readable(traceback.format_exc()), file=sys.stderr, end="")
     sys.exit(1)

@@ -3,14 +3,14 @@
 import json
 from typing import Annotated
 
-import typer
+from typer import Option, echo
 
 from radistill.cli.options import ModelSource, TrustRemoteCode
 
 
 def inspect(
     model: ModelSource,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a page.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show a model's layers, parameters and memory, and whether a student target can hold it."""
@@ -19,6 +19,6 @@ def inspect(
 
     report = inspect_source(model, trust_remote_code)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         show(render(report))

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from radistill.files import output_place
 
-ModelSource = Annotated[str, typer.Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="Such as cpu or cuda:0.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-]
+ModelSource = Annotated[str, Argument(help="Hub id, folder, GGUF file or alias.", show_default=False)]
+Dtype = Annotated[str, Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, Option(help="Such as cpu or cuda:0.")]
+Threads = Annotated[int | None, Option(min=1, max=1024, help="Of torch.")]
+TrustRemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
 def _output_file(path: Path | None) -> Path | None:
@@ -20,33 +19,29 @@ def _output_file(path: Path | None) -> Path | None:
 
 
 JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the figures there too.", callback=_output_file),
+    Path | None, Option("--json", metavar="FILE", help="Write the figures there too.", callback=_output_file)
 ]
 
 LATEST = Path("runs/latest")
 
 RecipePath = Annotated[
     Path | None,
-    typer.Argument(
+    Argument(
         metavar="[RECIPE]",
         help="A recipe (YAML), or the name of one that `radistill recipes` lists. Left out, the run folder's own "
         "recipe.yaml.",
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
+Out = Annotated[Path, Option("--out", "-o", metavar="FOLDER", help="The run folder.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."
-    ),
+    Option("--set", "-s", metavar="FIELD=VALUE", help="Override a field, for example distill.steps=20. Repeatable."),
 ]
 
 By = Annotated[
     str | None,
-    typer.Option(
-        "--by",
+    Option(
         metavar="replaceability|redundancy",
         help="How layers are judged: by drafts with a fitted block in place of attention (replaceability), or by "
         "drafts that skip it (redundancy: RAD as published). Left out, what the recipe says, which by default is "

@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Typer
 
-plan = typer.Typer(help="Look at plans, and compare them.", no_args_is_help=True)
+plan = Typer(help="Look at plans, and compare them.", no_args_is_help=True)
 
 
 @plan.command("show")
-def show(path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json, or a run folder.")]) -> None:
+def show(path: Annotated[Path, Argument(metavar="PLAN", help="A plan.json, or a run folder.")]) -> None:
     """Show what a plan replaces, what its draft is worth, and how it was found."""
     _print([path])
 
 
 @plan.command("diff")
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A plan.json, or a run folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    first: Annotated[Path, Argument(metavar="A", help="A plan.json, or a run folder.")],
+    second: Annotated[Path, Argument(metavar="B", help="Another.")],
 ) -> None:
     """Show two plans side by side, with what differs marked."""
     _print([first, second])

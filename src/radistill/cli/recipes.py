@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, echo
 
 from radistill.cli.options import Out, Set
 from radistill.cli.run import run
@@ -12,18 +12,18 @@ DEMO = "quickstart"
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe to print. Left out, all are listed.")] = None,
+    name: Annotated[str | None, Argument(help="The recipe to print. Left out, all are listed.")] = None,
 ) -> None:
     """List the recipes that come with Radistill, or print one: `radistill recipes quickstart > mine.yaml`."""
     from radistill.cli.options import shipped
     from radistill.recipes import shipped_recipes, summary
 
     if name is not None:
-        typer.echo(shipped(name).read_text(encoding="utf-8"), nl=False)
+        echo(shipped(name).read_text(encoding="utf-8"), nl=False)
         return
     for one, path in shipped_recipes().items():
-        typer.echo(f"{one}\n    {summary(path)}")
-    typer.echo("\n`radistill recipes NAME` prints one, `radistill run NAME` runs it.")
+        echo(f"{one}\n    {summary(path)}")
+    echo("\n`radistill recipes NAME` prints one, `radistill run NAME` runs it.")
 
 
 def demo(out: Out = Path("runs/quickstart"), set_: Set = None) -> None:
@@ -36,4 +36,4 @@ def demo(out: Out = Path("runs/quickstart"), set_: Set = None) -> None:
 
     ALIASES["smollm2-135m"].install()
     run(Path(DEMO), out, set_=set_)
-    typer.echo(f"Report: {out / 'report.html'}")
+    echo(f"Report: {out / 'report.html'}")

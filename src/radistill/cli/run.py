@@ -1,14 +1,13 @@
 """`radistill run`, and a command for each of its stages."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from radistill.cli.evaluate import evaluate
 from radistill.cli.options import LATEST, By, Out, RecipePath, Set, by_override, recipe_of, run_stage
-from radistill.cli.report import report
-from radistill.cli.tradeoff import tradeoff
 
 _QUICK = "Instead of a recipe, with --model, --data and --budget:"
 
@@ -16,17 +15,17 @@ _QUICK = "Instead of a recipe, with --model, --data and --budget:"
 def run(
     recipe: RecipePath = None,
     out: Out = LATEST,
-    model: Annotated[str | None, typer.Option("--model", help=f"{_QUICK} hub id, folder, GGUF file or alias.")] = None,
+    model: Annotated[str | None, Option(help=f"{_QUICK} hub id, folder, GGUF file or alias.")] = None,
     data: Annotated[
-        str | None,
-        typer.Option("--data", help=f"{_QUICK} a .jsonl file, a folder, a data set on the hub, or reasoning-gym:TASK."),
+        str | None, Option(help=f"{_QUICK} a .jsonl file, a folder, a data set on the hub, or reasoning-gym:TASK.")
     ] = None,
-    budget: Annotated[int | None, typer.Option("--budget", help=f"{_QUICK} attention layers to replace.")] = None,
+    budget: Annotated[int | None, Option(help=f"{_QUICK} attention layers to replace.")] = None,
     set_: Set = None,
     by: By = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe and print an estimate of parameters, memory and tokens.")
+        bool, Option("--dry-run", help="Check the recipe; print an estimate of parameters, memory and time.")
     ] = False,
+    processes: Annotated[int | None, Option(min=1, help="With --dry-run: how many are to share the work.")] = None,
 ) -> None:
     """Run a recipe: data, diagnose, convert, distill, finetune, evaluate, report.
 
@@ -50,19 +49,24 @@ def run(
         from radistill.pipeline.estimate import estimate
         from radistill.pipeline.estimate_page import print_estimate
 
-        print_estimate(estimate(settings, out))
+        print_estimate(estimate(settings, out, processes or 1))
         return
+    if processes is not None:
+        raise RadistillError(
+            "--processes is for --dry-run; to run in several, start the command with torchrun or accelerate launch"
+        )
     from radistill.diagnosis.plan import Plan
     from radistill.pipeline.run import run as run_pipeline
     from radistill.processes import is_main
     from radistill.report.terminal import print_evaluation
     from radistill.runs.contents import read_content
     from radistill.runs.folder import RunFolder
+    from radistill.runs.read import kind_of
 
     folder = run_pipeline(settings, out)
     if is_main():
         files = RunFolder(folder)
-        print_evaluation(read_content(files.evaluation), drafter=Plan.load(files.hybrid().plan).whole_layers)
+        print_evaluation(read_content(files.evaluation), kind_of(Plan.load(files.hybrid().plan)))
 
 
 def _stage_command(stage: str, explanation: str) -> Callable[..., None]:
@@ -78,23 +82,20 @@ def diagnose(
     out: Out = LATEST,
     set_: Set = None,
     selector: Annotated[
-        str | None,
-        typer.Option("--selector", metavar="NAME", help="How layers are chosen; `all` runs every one and ranks them."),
+        str | None, Option(metavar="NAME", help="How layers are chosen; `all` runs every one and ranks them.")
     ] = None,
     by: By = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers",
+        Option(
             min=1,
-            help="Processes on this machine that search together, with `--by redundancy`. A search by several cannot "
-            "be repeated exactly.",
+            help="Processes on this machine that share the Bayesian search. A search by several cannot be repeated "
+            "exactly.",
         ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(
-            "--storage",
+        Option(
             metavar="URL",
             help="Optuna storage that other machines share, as sqlite:////shared/study.db; the same command joins.",
         ),
@@ -113,6 +114,48 @@ def diagnose(
             "Bayesian search: add --selector bayes"
         )
     run_stage("diagnose", recipe, out, [*chosen, *shared])
+
+
+def tradeoff(
+    run: Annotated[Path, Argument(metavar="[RUN]", help="The run folder.", show_default=False)] = LATEST,
+    recipe: Annotated[
+        Path | None,
+        Option(metavar="RECIPE", help="Left out, the run folder's own.", show_default=False),
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Find the best layers for every budget at once, and measure what each keeps: tradeoff.json, and a table.
+
+    For each number of attention layers that go: KL, accepted drafts and recall on held-out texts with 95 % intervals,
+    and the cache. The drafts have fitted blocks in place of attention, without distillation (`diagnose.by`).
+    """
+    from radistill.console import show
+    from radistill.files import read_json
+    from radistill.pipeline.run import run as run_pipeline
+    from radistill.processes import is_main
+    from radistill.report.tradeoff_table import tradeoff_table
+    from radistill.runs.contents import TradeOff
+    from radistill.runs.folder import RunFolder
+    from radistill.runs.recipe import load_recipe
+
+    settings = load_recipe(recipe_of(recipe, run), [*(set_ or []), "diagnose.tradeoff=true"])
+    folder = RunFolder(run_pipeline(settings, run, ["data", "tradeoff"]))
+    if is_main():
+        show(tradeoff_table(read_json(folder.tradeoff, TradeOff)))
+
+
+def report(recipe: RecipePath = None, out: Out = LATEST, set_: Set = None) -> None:
+    """Write report.html from what the run folder holds."""
+    from radistill.console import note
+    from radistill.locks import locked
+    from radistill.report.page import write_report
+
+    if recipe is not None or set_:
+        run_stage("report", recipe, out, set_ or [])
+        return
+    recipe_of(None, out)
+    with locked(out):
+        note(f"report: {write_report(out)}")
 
 
 _STAGES: dict[str, str | Callable[..., None]] = {

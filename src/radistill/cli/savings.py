@@ -3,38 +3,35 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from radistill.cli.options import Device, TrustRemoteCode, lengths
 
 
 def savings(
-    base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A run folder, or a base model.", show_default=False)],
+    base: Annotated[str, Argument(metavar="RUN|BASE", help="A run folder, or a base model.", show_default=False)],
     hybrid: Annotated[
-        str | None, typer.Argument(help="Not for a run folder: the hybrid beside the base.", show_default=False)
+        str | None, Argument(help="Not for a run folder: the hybrid beside the base.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Left out, savings.json of the run, or here."),
+        Path | None, Option("--out", "-o", metavar="FILE", help="Left out, savings.json of the run, or here.")
     ] = None,
-    contexts: Annotated[
-        str | None, typer.Option("--contexts", metavar="TOKENS", help="Lengths, as 512,4096,16384.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")] = 1,
-    decode_tokens: Annotated[int, typer.Option("--decode-tokens", min=2, help="Decoding steps at each length.")] = 32,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed passes, of which the median counts.")] = 3,
-    draft_length: Annotated[
-        int, typer.Option("--draft-length", min=0, help="Of self-speculation; 0 leaves it out.")
-    ] = 4,
+    contexts: Annotated[str | None, Option(metavar="TOKENS", help="Lengths, as 512,4096,16384.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Sequences at once.")] = 1,
+    decode_tokens: Annotated[int, Option(min=2, help="Decoding steps at each length.")] = 32,
+    repeats: Annotated[int, Option(min=1, help="Timed passes, of which the median counts.")] = 3,
+    draft_length: Annotated[int, Option(min=0, help="Of self-speculation; 0 leaves it out.")] = 4,
     engine: Annotated[
-        str, typer.Option("--engine", help="transformers, or llama.cpp, for which both are written as GGUF.")
+        str, Option(help="transformers, vllm, or llama.cpp, for which both are written as GGUF.")
     ] = "transformers",
+    vllm: Annotated[
+        Path | None,
+        Option(metavar="PYTHON", envvar="RADISTILL_VLLM", help="Of the environment that has vLLM; left out, this one."),
+    ] = None,
     beyond_context: Annotated[
-        bool, typer.Option("--beyond-context", help="Time contexts beyond the models' own; text there means nothing.")
+        bool, Option("--beyond-context", help="Time contexts beyond the models' own; text there means nothing.")
     ] = False,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16; for llama.cpp q8_0 too.")
-    ] = "float32",
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16; for llama.cpp q8_0 too.")] = "float32",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -42,6 +39,7 @@ def savings(
 
     Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
     """
+    import sys
     import tempfile
 
     from radistill.console import note, show
@@ -49,17 +47,20 @@ def savings(
     from radistill.evaluation.places import subjects_of
     from radistill.evaluation.savings.measure import Engine, SavingsSettings, Transformers, measure_savings
     from radistill.export.engines.llama_cpp import LlamaCppEngine
+    from radistill.export.engines.vllm import VllmEngine
     from radistill.files import output_place
     from radistill.locks import locked
     from radistill.models.loading import load
-    from radistill.report.savings_table import savings_tables
+    from radistill.report.savings import savings_tables
     from radistill.runs.folder import RunFolder
 
     sources = [subject.model for subject in subjects_of(base)] + ([] if hybrid is None else [hybrid])
     if len(sources) != 2:
         raise RadistillError("savings: name a run folder alone, or a base model and a hybrid")
-    if engine not in ("transformers", "llama.cpp"):
-        raise RadistillError(f"savings: --engine is {engine!r}; it can be transformers or llama.cpp")
+    if engine not in ("transformers", "llama.cpp", "vllm"):
+        raise RadistillError(f"savings: --engine is {engine!r}; it can be transformers, llama.cpp or vllm")
+    if engine == "vllm" and dtype not in ("float32", "bfloat16", "float16"):
+        raise RadistillError(f"savings: --dtype is {dtype!r}; vLLM takes float32, bfloat16 or float16")
     own = engine == "transformers"
     settings = SavingsSettings(
         contexts=None if contexts is None else lengths(contexts),
@@ -75,8 +76,11 @@ def savings(
         one, other = (
             load(source, dtype=kind, device=device, trust_remote_code=trust_remote_code) for source in sources
         )
-        served: Engine
-        served = Transformers() if own else LlamaCppEngine(dtype, Path(scratch))
+        served: Engine = Transformers()
+        if engine == "llama.cpp":
+            served = LlamaCppEngine(dtype, Path(scratch))
+        elif engine == "vllm":
+            served = VllmEngine(dtype, Path(scratch), vllm or sys.executable)
         figures = measure_savings(one, other, settings, path, served)
     note(f"{path}: every figure")
     show(savings_tables(figures))

@@ -70,8 +70,12 @@ def assemble(
 
     network.load_state_dict(tensors, strict=False, assign=True)
     network.tie_weights()
-    _fill_rotary_buffers(network, device)
-    unfilled = [name for name, tensor in _tensors(network).items() if tensor.is_meta]
+    for module in network.modules():
+        # Rotary frequencies are buffers that no checkpoint holds; they follow from the config.
+        if (rotary := getattr(module, "rotary_emb", None)) is not None:
+            module.rotary_emb = type(rotary)(rotary.config).to(device)
+    held = (*network.named_parameters(), *network.named_buffers())
+    unfilled = [name for name, tensor in held if tensor.is_meta]
     if unfilled:
         raise RuntimeError(f"left on the meta device: {unfilled}")
     return network.eval()
@@ -80,15 +84,3 @@ def assemble(
 def unwritten(module: nn.Module) -> str | None:
     """Name of the first parameter of `module` that holds a NaN, or None."""
     return next((name for name, value in module.named_parameters() if value.isnan().any()), None)
-
-
-def _fill_rotary_buffers(network: nn.Module, device: torch.device) -> None:
-    """Rotary frequencies are buffers that no checkpoint holds; they follow from the config."""
-    for module in network.modules():
-        rotary = getattr(module, "rotary_emb", None)
-        if rotary is not None:
-            module.rotary_emb = type(rotary)(rotary.config).to(device)
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return dict(network.named_parameters()) | dict(network.named_buffers())

@@ -99,6 +99,10 @@ def convert(
         RadistillError: if the target cannot hold the source, a setting does not fit, a layer cannot be replaced, or a
             proof fails.
     """
+    if teacher.reader is not None:
+        raise RadistillError(
+            f"{teacher.source}: reads images, and a hybrid is made of text models only; load it without images"
+        )
     settings = target_for(teacher.network.config, teacher.source, target)
     chosen = TARGETS[settings.kind]
     before = teacher.anatomy
@@ -138,13 +142,9 @@ def convert(
 
 
 def check_conversion(source: str, network: PreTrainedModel, settings: TargetSettings, init: str | None) -> None:
-    """Check that a target can hold a model, and that an initialisation fits its blocks.
+    """Check that a target can hold a model, and that an initialisation fits its blocks, if there are any.
 
-    Args:
-        source: what the user calls the model.
-        network: the model; that it has no weights, on the meta device, does not matter.
-        settings: of the target.
-        init: how new blocks start; None where there are none.
+    The network needs no weights; `source` is what the user calls it.
 
     Raises:
         RadistillError: naming what stands in the way.

@@ -11,7 +11,8 @@ from rich.text import Text
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.conversion.targets import obstacles_of
-from radistill.models.anatomy import ARCHITECTURES, anatomy_of
+from radistill.models.anatomy import anatomy_of
+from radistill.models.architectures import ARCHITECTURES
 from radistill.models.loading import Model, skeleton
 from radistill.models.unknown import config_of_any_type, describe_unknown
 from radistill.texts import human_bytes, human_count, ranges
@@ -32,7 +33,7 @@ def inspect(model: Model) -> dict[str, Any]:
 def inspect_source(source: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """As `inspect`, from the config alone: no weight is loaded, and from a hub none is downloaded.
 
-    Of a model type that is not in the table of `models.anatomy`, see `models.unknown` for the keys.
+    Of a model type that is not in the table of `models.architectures`, see `models.unknown` for the keys.
 
     Raises:
         RadistillError: if there is no such model, or it is damaged as far as the files' headers tell.
@@ -79,7 +80,7 @@ def _target(config: PreTrainedConfig) -> dict[str, Any]:
 def render(report: dict[str, Any]) -> RenderableType:
     """The page that `radistill inspect` prints, from what `inspect` returns."""
     if "entry" in report:
-        return Group(_facts_of_unknown(report), Text(), Text(report["entry"]))
+        return Group(_facts(report), Text(), Text(report["entry"]))
     return Group(_facts(report), Text(), _parameters(report["parameters"]), Text(), _verdict(report))
 
 
@@ -93,8 +94,11 @@ def layer_picture(report: dict[str, Any]) -> str:
     )
 
 
-def _facts_of_unknown(report: dict[str, Any]) -> Table:
-    table = _grid()
+def _facts(report: dict[str, Any]) -> Table:
+    """What is known; of a model type that is not in the table, that is not all."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
 
     def known(key: str, form: Callable[[Any], str] = str) -> str:
         return "unknown" if report[key] is None else form(report[key])
@@ -102,30 +106,26 @@ def _facts_of_unknown(report: dict[str, Any]) -> Table:
     table.add_row("model", Text(report["source"], style="bold"))
     table.add_row("architecture", f"{report['model_type']}, stored in {report['dtype'] or 'an unstated type'}")
     table.add_row("layers", f"{known('layers')}, width {known('hidden_size')}")
+    if "entry" not in report:
+        _add_layers(table, report)
     table.add_row("heads", f"{known('heads')} of size {known('head_dim')}, {known('kv_heads')} for keys and values")
     tied = known("tied_embeddings", lambda tied: "tied to the output" if tied else "input and output apart")
     table.add_row("vocabulary", f"{known('vocab_size', '{:,} tokens'.format)}, embeddings {tied}")
     table.add_row("context", known("max_context", "{:,} tokens".format))
     per_token = known("kv_bytes_per_token", lambda size: f"{human_bytes(size)} a token in bfloat16")
     table.add_row("KV cache", per_token)
-    table.add_row("parameters", known("parameters", lambda counts: human_count(counts["total"])))
+    if "entry" in report:
+        table.add_row("parameters", known("parameters", lambda counts: human_count(counts["total"])))
+        return table
+    for tokens, size in report["kv_bytes"].items():
+        beyond = "  (beyond the context)" if int(tokens) > report["max_context"] else ""
+        table.add_row(f"  at {int(tokens) // 1024}k tokens", f"{human_bytes(size)}{beyond}")
+    if report["ssm_layers"]:
+        table.add_row("SSM state", f"{human_bytes(report['ssm_state_bytes'])} a sequence in float32, at any length")
     return table
 
 
-def _grid() -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    return table
-
-
-def _facts(report: dict[str, Any]) -> Table:
-    table = _grid()
-    tied = "tied to the output" if report["tied_embeddings"] else "input and output apart"
-    heads = f"{report['heads']} of size {report['head_dim']}, {report['kv_heads']} for keys and values"
-    table.add_row("model", Text(report["source"], style="bold"))
-    table.add_row("architecture", f"{report['model_type']}, stored in {report['dtype'] or 'an unstated type'}")
-    table.add_row("layers", f"{report['layers']}, width {report['hidden_size']}")
+def _add_layers(table: Table, report: dict[str, Any]) -> None:
     table.add_row("", _coloured(layer_picture(report)))
     both = sorted(set(report["attention_layers"]) & set(report["ssm_layers"]))
     full = [layer for layer in report["attention_layers"] if layer not in {*report["sliding_layers"], *both}]
@@ -136,16 +136,6 @@ def _facts(report: dict[str, Any]) -> Table:
     table.add_row("  M state space", ranges(layer for layer in report["ssm_layers"] if layer not in both))
     if both:
         table.add_row("  B both", ranges(both))
-    table.add_row("heads", heads)
-    table.add_row("vocabulary", f"{report['vocab_size']:,} tokens, embeddings {tied}")
-    table.add_row("context", f"{report['max_context']:,} tokens")
-    table.add_row("KV cache", f"{human_bytes(report['kv_bytes_per_token'])} a token in bfloat16")
-    for tokens, size in report["kv_bytes"].items():
-        beyond = "  (beyond the context)" if int(tokens) > report["max_context"] else ""
-        table.add_row(f"  at {int(tokens) // 1024}k tokens", f"{human_bytes(size)}{beyond}")
-    if report["ssm_layers"]:
-        table.add_row("SSM state", f"{human_bytes(report['ssm_state_bytes'])} a sequence in float32, at any length")
-    return table
 
 
 def _coloured(picture: str) -> Text:

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from radistill.errors import RadistillError
 from radistill.files import read_json, write_json
 from radistill.models.checkpoint import one_line
 from radistill.models.endings import end_of_turn
+from radistill.models.pictures import Reader
 
 Turns = Sequence[Mapping[str, Any]]
 
@@ -38,7 +40,9 @@ class Learnt(NamedTuple):
     shortened: bool
 
 
-def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> list[int]:
+def prompt_tokens(
+    example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None = None, reader: Reader | None = None
+) -> list[int]:
     """Tokens of a conversation up to the point where the assistant's response begins; of a plain text, all of them.
 
     A text has the special tokens that the tokenizer itself adds; in a conversation the template writes them.
@@ -47,24 +51,28 @@ def prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system: 
         example: the conversation or the text.
         tokenizer: with the chat template.
         system: system prompt of a conversation that has none.
+        reader: puts the image tokens in; None where the model reads no images.
 
     Raises:
-        RadistillError: if the tokenizer has no chat template, or its template refuses the conversation or leaves out a
-            part of it.
+        RadistillError: if there are images and no reader, the tokenizer has no chat template, or its template refuses
+            the conversation or leaves out a part of it.
     """
     if example.text is not None:
         return list(tokenizer(example.text, verbose=False)["input_ids"])
     turns = _conversation(example, system)
-    render = partial(_render, tokenizer, example.id, prompt=True)
-    prompt = render(turns, tools=example.tools)
+    render = partial(_render, tokenizer, example.id, prompt=True, tools=example.tools)
+    prompt = render(turns)
+    if example.images:
+        if reader is None:
+            raise RadistillError(f"{example.id}: has images, but this model was loaded as one that reads text alone")
+        _check_parts(example, turns, prompt)
+        return reader.tokens(prompt, example.images, example.id)
     if example.tools and render(turns, tools=None) == prompt:
         raise _left_out(example, "tools")
     added = len(turns) - len(example.messages or ())
-    written = _written(turns, prompt, partial(render, tools=example.tools))
+    written = _written(turns, prompt, render)
     for number in range(len(turns)):
-        if number in written:
-            continue
-        if field := _unread(turns, number, prompt, partial(render, tools=example.tools), _REASONING):
+        if number not in written and (field := _unread(turns, number, prompt, render, _REASONING)):
             raise _left_out(example, "data.system" if number < added else f"messages[{number - added}].{field}")
     return _tokens(tokenizer, prompt)
 
@@ -80,13 +88,18 @@ def response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system
         RadistillError: as `prompt_tokens`, or if the response does not close the tag that the prompt opens.
     """
     turns = _conversation(example, system)
-    answered = [*turns, {"role": "assistant", "content": example.response or "", **(example.response_fields or {})}]
+    said: Any = example.response or ""
+    if example.images:
+        said = [{"type": "text", "text": said}]
+    answered = [*turns, {"role": "assistant", "content": said, **(example.response_fields or {})}]
     render = partial(_render, tokenizer, example.id, tools=example.tools)
     prompt, whole = render(turns, prompt=True), render(answered, prompt=False)
     shortened = False
     if whole.startswith(prompt):
         text = whole[len(prompt) :]
-        if field := _unread(answered, len(turns), text, lambda other: render(other, prompt=False)[len(prompt) :]):
+        if not example.images and (
+            field := _unread(answered, len(turns), text, lambda other: render(other, prompt=False)[len(prompt) :])
+        ):
             raise _left_out(example, f"the response's {field}")
         # White space is the template's to set, and a tag may stand in the prompt already.
         opened = _OPENED.search(prompt)
@@ -105,6 +118,14 @@ def response_tokens(example: Example, tokenizer: PreTrainedTokenizerBase, system
         last = len(response) - 1 - response[::-1].index(end)
         return Learnt(response[: last + 1], shortened)
     return Learnt([*response, end], shortened)
+
+
+def _check_parts(example: Example, turns: Turns, rendered: str) -> None:
+    """Refuse a template that leaves out a text of a conversation whose content is in parts."""
+    for number, turn in enumerate(turns):
+        for part in turn["content"]:
+            if part["type"] == "text" and part["text"].strip() not in rendered:
+                raise _left_out(example, f"messages[{number}].content")
 
 
 def with_kept_date(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
@@ -140,7 +161,8 @@ def with_kept_date(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrain
 def _conversation(example: Example, system: str | None) -> list[Mapping[str, Any]]:
     messages: list[Mapping[str, Any]] = list(example.messages or ())
     if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+        said: Any = [{"type": "text", "text": system}] if example.images else system
+        messages.insert(0, {"role": "system", "content": said})
     return messages
 
 
@@ -179,15 +201,12 @@ def _unread(
     """The first field of a turn without which `rendered` would be the same; those in `free` may be left out."""
     turn = turns[number]
     for field in _fields(turn, free):
-        other = {**turn, "content": "radistill"} if field == "content" else {**turn}
-        if field != "content":
-            del other[field]
-        try:
-            same = render([*turns[:number], other, *turns[number + 1 :]]) == rendered
-        except RadistillError:  # without the field it is no conversation that the template takes
-            same = False
-        if same:
-            return field
+        other = {key: value for key, value in turn.items() if key != field}
+        if field == "content":
+            other = {**turn, "content": "radistill"}
+        with suppress(RadistillError):  # without the field it is no conversation that the template takes
+            if render([*turns[:number], other, *turns[number + 1 :]]) == rendered:
+                return field
     return None
 
 

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from radistill.errors import RadistillError
 from radistill.files import parse_json
+from radistill.models.pictures import Picture
 
 KEYS = ("messages", "prompt", "text")
 # What others write beside them, with the way in which it is read here; further keys may be anything.
@@ -31,6 +33,8 @@ class Example:
         response: what the assistant answers; None if the teacher is to write it, and for a text.
         response_fields: what that turn has besides its content, such as `tool_calls`; None if nothing.
         verifier: how an answer is checked, for `evaluation.exact_match`; None if it cannot be.
+        images: those of the conversation, in order; the content of its turns is then a list of parts, and a part of the
+            type `image` is the place of one.
     """
 
     id: str
@@ -40,6 +44,7 @@ class Example:
     response: str | None = None
     response_fields: dict[str, Any] | None = None
     verifier: dict[str, Any] | None = None
+    images: tuple[Picture, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
@@ -53,7 +58,8 @@ class Example:
     @property
     def prompt(self) -> str:
         """What must not be in two splits: the conversation up to the response, or the text."""
-        return self.text if self.text is not None else json.dumps(self.messages, sort_keys=True)
+        said = self.text if self.text is not None else json.dumps(self.messages, sort_keys=True)
+        return " ".join([said, *(picture.sha256 for picture in self.images)])
 
     @property
     def content(self) -> tuple[str, str]:
@@ -62,18 +68,17 @@ class Example:
 
     def to_row(self) -> dict[str, Any]:
         """The example as JSON, without the fields that it does not have (`verifier` is always there)."""
-        row = {key: value for key, value in asdict(self).items() if value is not None}
-        for name in ("messages", "tools"):
-            if name in row:
-                row[name] = list(row[name])
-        return row | {"verifier": self.verifier}
+        row = {key: value for key, value in vars(self).items() if value not in (None, ())}
+        shown = {"images": [picture.to_row() for picture in self.images]} if self.images else {}
+        return row | shown | {"verifier": self.verifier}
 
 
-def example_from_row(row: object, id: str, where: str) -> Example:
+def example_from_row(row: object, id: str, where: str, folder: Path | None = None) -> Example:
     """Read a row of data: `messages`, else `prompt` with or without `response`, else `text`; further keys are ignored.
 
-    A last assistant turn in `messages` is the response. `tools` go with messages or a prompt. `answer`, a text or a
-    number, becomes the verifier. Keys with which others add to a conversation are refused.
+    A last assistant turn in `messages` is the response. `tools` and `images` go with messages or a prompt. `answer`, a
+    text or a number, becomes the verifier. Keys with which others add to a conversation are refused. Paths of images
+    begin at `folder`, which is that of the file; None is the working directory.
 
     Raises:
         RadistillError: if the row has none of the keys or one has a wrong type. The message begins with `where`.
@@ -87,7 +92,14 @@ def example_from_row(row: object, id: str, where: str) -> Example:
         raise RadistillError(f"{where}: needs one of messages, prompt (with or without response), text; it has: {has}")
 
     verifier = _verifier(present, where)
+    images = present.get("images") or []
+    if not isinstance(images, list):
+        raise RadistillError(f"{where}: images must be a list, not {_kind(images)}")
+    folder = folder or Path()
+    pictures = tuple(Picture.of(image, folder, f"{where}: images[{number}]") for number, image in enumerate(images))
     if known == "text":
+        if pictures:
+            raise RadistillError(f"{where}: images go with a prompt or messages, not with a text")
         return Example(id, text=_text(present, "text", where), verifier=verifier)
     for key, way in _ELSEWHERE.items():
         if present.get(key) and not (key == "completion" and present.keys() & {"messages", "response"}):
@@ -98,29 +110,53 @@ def example_from_row(row: object, id: str, where: str) -> Example:
     if known == "prompt":
         response = _text(present, "response", where, empty=True) if "response" in present else None
         content = _text(present, "prompt", where)
-        return Example.of_user(id, content, tools=tools, response=response, verifier=verifier)
-    messages = _messages(present["messages"], where)
+        example = Example.of_user(id, content, tools=tools, response=response, verifier=verifier)
+        return with_images(example, pictures, where)
+    messages = present["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise RadistillError(f"{where}: messages must be a list of turns, not {_kind(messages)}")
+    messages = [_turn(turn, f"{where}: messages[{number}]", bool(pictures)) for number, turn in enumerate(messages)]
     answer = messages.pop() if messages[-1]["role"] == "assistant" else {}
     if not messages:
         raise RadistillError(f"{where}: messages has no turn before the assistant's response")
     fields = {key: value for key, value in answer.items() if key not in ("role", "content")}
-    return Example(
+    said = answer.get("content")
+    example = Example(
         id,
         messages=tuple(messages),
         tools=tools,
-        response=answer.get("content"),
+        response=said if isinstance(said, str | None) else _joined(said, f"{where}: the response"),
         response_fields=fields or None,
         verifier=verifier,
     )
+    return with_images(example, pictures, where)
 
 
-def _messages(value: object, where: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise RadistillError(f"{where}: messages must be a list of turns, not {_kind(value)}")
-    return [_turn(turn, f"{where}: messages[{number}]") for number, turn in enumerate(value)]
+def with_images(example: Example, pictures: tuple[Picture, ...], where: str) -> Example:
+    """A conversation with images: where no part marks the place of one, all are before what the user says first.
+
+    Raises:
+        RadistillError: beginning with `where`, if there are more places than images, or fewer.
+    """
+    if not pictures:
+        return example
+    messages = [
+        turn if isinstance(turn["content"], list) else {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        for turn in example.messages or ()
+    ]
+    places = sum(part["type"] == "image" for turn in messages for part in turn["content"])
+    if not places:
+        first = next((number for number, turn in enumerate(messages) if turn["role"] == "user"), None)
+        if first is None:
+            raise RadistillError(f"{where}: has images, but no turn of the user")
+        content = [*({"type": "image"} for _ in pictures), *messages[first]["content"]]
+        messages[first] = {**messages[first], "content": content}
+    elif places != len(pictures):
+        raise RadistillError(f"{where}: messages have {places} places of images, but there are {len(pictures)} images")
+    return replace(example, messages=tuple(messages), images=pictures)
 
 
-def _turn(turn: object, where: str) -> dict[str, Any]:
+def _turn(turn: object, where: str, parts: bool) -> dict[str, Any]:
     """A turn without the fields that have nothing in them: APIs and `datasets` write them out, and templates trip."""
     if not isinstance(turn, Mapping):
         raise RadistillError(f"{where} must be an object, not {_kind(turn)}")
@@ -128,6 +164,11 @@ def _turn(turn: object, where: str) -> dict[str, Any]:
     if not isinstance(found.get("role"), str):
         raise RadistillError(f"{where}.role must be a text, not {_kind(turn.get('role'))}")
     content = turn.get("content")
+    if parts and isinstance(content, list) and any(map(_is_place, content)):
+        _joined([part for part in content if not _is_place(part)], where)
+        content = [{"type": "image"} if _is_place(part) else {"type": "text", "text": part["text"]} for part in content]
+        _check_json(content, f"{where}.content")
+        return found | {"content": content}
     if isinstance(content, list) and content:
         content = _joined(content, where)
     elif content is None and found.keys() - {"role"}:
@@ -140,6 +181,11 @@ def _turn(turn: object, where: str) -> dict[str, Any]:
     for key, value in found.items():
         _check_json(value, f"{where}.{key}")
     return found
+
+
+def _is_place(part: Any) -> bool:
+    """Whether a part of a content is the place of an image."""
+    return isinstance(part, Mapping) and part.get("type") == "image"
 
 
 def _joined(parts: list[Any], where: str) -> str:

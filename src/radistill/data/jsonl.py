@@ -28,7 +28,8 @@ def read_examples(path: Path) -> list[Example]:
         RadistillError: if the file is missing, is not UTF-8 or has no rows, or a line is not JSON or lacks the keys.
     """
     examples = [
-        example_from_row(row, f"{path.stem}-{number}", f"{path}, line {number}") for number, row in read_rows(path)
+        example_from_row(row, f"{path.stem}-{number}", f"{path}, line {number}", path.parent)
+        for number, row in read_rows(path)
     ]
     if not examples:
         raise RadistillError(f"{path}: has no rows")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,11 @@ from radistill.data.sources import SOURCES, Draw, draw, settings_of, take
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
 from radistill.models.sequences import Document
+from radistill.models.server.served import Server
+from radistill.models.server.vllm import opened
+from radistill.processes import ALONE, Processes
 
 
 def prepare(
@@ -28,11 +33,13 @@ def prepare(
     folder: Path | None,
     without: Collection[str] = (),
     replacing: Callable[[], object] = lambda: None,
+    processes: Processes = ALONE,
 ) -> DataSplits:
     """Prepare the training, calibration and held-out data of a run.
 
     Args:
-        teacher: writes the missing responses; its tokenizer and chat template make the tokens.
+        teacher: writes the missing responses, for which it needs its weights, unless a server does; its tokenizer and
+            chat template make the tokens.
         settings: the source, the counts, and how responses come about.
         seed: decides which examples are drawn, and the responses where they are sampled.
         folder: where the splits are written (`train.jsonl` and the others, see `DataSplits`), and where the
@@ -40,29 +47,37 @@ def prepare(
             nothing.
         without: prompts that no split may have, such as those that something else is evaluated on.
         replacing: called when all is ready, before the splits that `folder` has are replaced.
+        processes: who share the writing of responses; all must call this together, and all get the splits.
 
     Raises:
-        RadistillError: on whatever is wrong with the data.
+        RadistillError: on whatever is wrong with the data, and for a server that does not serve this teacher.
     """
     check_contexts(settings, teacher.context_length)
-    drawn = _draw_once(settings, seed, folder, without)
-    tokenizer = teacher.tokenizer if folder is None else with_kept_date(teacher.tokenizer, folder)
+    drawn = processes.decide(lambda: _draw_once(settings, seed, folder, without))
+    tokenizer = teacher.tokenizer
+    if folder is not None:
+        tokenizer = processes.decide(lambda: with_kept_date(teacher.tokenizer, folder))
     # First, because what cannot be is to be said before the teacher writes.
     longer, *others = (
         [] if settings.retrieval is None else retrieval_records(tokenizer, settings.retrieval, split, seed)
         for split in SPLITS
     )
-    heldout = _records(teacher, tokenizer, drawn.heldout, settings, seed, folder, "heldout")
-    train = _records(teacher, tokenizer, drawn.train, settings, seed, folder, "train")
-    calibration = (
-        train[: settings.calibration]
-        if settings.calibration_from == "train"
-        else _records(teacher, tokenizer, drawn.calibration, settings, seed, folder, "calibration")
-    )
+    writes = any(teacher_writes(one, settings.responses) for part in vars(drawn).values() for one in part)
+    with opened(settings.responses.server if writes else None, teacher) as server:
+        if server is not None:
+            server.make_room(settings.longest(teacher.context_length) + settings.responses.max_new_tokens)
+        write = partial(_records, teacher, tokenizer, settings=settings, seed=seed, folder=folder)
+        write = partial(write, server=server, processes=processes)
+        heldout, train = write(drawn.heldout, split="heldout"), write(drawn.train, split="train")
+        calibration = (
+            train[: settings.calibration]
+            if settings.calibration_from == "train"
+            else write(drawn.calibration, split="calibration")
+        )
     if settings.loss_on == "all":  # a matter of training alone: diagnosis and evaluation look at responses
         train = [replace(record, document=replace(record.document, response_start=1)) for record in train]
     splits = DataSplits([*train, *longer], calibration, heldout, *others)
-    if folder is not None:
+    if folder is not None and processes.is_main:
         replacing()
         splits.save(folder)
     return splits
@@ -100,6 +115,15 @@ def load_data(
     return [record.document for record in _records(teacher, teacher.tokenizer, examples, settings, seed, None, "data")]
 
 
+def has_images(source: str, seed: int = 0) -> bool:
+    """Whether the first example of a source in one word has images."""
+    settings = settings_of(source)
+    if settings.kind == "reasoning-gym":
+        return False
+    first = next(iter(SOURCES[settings.kind](settings, seed).examples), None)
+    return first is not None and bool(first.images)
+
+
 def _draw_once(settings: DataSettings, seed: int, folder: Path | None, without: Collection[str]) -> Draw:
     """Draw the examples, and keep them where a second draw may differ: the cached responses belong to the first."""
     if folder is None or settings.kind != "reasoning-gym":
@@ -122,10 +146,14 @@ def _records(
     seed: int,
     folder: Path | None,
     split: str,
+    server: Server | None = None,
+    processes: Processes = ALONE,
 ) -> list[Record]:
     """Tokenise examples, with the teacher's response where it is to write one; those that are too long are left out."""
     limit = settings.longest(teacher.context_length)
-    prompts = [prompt_tokens(example, tokenizer, settings.system) for example in examples]
+    reader = teacher.reader
+    prompts = [prompt_tokens(example, tokenizer, settings.system, reader) for example in examples]
+    images = [Images(example.images, reader) if reader is not None and example.images else None for example in examples]
     # A prompt that leaves no room for a response is not worth the teacher's time.
     asked = [
         index
@@ -138,7 +166,10 @@ def _records(
         settings.responses,
         seed=seed,
         cache=None if folder is None else folder / "responses.jsonl",
+        server=server,
         description=f"teacher writes {split}",
+        processes=processes,
+        images=[images[index] for index in asked],
     )
     written = dict(zip(asked, responses, strict=True))
 
@@ -154,9 +185,13 @@ def _records(
             continue
         else:
             response, cut = response_tokens(example, tokenizer, settings.system)
+        shown = images[index]
+        if shown is not None and shown.reader.token in response:  # which stands for no image there
+            continue
         if prompt and response and len(prompt) + len(response) <= limit:
             shortened += cut
-            records.append(Record(example, Document(example.id, (*prompt, *response), len(prompt)), finished))
+            document = Document(example.id, (*prompt, *response), len(prompt), shown)
+            records.append(Record(example, document, finished))
     if shortened:
         note(f"data: the chat template leaves out a part of {shortened} of {len(records)} {split} responses")
     _say_what_happened(split, len(examples), records, limit)

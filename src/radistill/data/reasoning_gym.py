@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,8 @@ def read(settings: ReasoningGymData, seed: int) -> Rows:
 
 
 def _in_turn(generators: list[Iterator[Example]]) -> Iterator[Example]:
-    while generators:
-        for generator in list(generators):
-            example = next(generator, None)
-            if example is None:
-                generators.remove(generator)
-            else:
-                yield example
+    for turn in zip_longest(*generators):
+        yield from (example for example in turn if example is not None)
 
 
 def _create(task: str, options: dict[str, Any], seed: int, size: int) -> Any:

@@ -1,7 +1,7 @@
 """Prepared data: examples with their tokens, and the files that hold them."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from radistill.data.examples import Example
 from radistill.files import read_rows, write_text
+from radistill.models.pictures import Images, Picture, Reader
 from radistill.models.sequences import Document
 
 SplitName = Literal["train", "calibration", "heldout", "calibration_retrieval", "heldout_retrieval"]
@@ -26,6 +27,7 @@ class _Row(BaseModel):
     response: str | None = None
     response_fields: dict[str, Any] | None = None
     verifier: dict[str, Any] | None
+    images: list[dict[str, str]] = []
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
     response_start: int = Field(ge=1)
     finished: bool
@@ -59,11 +61,13 @@ class Record:
         return self.example.to_row() | tokens | {"finished": self.finished}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Record":
-        """The inverse of `to_row`."""
+    def from_row(cls, row: dict[str, Any], reader: Reader | None = None) -> "Record":
+        """The inverse of `to_row`; without a `reader`, images are read by nobody."""
+        example = example_of(row)
+        images = Images(example.images, reader) if reader is not None and example.images else None
         return cls(
-            example=example_of(row),
-            document=Document(row["id"], tuple(row["tokens"]), row["response_start"]),
+            example=example,
+            document=Document(row["id"], tuple(row["tokens"]), row["response_start"], images),
             finished=row["finished"],
         )
 
@@ -95,37 +99,33 @@ class DataSplits:
     def save(self, folder: Path) -> None:
         """Write `train.jsonl`, `calibration.jsonl` and `heldout.jsonl`, and those of retrieval, each in one step."""
         for split in (*SPLITS, *RETRIEVAL):
-            if split in RETRIEVAL and not self.records(split):
-                (folder / f"{split}.jsonl").unlink(missing_ok=True)
-                continue
-            rows = (json.dumps(record.to_row(), ensure_ascii=False) for record in self.records(split))
-            write_text(folder / f"{split}.jsonl", "".join(f"{row}\n" for row in rows))
+            path, rows = folder / f"{split}.jsonl", [record.to_row() for record in self.records(split)]
+            if rows or split in SPLITS:
+                write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+            else:
+                path.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "DataSplits":
-        """Read what `save` has written.
+    def load(cls, folder: Path | str, reader: Reader | None = None) -> "DataSplits":
+        """Read what `save` has written; the `reader` of the model that has written it reads the images.
 
         Raises:
             RadistillError: if a file is missing, or a line is not a prepared record.
         """
         files = {split: Path(folder) / f"{split}.jsonl" for split in (*SPLITS, *RETRIEVAL)}
-        return cls(**{split: _load(file) for split, file in files.items() if split not in RETRIEVAL or file.exists()})
+        return cls(
+            **{split: _load(file, reader) for split, file in files.items() if split not in RETRIEVAL or file.exists()}
+        )
 
 
 def example_of(row: dict[str, Any]) -> Example:
     """The inverse of `Example.to_row`; other keys are ignored."""
-    messages, tools = row.get("messages"), row.get("tools")
-    return Example(
-        id=row["id"],
-        messages=None if messages is None else tuple(messages),
-        text=row.get("text"),
-        tools=None if tools is None else tuple(tools),
-        response=row.get("response"),
-        response_fields=row.get("response_fields"),
-        verifier=row["verifier"],
-    )
+    found: dict[str, Any] = {one.name: row.get(one.name) for one in fields(Example)}
+    found |= {name: tuple(found[name]) for name in ("messages", "tools") if found[name] is not None}
+    images = tuple(Picture.of(one, Path(), f"{row['id']}: images") for one in found["images"] or ())
+    return Example(**found | {"images": images})
 
 
-def _load(path: Path) -> list[Record]:
+def _load(path: Path, reader: Reader | None) -> list[Record]:
     way_out = "; without this file, `radistill run` prepares it anew"
-    return [Record.from_row(row.model_dump()) for _, row in read_rows(path, _Row, way_out=way_out)]
+    return [Record.from_row(row.model_dump(), reader) for _, row in read_rows(path, _Row, way_out=way_out)]

@@ -10,6 +10,9 @@ from radistill.errors import RadistillError
 from radistill.models.endings import turn_end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
+from radistill.models.server.served import Server
+from radistill.processes import ALONE, Processes
 
 
 class Response(NamedTuple):
@@ -45,9 +48,16 @@ def write_responses(
     *,
     seed: int,
     cache: Path | None,
+    server: Server | None = None,
     description: str = "teacher writes",
+    processes: Processes = ALONE,
+    images: Sequence[Images | None] | None = None,
 ) -> list[Response]:
-    """Let the teacher answer tokenised prompts; see `models.generation.generate` for the cache and the seeds."""
+    """Let the teacher answer tokenised prompts; see `generate` for cache, seeds, server and processes.
+
+    Raises:
+        RadistillError: as `models.generation.generate`.
+    """
     if not prompts:
         return []
     ends = turn_end_tokens(teacher)
@@ -65,6 +75,9 @@ def write_responses(
         stops=ends,
         vocabulary=tokens,
         description=description,
+        server=server,
+        processes=processes,
+        images=images,
     )
     return [
         Response(tokens, str(teacher.tokenizer.decode(tokens, skip_special_tokens=True)), tokens[-1] in ends)

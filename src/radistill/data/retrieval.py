@@ -31,11 +31,7 @@ _WHAT = ("a ladder", "the weather", "an old map", "two umbrellas", "the timetabl
 
 
 def check_contexts(settings: DataSettings, context: int | None) -> None:
-    """Check that the texts, if there are any, are no longer than a document may be.
-
-    Args:
-        settings: of the data.
-        context: of the model; None where it has no end.
+    """Check that the texts, if there are any, are no longer than a document of a model of this context may be.
 
     Raises:
         RadistillError: naming the length.

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from radistill.models.server.settings import ServerSettings
 from radistill.models.sources import as_path
 
 Column = Literal["messages", "tools", "prompt", "response", "text", "answer"]
@@ -32,6 +33,15 @@ class ResponseSettings(_Settings):
 
     batch_size: int = Field(default=16, ge=1)
     """Prompts that the teacher answers at once."""
+
+    server: ServerSettings | None = None
+    """An address: the server of the teacher, which writes there, so that its weights are not loaded here; null is
+    none."""
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the teacher may have to write here."""
+        return self.source != "data" and self.server is None
 
 
 class RetrievalSettings(_Settings):
@@ -123,9 +133,7 @@ class HubData(_Data):
     heldout_split: str | None = None
     """Split of its own for the held-out examples; without it they are drawn from `split`."""
 
-    columns: dict[Literal["messages", "tools", "prompt", "response", "text", "answer"], str] = Field(
-        default_factory=dict
-    )
+    columns: dict[Column, str] = Field(default_factory=dict)
     """Where the columns have other names: ours to theirs, such as `prompt: question`. If set, only these are read."""
 
 

@@ -113,9 +113,10 @@ def take(stream: Iterator[Example], field: str, count: int, taken: set[str], ori
     while len(chosen) < count:
         example = next(stream, None)
         if example is None:
+            gone = {"already in other splits": len(taken), "left out because their prompt was taken": repeated}
+            why = "; ".join([origin, *(f"{number} {where}" for where, number in gone.items() if number)])
             raise RadistillError(
-                f"{field}: {count} asked for, {len(chosen)} there ({origin}; {len(taken)} already in other "
-                f"splits, {repeated} left out because their prompt was taken)"
+                f"{field}: {count} asked for, {len(chosen)} there ({why}); ask for fewer or give more data"
             )
         if example.prompt in taken or example.content in seen:
             repeated += 1

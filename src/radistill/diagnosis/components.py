@@ -160,7 +160,7 @@ def measure_drafts(
                 if degree == first:
                     tallies[name].compare(full, draft)
                 advance(1, name)
-    tokens = sum(len(document.tokens) - document.response_start for document in documents[first])
+    tokens = sum(document.response_tokens for document in documents[first])
     return ComponentTable(
         model=model.source,
         n_documents=len(documents[first]),

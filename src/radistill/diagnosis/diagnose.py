@@ -6,27 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from radistill.diagnosis.judgement import Judgement
 from radistill.diagnosis.objectives import (
     Objective,
     ObjectiveChoice,
     Penalised,
     make_objective,
     needs_retrieval,
+    objective_from,
     objective_obstacle,
 )
 from radistill.diagnosis.plan import DRAFTS, Alternative, By, Plan, SearchStep
-from radistill.diagnosis.ranking import print_ranking, rank_selectors
-from radistill.diagnosis.search import Found, search
-from radistill.diagnosis.selectors import SELECTORS, All
-from radistill.diagnosis.selectors.all import EQUAL_PASSES
-from radistill.diagnosis.selectors.base import Selector
-from radistill.diagnosis.trials import Trials
+from radistill.diagnosis.search import Found, print_ranking, rank_selectors, search
+from radistill.diagnosis.selectors import EQUAL_PASSES, SELECTORS, All
+from radistill.diagnosis.selectors.base import Problem, Selector
+from radistill.diagnosis.trials import MEMORY_GIB, Trials
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.anatomy import Anatomy, Component
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.processes import ALONE, Processes
 from radistill.provenance import versions
 from radistill.speculation.acceptance import DRAFT_LENGTHS
 from radistill.speculation.substitutes import Substitutes
@@ -111,7 +110,9 @@ def diagnose(
     draft_length: int = 4,
     seed: int = 0,
     tokens_per_batch: int = 2048,
+    memory_gib: float = MEMORY_GIB,
     folder: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Plan:
     """Find the `budget` attention layers that can best be replaced.
 
@@ -134,7 +135,9 @@ def diagnose(
         draft_length: tokens drafted in a round where the objective `throughput-measured` decodes.
         seed: of every random choice; the same seed gives the same plan, unless its objective is a time.
         tokens_per_batch: padded tokens in one forward pass.
+        memory_gib: as in `Trials`.
         folder: where the search keeps its state, so that it can be resumed.
+        processes: who share the documents' batches; all must call this together, and all get the plan.
 
     Raises:
         RadistillError: for a budget that the model does not have, an unknown name, no documents, substitutes that are
@@ -149,9 +152,8 @@ def diagnose(
     if not isinstance(objective, Objective):
         if needs_retrieval(objective) and not retrieval:
             raise RadistillError(f"diagnose.objective is {objective}, which needs texts of data.retrieval")
-        objective = make_objective(objective, model, context_length, folder, draft_length)
+        objective = shared_objective(processes, objective, model, context_length, folder, draft_length)
     _check_by(by, selector, objective, substitutes)
-    free = penalty is not None
     if penalty is not None:
         objective = Penalised(objective, penalty)
     trials = Trials(
@@ -160,54 +162,92 @@ def diagnose(
         objective,
         retrieval=retrieval,
         tokens_per_batch=tokens_per_batch,
+        memory_gib=memory_gib,
         folder=folder,
         substitutes=substitutes,
         components=components,
+        processes=processes,
     )
-    passes = allowed_passes(trials, passes, minutes, folder)
-    if isinstance(selector, All):
-        passes = EQUAL_PASSES if passes is None else passes
-        selectors = selector.each(passes, by)
-        best, *others = rank_selectors(selectors, trials, budget, seed=seed, passes=passes, folder=folder, free=free)
-        print_ranking([best, *others], trials)
-    else:
-        best, others = search(selector, trials, budget, seed=seed, passes=passes, folder=folder, free=free), []
-    draft = best.judgement
+
+    problem = Problem(trials, budget, seed, folder, free=penalty is not None)
+
+    def search_for_plan() -> Plan:
+        found = _searched(selector, problem, allowed_passes(trials, passes, minutes, folder))
+        plan = _plan(problem, by, found, started)
+        if any(one.interrupted for one in found):
+            raise SearchInterrupted(plan)
+        return plan
+
+    return trials.lead(search_for_plan)
+
+
+def _searched(selector: Selector | All, problem: Problem, passes: float | None) -> list[Found]:
+    """What the selector finds, or each of all, the best first."""
+    if not isinstance(selector, All):
+        return [search(selector, problem, passes)]
+    passes = EQUAL_PASSES if passes is None else passes
+    by: By = "redundancy" if problem.trials.substitutes is None else "replaceability"
+    found = rank_selectors(selector.each(passes, by), problem, passes)
+    print_ranking(found, problem.trials)
+    return found
+
+
+def _plan(problem: Problem, by: By, found: Sequence[Found], started: float) -> Plan:
+    """The plan of the best, which is the first, with the others beside it.
+
+    Raises:
+        RadistillError: if the draft of its set has logits that are not finite.
+    """
+    (best, *others), trials = found, problem.trials
+    draft, model = best.judgement, trials.model
     if not math.isfinite(draft.kl):
-        layers = list(best.selection.layers)
         raise RadistillError(
-            f"{model.source}: with layers {layers} {DRAFTS[by]}, its logits are NaN or infinite; replace fewer"
+            f"{model.source}: with layers {list(best.selection.layers)} {DRAFTS[by]}, its logits are NaN or "
+            "infinite; replace fewer"
         )
-    plan = Plan(
+    return Plan(
         model=model.source,
         model_fingerprint=model.fingerprint,
         num_layers=model.anatomy.num_layers,
         ssm_layers=list(model.anatomy.ssm_layers),
-        replace=list(best.selection.layers),
         by=by,
         components=[component.value for component in trials.components],
         scores=best.selection.scores,
         score_kind=best.selection.score_kind,
-        objective=objective.record(draft),
-        acceptance_rate=draft.acceptance_rate,
+        objective=trials.objective.record(draft),
         sampled_acceptance=min(1.0, draft.sampled_acceptance),
-        mean_accepted_length=_shown(draft),
-        kl=draft.kl,
-        selector=_settings(best.selector),
         search=[
             SearchStep(trial=number, layers=list(trial.layers), value=trial.value)
             for number, trial in enumerate(best.history)
         ],
-        alternatives=[_alternative(other) for other in others],
+        alternatives=[
+            Alternative(value=other.value, seconds=round(other.seconds, 3), **_in_plan(other)) for other in others
+        ],
         seconds=round(time.perf_counter() - started, 3),
-        forward_tokens=round(best.forward_tokens),
         calibration_hash=trials.calibration_hash,
-        seed=seed,
+        seed=problem.seed,
         versions=versions(),
+        **_in_plan(best),
     )
-    if any(one.interrupted for one in (best, *others)):
-        raise SearchInterrupted(plan)
-    return plan
+
+
+def _in_plan(found: Found) -> dict[str, Any]:
+    """What a plan says of what it takes, and of what it does not."""
+    draft = found.judgement
+    return {
+        # A storage URL may hold a password, and says nothing about the plan.
+        "selector": found.selector.model_dump(mode="json", exclude={"storage"}),
+        "replace": list(found.selection.layers),
+        "acceptance_rate": draft.acceptance_rate,
+        "mean_accepted_length": {length: draft.mean_accepted_length[length] for length in DRAFT_LENGTHS},
+        "kl": draft.kl,
+        "forward_tokens": round(found.forward_tokens),
+    }
+
+
+def shared_objective(processes: Processes, *arguments: Any) -> Objective:
+    """`make_objective` of these arguments; of several processes, the main one times what has to be timed."""
+    return objective_from(processes.decide(lambda: make_objective(*arguments).to_json()))
 
 
 def allowed_passes(trials: Trials, passes: float | None, minutes: float | None, folder: Path | None) -> float | None:
@@ -242,26 +282,3 @@ def _check_by(by: By, selector: Selector | All, objective: Objective, substitute
         raise RadistillError(
             "diagnose.by is redundancy, which skips attention and would not use the substitutes; leave one of both out"
         )
-
-
-def _alternative(found: Found) -> Alternative:
-    draft = found.judgement
-    return Alternative(
-        selector=_settings(found.selector),
-        replace=list(found.selection.layers),
-        value=found.value,
-        acceptance_rate=draft.acceptance_rate,
-        mean_accepted_length=_shown(draft),
-        kl=draft.kl,
-        forward_tokens=round(found.forward_tokens),
-        seconds=round(found.seconds, 3),
-    )
-
-
-def _settings(selector: Selector) -> dict[str, Any]:
-    # A storage URL may hold a password, and says nothing about the plan.
-    return selector.model_dump(mode="json", exclude={"storage"})
-
-
-def _shown(draft: Judgement) -> dict[int, float]:
-    return {length: draft.mean_accepted_length[length] for length in DRAFT_LENGTHS}

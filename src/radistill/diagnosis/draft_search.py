@@ -6,7 +6,7 @@ from radistill.console import note
 from radistill.diagnosis.latency import Latencies
 from radistill.diagnosis.objectives import ThroughputModelled
 from radistill.diagnosis.search import search
-from radistill.diagnosis.selectors.base import Selector
+from radistill.diagnosis.selectors.base import Problem, Selector
 from radistill.diagnosis.selectors.greedy import Greedy
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
@@ -36,7 +36,6 @@ def find_draft(
     selector: Selector | None = None,
     passes: float | None = None,
     seed: int = 0,
-    tokens_per_batch: int = 2048,
 ) -> ComponentMask:
     """Search the mask whose greedy self-speculation is the fastest, as `ThroughputModelled` predicts it.
 
@@ -51,17 +50,13 @@ def find_draft(
         selector: by default greedy, which also swaps.
         passes: as in `diagnose`.
         seed: of every random choice.
-        tokens_per_batch: padded tokens in one forward pass.
 
     Raises:
         RadistillError: as `check_most` and `Trials`.
     """
     check_most(latencies, most)
-    parts = sorted(latencies.components)
-    objective = ThroughputModelled(latencies)
-    trials = Trials(model, documents, objective, tokens_per_batch=tokens_per_batch, parts=parts)
-    chosen = selector or Greedy()
-    found = search(chosen, trials, most, seed=seed, passes=passes, folder=None, free=True)
+    trials = Trials(model, documents, ThroughputModelled(latencies), parts=sorted(latencies.components))
+    found = search(selector or Greedy(), Problem(trials, most, seed, free=True), passes, field="--passes")
     mask = found.judgement.mask
     note(
         f"found among {len(found.history)} judged drafts, which `generate --skip` takes: {describe_mask(mask)}; "

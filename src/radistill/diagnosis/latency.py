@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,14 +52,10 @@ class Latencies:
 
     def verify(self, tokens: int) -> float:
         """Seconds of the full model over `tokens` new tokens; between the timed counts, on a straight line."""
-        if tokens in self.passes:
-            return self.passes[tokens]
-        below = max((count for count in self.passes if count < tokens), default=None)
-        above = min((count for count in self.passes if count > tokens), default=None)
-        if below is None or above is None:
-            raise ValueError(f"a pass over {tokens} tokens lies outside of those that were timed: {list(self.passes)}")
-        share = (tokens - below) / (above - below)
-        return (1 - share) * self.passes[below] + share * self.passes[above]
+        counts = sorted(self.passes)
+        if not counts[0] <= tokens <= counts[-1]:
+            raise ValueError(f"a pass over {tokens} tokens lies outside of those that were timed: {counts}")
+        return float(np.interp(tokens, counts, [self.passes[count] for count in counts]))
 
     def rounds(self, mask: ComponentMask) -> RoundCosts:
         """What rounds of one sequence cost where the draft skips `mask`, but for judging and forgetting tokens."""
@@ -149,7 +147,9 @@ def time_components(
         with _clocks(parts, network.device) as times:
             for _ in range(repeats):
                 step(1)
-    medians = {part: statistics.median(_sums(seconds, len(parts[part]))) for part, seconds in times.items()}
+    # A part of several modules has as many calls a step.
+    steps = {part: np.reshape(seconds, (repeats, -1)).sum(axis=1) for part, seconds in times.items()}
+    medians = {part: float(np.median(seconds)) for part, seconds in steps.items()}
     head = medians.pop("head")
     # Clocks around every component slow a step down a little; what is left of an undisturbed step is the rest.
     rest = max(0.0, passes[1] - head - sum(medians.values()))
@@ -166,21 +166,13 @@ def _clocks(parts: dict[Any, list[nn.Module]], device: torch.device) -> Iterator
         finish(device)
         started[module] = time.perf_counter()
 
-    def stop_for(part: Any) -> Callable[..., None]:
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            finish(device)
-            times[part].append(time.perf_counter() - started[module])
-
-        return stop
+    def stop(part: Any, module: nn.Module, args: Any, output: Any) -> None:
+        finish(device)
+        times[part].append(time.perf_counter() - started[module])
 
     with ExitStack() as stack:
         for part, modules in parts.items():
             for module in modules:
                 stack.enter_context(module.register_forward_pre_hook(start))
-                stack.enter_context(module.register_forward_hook(stop_for(part)))
+                stack.enter_context(module.register_forward_hook(partial(stop, part)))
         yield times
-
-
-def _sums(seconds: list[float], modules: int) -> list[float]:
-    """Seconds of each step, where a part has several modules and so several calls a step."""
-    return [sum(seconds[start : start + modules]) for start in range(0, len(seconds), modules)]

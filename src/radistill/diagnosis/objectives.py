@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,6 @@ class Objective(ABC):
     def to_json(self) -> dict[str, Any]:
         """What `objective_from` makes it of again, in another process."""
         return {"name": self.name}
-
-
-@dataclass(frozen=True)
-class Figure(Objective):
-    """An objective that is one of the draft's figures."""
-
-    name: str
-    figure: Callable[[Judgement], float]
-
-    def value(self, draft: Judgement) -> float:
-        """The figure; a draft that has none is the worst."""
-        value = self.figure(draft)
-        return value if math.isfinite(value) else WORST
 
 
 @dataclass(frozen=True)
@@ -139,37 +126,43 @@ class Penalised(Objective):
 
 
 @dataclass
-class Mixed(Objective):
-    """A weighted sum of figures, in the order of the recipe. Its name has the weights, as `kl + 0.5 retrieval`."""
+class Figures(Objective):
+    """One of the draft's figures, or a weighted sum of several, in the order of the recipe.
 
-    weights: Mapping[str, float]
+    The name of a sum has its weights, as `kl + 0.5 retrieval`.
+    """
+
+    chosen: "ObjectiveChoice"
 
     def __post_init__(self) -> None:
-        parts = (name if weight == 1 else f"{weight:g} {name}" for name, weight in self.weights.items())
+        self._weights = {self.chosen: 1.0} if isinstance(self.chosen, str) else dict(self.chosen)
+        parts = (name if weight == 1 else f"{weight:g} {name}" for name, weight in self._weights.items())
         self.name = " + ".join(parts)
 
     def value(self, draft: Judgement) -> float:
-        """The sum."""
-        return sum(weight * _FIGURES[name].value(draft) for name, weight in self.weights.items())
+        """The sum; a figure that a draft does not have counts as the worst."""
+        figures = {name: _FIGURES[name](draft) for name in self._weights}
+        finite = {name: value if math.isfinite(value) else WORST for name, value in figures.items()}
+        return sum(weight * finite[name] for name, weight in self._weights.items())
 
     def to_json(self) -> dict[str, Any]:
-        """Name and weights."""
-        return {"name": self.name, "weights": dict(self.weights)}
+        """Name, and weights where they were chosen."""
+        return {"name": self.name} if isinstance(self.chosen, str) else {"name": self.name, "weights": self._weights}
 
 
-_FIGURES = {
+_FIGURES: dict[str, Callable[[Judgement], float]] = {
     # Share of tokens that the target accepts.
-    "acceptance": Figure("acceptance", lambda draft: draft.acceptance_rate),
+    "acceptance": lambda draft: draft.acceptance_rate,
     # The same where both sample at temperature 1 (arXiv 2211.17192).
-    "acceptance-sampled": Figure("acceptance-sampled", lambda draft: draft.sampled_acceptance),
+    "acceptance-sampled": lambda draft: draft.sampled_acceptance,
     # Mean accepted tokens a round at draft length 4: RAD's tau for drafts of equal cost.
-    "accepted-length": Figure("accepted-length", lambda draft: draft.mean_accepted_length[4]),
+    "accepted-length": lambda draft: draft.mean_accepted_length[4],
     # Minus KL(target || draft) in nats: smoother than acceptance, so it tells more on few tokens.
-    "kl": Figure("kl", lambda draft: -draft.kl),
+    "kl": lambda draft: -draft.kl,
     # The same on the answers of the retrieval texts: what it costs that something is not found again.
-    "retrieval": Figure("retrieval", lambda draft: -draft.retrieval_kl),
+    "retrieval": lambda draft: -draft.retrieval_kl,
     # Share of the retrieval texts whose number is found.
-    "recall": Figure("recall", lambda draft: draft.recall),
+    "recall": lambda draft: draft.recall,
 }
 OF_RETRIEVAL = ("retrieval", "recall")
 """Those that need retrieval texts."""
@@ -234,17 +227,15 @@ def make_objective(
         check_objective(name)
     except ValueError as error:
         raise RadistillError(f"diagnose.objective is {name!r}, but it {error}") from None
-    return _FIGURES[name] if isinstance(name, str) else Mixed(name)
+    return Figures(name)
 
 
 def objective_from(data: dict[str, Any]) -> Objective:
     """The objective that `to_json` wrote down; also what a plan records, so that a search can be repeated exactly."""
     if "penalty" in data:
         return Penalised(objective_from({key: data[key] for key in data if key != "penalty"}), data["penalty"])
-    if "weights" in data:
-        return Mixed(data["weights"])
     if data["name"] == "throughput-modelled":
         return ThroughputModelled(Latencies.from_json(data["latencies"]))
     if data["name"] == "throughput-measured":
         return ThroughputMeasured(data["draft_length"])
-    return _FIGURES[data["name"]]
+    return Figures(data.get("weights", data["name"]))

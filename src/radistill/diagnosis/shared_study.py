@@ -43,13 +43,17 @@ def open_study(url: str | None, name: str) -> optuna.Study:
     if re.search("://[^/?]*@[^/?]*@", url or ""):  # the rest of the password would be taken for a host, and shown
         raise RadistillError(f"{url}: write an @ in a password as %40")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    attempts = 3  # two processes that create the tables at the same moment disturb each other
-    for attempt in range(1, attempts + 1):
+    connection = {"connect_args": {"timeout": _LOCK_SECONDS}} if (url or "").startswith("sqlite") else None
+    for left in (2, 1, 0):  # two processes that create the tables at the same moment disturb each other
         try:
-            storage = None if url is None else _storage(url)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                storage = url and optuna.storages.RDBStorage(
+                    url, connection, heartbeat_interval=_HEARTBEAT_SECONDS, grace_period=_SILENCE_SECONDS
+                )
             return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except Exception as error:  # the database driver's own exceptions, which are no dependency of ours
-            if attempt == attempts:
+            if not left:
                 raise RadistillError(
                     f"{url}: cannot be used as an Optuna study ({one_line(error)}); remove the file, or name another "
                     "storage"
@@ -227,15 +231,4 @@ class SharedStudy:
         return next(
             (t for t in living if t.state is TrialState.COMPLETE and t.user_attrs["layers"] == layers),
             None,
-        )
-
-
-def _storage(url: str) -> optuna.storages.RDBStorage:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else None,
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            grace_period=_SILENCE_SECONDS,
         )

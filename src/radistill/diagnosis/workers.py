@@ -4,16 +4,16 @@ A worker is what the same command on another machine would be: it loads the mode
 sets until there are enough. It ends when the process that started it does, however that ends.
 """
 
-import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import contextmanager, suppress
+from typing import IO
 
 import torch
 
@@ -24,33 +24,29 @@ from radistill.errors import RadistillError
 class Workers:
     """Processes that are at work on the same study as this one."""
 
-    def __init__(self, join: Callable[[Any], None], job: dict[str, Any], count: int) -> None:
-        """Start `count` processes, each of which calls `join(job["search"])`."""
-        self._processes: list[tuple[subprocess.Popen[str], IO[str]]] = []
+    def __init__(self, join: Callable[[], object], count: int, threads: int) -> None:
+        """Start `count` processes, each of which calls `join` on so many threads."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        start = f"from {__name__} import serve; from {join.__module__} import {join.__name__} as join; serve(join)"
+        job = pickle.dumps((threads, pickle.dumps(join))) if count else b""
+        self._processes: list[tuple[subprocess.Popen[bytes], IO[str]]] = []
         for _ in range(count):
             log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed when the worker has ended
             process = subprocess.Popen(
-                [sys.executable, "-c", start],
+                [sys.executable, "-c", f"from {__name__} import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                text=True,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the others
             )
+            self._processes.append((process, log))
+        for process, _ in self._processes:
             assert process.stdin is not None
             # The pipe stays open: its end tells the worker that this process is gone. It also keeps a storage URL,
             # which may hold a password, off the command line.
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            self._processes.append((process, log))
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes that have not ended, as far as is known."""
-        return [process.pid for process, _ in self._processes]
+            with suppress(BrokenPipeError):  # it has ended; `fallen` says so
+                process.stdin.write(job)
+                process.stdin.flush()
 
     def fallen(self) -> tuple[str, ...]:
         """Of processes that have ended since the last call, what their trials' `worker` attribute begins with."""
@@ -74,17 +70,16 @@ class Workers:
 
 
 @contextmanager
-def working(join: Callable[[Any], None], search: dict[str, Any], workers: int) -> Iterator[Workers]:
+def working(join: Callable[[], object], workers: int) -> Iterator[Workers]:
     """Let `workers` processes, this one among them, search inside the block; they share the CPU threads.
 
     Args:
-        join: a function of a module, by which each further process joins in; it ends when the search does.
-        search: what `join` is called with, as JSON can hold it.
+        join: by which each further process, to which pickle takes it, joins in; it ends when the search does.
         workers: 1 starts nothing.
     """
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
-    started = Workers(join, {"threads": share, "search": search}, workers - 1)
+    started = Workers(join, workers - 1, share)
     try:
         if workers > 1:
             torch.set_num_threads(share)
@@ -94,13 +89,13 @@ def working(join: Callable[[Any], None], search: dict[str, Any], workers: int) -
         torch.set_num_threads(threads)
 
 
-def serve(join: Callable[[Any], None]) -> None:
-    """What a worker does: it reads its job, which is one line of standard input, and joins in."""
-    job = json.loads(sys.stdin.readline())
+def serve() -> None:
+    """What a worker does: it reads its job from standard input, and joins in."""
+    threads, job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(threads)
     try:
-        join(job["search"])
+        pickle.loads(job)()
     except RadistillError as error:
         print(error, file=sys.stderr)
         os._exit(2)
@@ -108,15 +103,15 @@ def serve(join: Callable[[Any], None]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    sys.stdin.buffer.read()
     os._exit(1)
 
 
-def _names(processes: list[tuple[subprocess.Popen[str], IO[str]]]) -> tuple[str, ...]:
+def _names(processes: list[tuple[subprocess.Popen[bytes], IO[str]]]) -> tuple[str, ...]:
     return tuple(f"{socket.gethostname()}:{process.pid}:" for process, _ in processes)
 
 
-def _reason(process: subprocess.Popen[str], log: IO[str]) -> str:
+def _reason(process: subprocess.Popen[bytes], log: IO[str]) -> str:
     log.seek(0)
     lines = log.read().strip().splitlines()
     return lines[-1] if lines and process.returncode > 0 else f"exit code {process.returncode}"

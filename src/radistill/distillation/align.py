@@ -7,27 +7,30 @@ block then learns that map by regression (as in the first stages of MOHAWK, arXi
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from radistill.console import note, progress
+from radistill.distillation.activations import Activations, Recorded, passes, recorded_attentions
+from radistill.distillation.modes import master_weights
 from radistill.distillation.muon import Muon
 from radistill.distillation.output_fit import solve_output
-from radistill.distillation.precision import master_weights
 from radistill.effects import NOT_COUNTED, counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_kept, write_kept
 from radistill.mixers.interface import Mixer
 from radistill.models.loading import Model
-from radistill.models.sequences import Document, batches, collate, hash_documents
+from radistill.models.sequences import Document, batch_order, hash_documents
+from radistill.processes import ALONE, Processes
 from radistill.speculation.substitutes import Substitutes
 
 
@@ -54,7 +57,7 @@ class AlignSettings(BaseModel, extra="forbid", allow_inf_nan=False):
     memory_gib: Annotated[float, NOT_COUNTED] = Field(
         default=4.0,
         gt=0,
-        description="room for cached activations; more layers fit in one pass of the teacher",
+        description="room for recorded activations; what needs more lies in the run folder while blocks are fitted",
     )
 
 
@@ -102,14 +105,6 @@ class Alignment:
         return asdict(self)
 
 
-class Activations(NamedTuple):
-    """Input and output of one attention for one batch: both [batch, time, hidden]; mask is [batch, time]."""
-
-    inputs: Tensor
-    outputs: Tensor
-    mask: Tensor
-
-
 def align(
     student: Model,
     teacher: Model,
@@ -119,6 +114,7 @@ def align(
     replace: Sequence[int],
     seed: int = 0,
     folder: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Alignment:
     """Fit each new block of `student` to the attention that it replaces in `teacher`. The student changes in place.
 
@@ -129,7 +125,10 @@ def align(
         settings: steps, rate and batch size.
         replace: the layers to fit.
         seed: of the order of batches.
-        folder: where finished blocks are kept, so that a killed run goes on; None keeps nothing.
+        folder: where finished blocks are kept, so that a killed run goes on, and activations while there is no room for
+            them in memory; None keeps nothing.
+        processes: who share the teacher's batches and then the blocks, for which they need a folder; all must call
+            this together, and all get all blocks.
 
     Raises:
         RadistillError: if there are too few documents, if an attention of the teacher puts out something that is not
@@ -148,24 +147,38 @@ def align(
     reading = [teacher.fingerprint, text, counted(settings), seed]
     # What a finished block depends on: itself and the teacher, but not which other layers are replaced.
     keys = {layer: hash_json([Substitutes({layer: blocks[layer]}).fingerprint, shape, *reading]) for layer in replace}
-    restored = {layer: _restore(blocks[layer], layer, folder, keys[layer]) for layer in replace}
-    fits = {layer: fit for layer, fit in restored.items() if fit is not None}
-    missing = [layer for layer in replace if layer not in fits]
+
+    def restore(layer: int) -> LayerFit | None:
+        return _restore(blocks[layer], layer, folder, keys[layer])
+
+    fits = {layer: known for layer in replace if (known := restore(layer)) is not None}
+    missing = processes.decide(lambda: [layer for layer in replace if layer not in fits])
     tokens = sum(len(document.tokens) for document in train)
     if missing:
         note(
             f"align: {len(missing)} block{'s' * (len(missing) != 1)}, {settings.steps} steps each, on {len(train)} "
             f"documents ({tokens:,} tokens); fit measured on {len(kept_apart)} others"
         )
-    for layers in _passes(missing, teacher, [*train, *kept_apart], settings.memory_gib):
-        cached, apart = record_attentions(teacher, layers, (train, kept_apart), settings.tokens_per_batch)
-        with progress("align", len(replace), "blocks", done=len(fits)) as advance:
-            for layer in layers:
-                fits[layer] = fit_block(
-                    blocks[layer], layer, mixer, cached.pop(layer), apart.pop(layer), settings, seed
-                )
-                _keep(blocks[layer], fits[layer], folder, keys[layer])
-                advance(1, f"layer {layer}: {fits[layer].unexplained_after:.3f} unexplained")
+    per_layer = 2 * sum(len(one.tokens) for one in (*train, *kept_apart)) * teacher.anatomy.hidden_size
+    per_layer *= teacher.network.dtype.itemsize
+    for which in processes.decide(lambda: passes(missing, per_layer, settings.memory_gib, folder, processes)):
+        parts = train, kept_apart
+        with (
+            recorded_attentions(teacher, which, parts, settings.tokens_per_batch, processes) as (cached, apart),
+            progress("align", len(replace), "blocks", done=len(fits)) as advance,
+        ):
+
+            def fit(layer: int, cached: Recorded = cached, apart: Recorded = apart) -> LayerFit:
+                found = fit_block(blocks[layer], layer, mixer, cached[layer], apart[layer], settings, seed)
+                _keep(blocks[layer], found, folder, keys[layer])
+                advance(0, f"layer {layer}: {found.unexplained_after:.3f} unexplained")
+                return found
+
+            fitted = processes.share(which.layers, fit, lambda done: advance(len(done)))
+        fits |= zip(which.layers, fitted, strict=True)
+    for layer in missing if processes.count > 1 else ():  # the others have fitted most of them
+        if restore(layer) is None:
+            raise RadistillError(f"{folder}: has no block of layer {layer}; all processes must see the same folder")
     for layer in missing:
         if fits[layer].unexplained_after >= fits[layer].unexplained_before:
             note(
@@ -181,11 +194,11 @@ def split_documents(documents: Sequence[Document], settings: AlignSettings) -> t
     Raises:
         RadistillError: if there are too few.
     """
-    share, steps, tokens_per_batch = settings.held_out, settings.steps, settings.tokens_per_batch
-    count = math.ceil(len(documents) * share)
-    if len(documents) - count < 1:
+    steps, tokens_per_batch = settings.steps, settings.tokens_per_batch
+    count = len(documents) - math.ceil(len(documents) * settings.held_out)
+    if count < 1:
         raise RadistillError(f"align: {len(documents)} documents are too few to fit on; ask for more in data.train")
-    train, kept_apart = list(documents[: len(documents) - count]), list(documents[len(documents) - count :])
+    train, kept_apart = documents[:count], documents[count:]
     # Activations are kept only for what the steps can use.
     used = _first_tokens(train, steps * tokens_per_batch)
     return used, _first_tokens(kept_apart or train, max(tokens_per_batch, steps * tokens_per_batch // 8))
@@ -193,80 +206,16 @@ def split_documents(documents: Sequence[Document], settings: AlignSettings) -> t
 
 def _first_tokens(documents: Sequence[Document], tokens: int) -> list[Document]:
     """The first documents that together have `tokens` tokens, or all of them."""
-    taken: list[Document] = []
-    for document in documents:
-        if tokens <= 0:
-            break
-        taken.append(document)
-        tokens -= len(document.tokens)
-    return taken
-
-
-def _passes(layers: Sequence[int], teacher: Model, documents: Sequence[Document], gib: float) -> Iterator[list[int]]:
-    numbers = 2 * sum(len(document.tokens) for document in documents) * teacher.anatomy.hidden_size
-    per_layer = numbers * teacher.network.dtype.itemsize
-    at_once = max(1, int(gib * 2**30 // per_layer))
-    for start in range(0, len(layers), at_once):
-        yield list(layers[start : start + at_once])
-
-
-def record_attentions(
-    teacher: Model, layers: Sequence[int], splits: Sequence[Sequence[Document]], tokens_per_batch: int
-) -> list[dict[int, list[Activations]]]:
-    """What goes into and comes out of the attention of each of `layers`, for each split of the documents.
-
-    Raises:
-        RadistillError: if an attention puts out something that is not finite.
-    """
-    groups = [batches(documents, tokens_per_batch) for documents in splits]
-    results = []
-    with progress("teacher activations", sum(map(len, groups)), "batches") as advance:
-        for split in groups:
-            recorded: dict[int, list[Activations]] = {layer: [] for layer in layers}
-            for group in split:
-                batch = collate(group, teacher.pad_token_id, teacher.network.device)
-                with torch.inference_mode(), _listening(teacher, recorded, batch.attention_mask):
-                    # The logits are not needed; one position is the least that can be asked for.
-                    teacher.network(
-                        input_ids=batch.input_ids,
-                        attention_mask=batch.attention_mask,
-                        logits_to_keep=1,
-                        use_cache=False,
-                    )
-                advance()
-            results.append(recorded)
-    for layer in layers:
-        if not all(t.isfinite().all() for recorded in results for a in recorded[layer] for t in (a.inputs, a.outputs)):
-            raise RadistillError(
-                f"align: the attention of layer {layer} has inputs or outputs that are not finite; "
-                "check the source model's weights, or load it with dtype float32"
-            )
-    return results
-
-
-@contextmanager
-def _listening(teacher: Model, recorded: dict[int, list[Activations]], mask: Tensor) -> Iterator[None]:
-    def listener(layer: int) -> Any:
-        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = args[0] if args else kwargs["hidden_states"]
-            outputs = output[0] if isinstance(output, tuple) else output
-            recorded[layer].append(Activations(inputs.clone(), outputs.clone(), mask))
-
-        return listen
-
-    with ExitStack() as stack:
-        for layer in recorded:
-            mixer = teacher.anatomy.mixer(teacher.network, layer)
-            stack.enter_context(mixer.register_forward_hook(listener(layer), with_kwargs=True))
-        yield
+    before = accumulate((len(document.tokens) for document in documents), initial=0)
+    return [document for document, taken in zip(documents, before, strict=False) if taken < tokens]
 
 
 def fit_block(
     block: nn.Module,
     layer: int,
     mixer: Mixer,
-    cached: list[Activations],
-    apart: list[Activations],
+    cached: Sequence[Activations],
+    apart: Sequence[Activations],
     settings: AlignSettings,
     seed: int,
 ) -> LayerFit:
@@ -276,7 +225,7 @@ def fit_block(
         block: of the kind `mixer`; changes in place.
         layer: its index, for messages, and for the order of batches beside `seed`.
         mixer: says which layer of the block is its output.
-        cached, apart: of `record_attentions`.
+        cached, apart: of `recorded_attentions`.
         settings: steps and rates.
         seed: of the order of batches.
 
@@ -288,8 +237,8 @@ def fit_block(
     trainable = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    variance = _variance(cached)
-    before = _unexplained(block, apart)
+    variance, variance_apart = _variance(cached), _variance(apart)
+    before = _unexplained(block, apart, variance_apart)
     with master_weights(block, None):
         output = mixer.output(block) if settings.solve_output else None
         if output is not None:
@@ -299,31 +248,25 @@ def fit_block(
             solve_output(block, output, cached)
     for parameter, flag in zip(parameters, trainable, strict=True):
         parameter.requires_grad_(flag)
-    after = _unexplained(block, apart)
+    after = _unexplained(block, apart, variance_apart)
     if not math.isfinite(after):
         raise _diverged(layer, settings.steps, settings)
     return LayerFit(layer, before, after, settings.steps, round(time.perf_counter() - started, 3), losses, norms)
 
 
 def _train(
-    block: nn.Module, layer: int, cached: list[Activations], variance: float, settings: AlignSettings, seed: int
+    block: nn.Module, layer: int, cached: Sequence[Activations], variance: float, settings: AlignSettings, seed: int
 ) -> tuple[list[float], list[float]]:
     """The steps: the loss of each, and the norms of the first gradients."""
     parameters = list(block.parameters())
     optimisers = _optimisers(parameters, settings)
     schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimiser,
-            max_lr=optimiser.defaults["lr"],
-            total_steps=settings.steps + 1,
-            pct_start=0.1,
-            cycle_momentum=False,
-        )
-        for optimiser in optimisers
+        OneCycleLR(one, one.defaults["lr"], settings.steps + 1, pct_start=0.1, cycle_momentum=False)
+        for one in optimisers
     ]
     losses: list[float] = []
     norms: list[float] = []
-    for step, index in enumerate(_order(len(cached), settings.steps, seed + layer)):
+    for step, index in enumerate(batch_order(len(cached), settings.steps, seed + layer)):
         inputs, outputs, mask = (tensor.clone() for tensor in cached[index])
         error = (block(inputs.to(parameters[0].dtype), attention_mask=mask) - outputs) * mask[..., None]
         loss = error.float().square().sum() / (mask.sum() * variance)
@@ -349,9 +292,7 @@ def _optimisers(parameters: Sequence[nn.Parameter], settings: AlignSettings) -> 
     """
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]
     others = [parameter for parameter in parameters if parameter.ndim != 2]
-    optimisers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimisers.append(Muon(matrices, lr=settings.learning_rate))
+    optimisers: list[torch.optim.Optimizer] = [Muon(matrices, lr=settings.learning_rate)] if matrices else []
     if others:
         rate = settings.other_learning_rate
         # The second moment forgets sooner than by default: a fit is a few hundred steps.
@@ -366,23 +307,21 @@ def _diverged(layer: int, step: int, settings: AlignSettings) -> RadistillError:
     )
 
 
-def _order(count: int, steps: int, seed: int) -> Iterator[int]:
-    """Every batch once an epoch, in an order that the seed decides, for `steps` steps."""
-    generator = torch.Generator().manual_seed(seed)
-    while steps > 0:
-        epoch = torch.randperm(count, generator=generator).tolist()[:steps]
-        yield from epoch
-        steps -= len(epoch)
+def _variance(activations: Sequence[Activations]) -> float:
+    """Variance of the outputs at tokens, summed over the hidden dimension; read twice, a batch at a time."""
+    tokens, total = 0, torch.zeros((), dtype=torch.float64)
+    for _, outputs, mask in activations:
+        rows = outputs[mask.bool()].double()
+        tokens, total = tokens + len(rows), total + rows.sum(dim=0).cpu()
+    mean = total / tokens
+    squares = sum(
+        (outputs[mask.bool()].double() - mean.to(outputs.device)).square().sum().item()
+        for _, outputs, mask in activations
+    )
+    return max(squares / tokens, 1e-12)  # an attention that always gives the same output
 
 
-def _variance(activations: list[Activations]) -> float:
-    """Variance of the outputs at tokens, summed over the hidden dimension."""
-    outputs = torch.cat([outputs[mask.bool()] for _, outputs, mask in activations]).double()
-    variance = (outputs - outputs.mean(dim=0)).square().sum(dim=1).mean().item()
-    return max(variance, 1e-12)  # an attention that always gives the same output
-
-
-def _unexplained(block: nn.Module, activations: list[Activations]) -> float:
+def _unexplained(block: nn.Module, activations: Sequence[Activations], variance: float) -> float:
     """Squared error of `block` over the variance of the outputs, at tokens."""
     error, tokens = 0.0, 0
     with torch.no_grad():
@@ -390,14 +329,15 @@ def _unexplained(block: nn.Module, activations: list[Activations]) -> float:
             difference = (block(inputs, attention_mask=mask) - outputs)[mask.bool()]
             error += difference.double().square().sum().item()
             tokens += len(difference)
-    return error / tokens / _variance(activations)
+    return error / tokens / variance
 
 
 def _keep(block: nn.Module, fit: LayerFit, folder: Path | None, key: str) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    record, weights = _places(folder, fit.layer, key)
+    record = _record(folder, fit.layer, key)
+    weights = record.with_suffix(".safetensors")
     save_file({name: tensor.contiguous() for name, tensor in block.state_dict().items()}, weights)
     # The record is written last: weights without a record are not read.
     write_kept(record, key, {"weights": hash_file(weights), "fit": asdict(fit)})
@@ -407,15 +347,14 @@ def _restore(block: nn.Module, layer: int, folder: Path | None, key: str) -> Lay
     """Put back a finished block; None, and the block as it was, where none is there or its files are damaged."""
     if folder is None:
         return None
-    record, weights = _places(folder, layer, key)
-    kept = read_kept(record, key)
+    record = _record(folder, layer, key)
+    kept, weights = read_kept(record, key), record.with_suffix(".safetensors")
     if kept is None or not weights.is_file() or kept["weights"] != hash_file(weights):
         return None
     block.load_state_dict(load_file(weights))
     return LayerFit(**kept["fit"])
 
 
-def _places(folder: Path, layer: int, key: str) -> tuple[Path, Path]:
-    """Record and weights of a finished block, under a name of its own among those of other students."""
-    stem = f"layer-{layer:03d}-{key[:16]}"
-    return folder / f"{stem}.json", folder / f"{stem}.safetensors"
+def _record(folder: Path, layer: int, key: str) -> Path:
+    """Of a finished block, whose weights lie beside it, under a name of its own among those of other students."""
+    return folder / f"layer-{layer:03d}-{key[:16]}.json"

@@ -10,6 +10,7 @@ from radistill.conversion.targets import TARGETS, TargetSettings, target_for
 from radistill.distillation.align import AlignSettings, align
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
+from radistill.processes import ALONE, Processes
 from radistill.speculation.substitutes import Substitutes
 
 
@@ -22,6 +23,7 @@ def fit_blocks(
     init: str = "fitted",
     seed: int = 0,
     folder: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Substitutes:
     """Fit a block to each attention of a model, as if it were to be replaced.
 
@@ -33,7 +35,7 @@ def fit_blocks(
         documents: text that the blocks are fitted on.
         settings: of the fit; None takes those of `AlignSettings`.
         target, init, seed: as in `convert`.
-        folder: where finished blocks are kept, so that a killed run goes on; None keeps them in memory only.
+        folder, processes: as in `align`.
 
     Raises:
         RadistillError: as `convert` and `align`.
@@ -42,6 +44,6 @@ def fit_blocks(
     chosen = target_for(base.network.config, base.source, target)
     for layers in TARGETS[chosen.kind].students(base.anatomy.attention_layers):
         student = convert(base, layers, target=chosen, init=init, seed=seed)
-        align(student, base, documents, settings, replace=layers, seed=seed, folder=folder)
+        align(student, base, documents, settings, replace=layers, seed=seed, folder=folder, processes=processes)
         blocks |= {layer: student.anatomy.mixer(student.network, layer) for layer in layers}
     return Substitutes(blocks)

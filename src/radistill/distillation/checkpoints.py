@@ -9,6 +9,7 @@ checkpoint is whole.
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,11 @@ class Checkpoints:
         The weights to keep may be those of an earlier step. Where its checkpoint is damaged, this one is of no use.
         """
         whole = [checkpoint for checkpoint in self._all() if _is_whole(checkpoint)]
-        usable = [checkpoint for checkpoint in whole if (kept := self._kept_with(checkpoint)) is None or kept in whole]
-        latest = usable[-1] if usable else None
+        usable = [checkpoint for checkpoint in whole if self._kept_with(checkpoint) in (None, *whole)]
         for checkpoint in self._all():
-            if checkpoint not in whole or latest is None or _step(checkpoint) > _step(latest):
+            if checkpoint not in whole or not usable or _step(checkpoint) > _step(usable[-1]):
                 shutil.rmtree(checkpoint)
-        return latest
+        return usable[-1] if usable else None
 
     def others(self) -> bool:
         """Whether there are checkpoints of runs with another key."""
@@ -169,12 +169,10 @@ def _step(checkpoint: Path) -> int:
 def _is_whole(checkpoint: Path) -> bool:
     if not (checkpoint / MARKER).exists():
         return False
-    try:
-        marked = read_json(checkpoint / MARKER)
-    except RadistillError:
-        marked = None
-    if isinstance(marked, dict) and marked.keys() >= _NEEDED and marked.items() <= _hashes(checkpoint).items():
-        return True
+    with suppress(RadistillError):
+        marked = read_json(checkpoint / MARKER, dict)
+        if marked.keys() >= _NEEDED and marked.items() <= _hashes(checkpoint).items():
+            return True
     note(f"{checkpoint}: is damaged, so it is removed and not gone on from")
     return False
 

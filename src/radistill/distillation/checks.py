@@ -4,16 +4,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from radistill.distillation.compilation import check_compiler
 from radistill.distillation.losses.hidden import check_same_width
-from radistill.distillation.settings import DistillSettings, FinetuneSettings
+from radistill.distillation.modes import check_compiler
+from radistill.distillation.settings import DistillSettings, NextTokenSettings
 from radistill.distillation.teacher_store import StoredTeacher
-from radistill.distillation.teacher_store.layout import tokenizer_hash
+from radistill.distillation.teacher_store.read import tokenizer_hash
 from radistill.distillation.tracking import check_tracker
 from radistill.errors import RadistillError
 from radistill.models.loading import Model, check_device
+from radistill.models.pictures import SEEING
 from radistill.models.sequences import Document
 from radistill.models.vocabularies import check_same_tokenizer
+from radistill.speculation.drafters import check_same_reader
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Job:
     teacher: Model | StoredTeacher
     train: Sequence[Document]
     heldout: Sequence[Document]
-    settings: DistillSettings | FinetuneSettings
+    settings: DistillSettings | NextTokenSettings
     new_parameters: Collection[str]
     seed: int = 0
     folder: Path | None = None
@@ -46,6 +48,10 @@ def check_training(job: Job) -> None:
         if not documents:
             raise RadistillError(f"{section}: there are no documents in {name}")
         for document in documents:
+            if document.images is not None and None in (student.reader, getattr(teacher, "reader", document)):
+                raise RadistillError(
+                    f"{section}: document {document.id} in {name} has images, and student or teacher reads none"
+                )
             if not 0 <= min(document.tokens) <= max(document.tokens) < vocabulary:
                 raise RadistillError(
                     f"{section}: document {document.id} in {name} has tokens outside 0 to {vocabulary - 1}; "
@@ -74,13 +80,26 @@ def check_training(job: Job) -> None:
         check_compiler(student.network.device, section)
     network = teacher.network if isinstance(teacher, Model) else None
     of_teacher = {p.data_ptr() for p in network.parameters()} if network is not None else set()
-    trained = [name for name in parameters if settings.trains(name in new_parameters)]
+    trained = trained_parameters(job)
     shared = [name for name in trained if parameters[name].data_ptr() in of_teacher]
     if shared:
         raise RadistillError(f"{section}: student and teacher share the weight {shared[0]}; give each its own copy")
 
 
-def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | FinetuneSettings) -> int:
+def trained_parameters(job: Job) -> list[str]:
+    """Names of the student's parameters that a job trains: none of a vision encoder."""
+    student = job.student
+    seeing = None if student.reader is None else SEEING[student.network.config.model_type]
+    return [
+        name
+        for name, _ in student.network.named_parameters()
+        if job.settings.trains(name in job.new_parameters) and not (seeing is not None and seeing.is_vision(name))
+    ]
+
+
+def _check_teacher(
+    student: Model, teacher: Model | StoredTeacher, settings: DistillSettings | NextTokenSettings
+) -> int:
     """Refuse a teacher that this student cannot learn from; returns how many tokens both know."""
     if isinstance(teacher, StoredTeacher) and not settings.taught:
         raise RadistillError(
@@ -99,6 +118,7 @@ def _check_teacher(student: Model, teacher: Model | StoredTeacher, settings: Dis
         check_device(settings.teacher_device)
     if isinstance(teacher, Model):
         check_same_tokenizer(teacher, student)
+        check_same_reader(student, teacher, ("student", "teacher"))
         if settings.hidden is not None:
             check_same_width(teacher.anatomy.hidden_size, student.anatomy.hidden_size)
         return min(model.anatomy.vocab_size for model in (student, teacher))

@@ -10,13 +10,11 @@ from transformers import PreTrainedModel
 
 from radistill.console import note, progress
 from radistill.distillation.checkpoints import Checkpoints
-from radistill.distillation.checks import Job, check_training
-from radistill.distillation.compilation import compiled
+from radistill.distillation.checks import Job, check_training, trained_parameters
 from radistill.distillation.loop import Training
-from radistill.distillation.modes import placed, recomputing, training_only
-from radistill.distillation.on_policy import OnPolicy
-from radistill.distillation.precision import compute_format, master_weights
-from radistill.distillation.settings import DistillSettings, FinetuneSettings
+from radistill.distillation.modes import compiled, compute_format, master_weights, placed, recomputing, training_only
+from radistill.distillation.packing import packing
+from radistill.distillation.settings import DistillSettings, FinetuneSettings, NextTokenSettings
 from radistill.distillation.sharding import sharded
 from radistill.distillation.stopping import deferred_interrupt
 from radistill.distillation.teacher_store import StoredTeacher
@@ -88,6 +86,8 @@ def distill(
     The student comes out in the number format it was loaded in, and is trained in float32 unless `precision` says
     otherwise.
 
+    The vision encoder of a student that reads images is never trained: a drafter that shares its target's has it still.
+
     Started in several processes, by torchrun or `accelerate launch`, all of which call this with the same arguments,
     it shares each optimiser step among them: with DDP, or with FSDP2 where the launcher says so. All of them end with
     the trained student.
@@ -119,7 +119,7 @@ def finetune(
     teacher: Model,
     train: Sequence[Document],
     heldout: Sequence[Document],
-    settings: FinetuneSettings | None = None,
+    settings: NextTokenSettings | None = None,
     *,
     new_parameters: Collection[str],
     folder: Path | None = None,
@@ -142,13 +142,11 @@ def _train(job: Job) -> DistillResult:
     settings.check_processes(processes.count, processes.sharded)
     # The weights change below and may have changed before: what was computed of them is out of date.
     student.__dict__.pop("fingerprint", None)
-    checkpoints = None
-    if job.folder is not None:
-        checkpoints = Checkpoints(job.folder, training_key(job), processes)
-        student.__dict__.pop("fingerprint", None)
+    checkpoints = None if job.folder is None else Checkpoints(job.folder, training_key(job), processes)
+    student.__dict__.pop("fingerprint", None)
     trained: PreTrainedModel = student.network
     taught = teacher if isinstance(teacher, StoredTeacher) else teacher.network
-    names = {name for name, _ in trained.named_parameters() if settings.trains(name in job.new_parameters)}
+    names = set(trained_parameters(job))
     compute = compute_format(settings.precision, trained.dtype)
     with ExitStack() as stack:
         stack.enter_context(training_only(trained, names))
@@ -160,6 +158,11 @@ def _train(job: Job) -> DistillResult:
             stack.enter_context(placed(taught, settings.teacher_device))
         if job.reference is not None:
             stack.enter_context(evaluating(job.reference.network))
+        for name, model in (("student", student), ("teacher", teacher), ("reference", job.reference)):
+            if isinstance(model, Model):
+                new = job.new_parameters if model is student else ()
+                who = f"{settings.section}: the {name}"
+                stack.enter_context(packing(model, who, compute, new, wanted=not settings.compile))
         if processes.sharded:
             if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel) and taught.device == trained.device:
                 taught = stack.enter_context(sharded(taught, teacher.anatomy, processes.count, compute))
@@ -170,15 +173,7 @@ def _train(job: Job) -> DistillResult:
         if isinstance(teacher, Model) and isinstance(taught, PreTrainedModel):
             stack.enter_context(compiled(taught, teacher.anatomy, settings.compile))
         stack.enter_context(seeded(trained.device, job.seed))  # for dropout, where a model has it
-        training = Training(
-            job,
-            trained,
-            taught,
-            compute=compute,
-            checkpoints=checkpoints,
-            on_policy=_on_policy(job),
-            processes=processes,
-        )
+        training = Training(job, trained, taught, compute=compute, checkpoints=checkpoints, processes=processes)
         latest = processes.decide(lambda: checkpoints.latest() if checkpoints else None)
         if latest:
             training.restore(latest)
@@ -219,21 +214,6 @@ def _run(training: Training, job: Job, latest: Path | None, others: bool) -> Non
         raise KeyboardInterrupt
     if step < settings.steps:
         note(f"{section}: ended at step {step} of {settings.steps}, out of patience")
-
-
-def _on_policy(job: Job) -> OnPolicy | None:
-    settings = job.settings
-    if settings.on_policy is None:
-        return None
-    assert isinstance(job.teacher, Model)  # the settings are checked for it
-    return OnPolicy(
-        settings.on_policy,
-        job.student,
-        steps=settings.steps,
-        batches_per_step=settings.gradient_accumulation,
-        vocabulary=job.teacher.anatomy.vocab_size,
-        seed=job.seed,
-    )
 
 
 def training_key(job: Job) -> str:

@@ -14,52 +14,30 @@ from radistill.distillation.losses.top_k import TopK
 from radistill.errors import RadistillError, TrainingDivergedError
 from radistill.models.divergence import kl_of_logs, log_probabilities
 from radistill.models.generation import evaluating
-from radistill.models.logits import ResponseStates, at_output, response_states
+from radistill.models.logits import ResponseStates, at_output, chunks, response_states
 from radistill.models.sequences import Document, batches, collate
 from radistill.processes import ALONE, Processes
 from radistill.speculation.acceptance import expected_acceptance
 
-CHUNK_NUMBERS = 2**24
-"""Logits of one network that exist at a time: 64 MiB for each float32 copy that the measures make of them."""
-
 
 @dataclass(frozen=True)
 class Distance:
-    """Sums over response tokens; the properties are their means.
+    """Means over response tokens.
 
     Attributes:
         tokens: response tokens counted.
-        kl_sum: KL(teacher || student), nats.
-        agreed: tokens at which both have the same most likely next token, given the same text.
-        accepted_sum: probability that the teacher accepts the student's draft of a token, both at temperature 1.
-        student_nll_sum: -log p of the actual tokens under the student, nats.
+        kl: KL(teacher || student), nats.
+        agreement: share of tokens at which both have the same most likely next token, given the same text.
+        sampled_acceptance: expected share of tokens that the teacher accepts of a student that drafts for it, both at
+            temperature 1.
+        student_nll: -log p of the actual tokens under the student, nats; its exponential is the perplexity.
     """
 
     tokens: int
-    kl_sum: float
-    agreed: int
-    accepted_sum: float
-    student_nll_sum: float
-
-    @property
-    def kl(self) -> float:
-        """Mean KL(teacher || student), nats per response token."""
-        return self.kl_sum / self.tokens
-
-    @property
-    def agreement(self) -> float:
-        """Share of response tokens with the same most likely token."""
-        return self.agreed / self.tokens
-
-    @property
-    def sampled_acceptance(self) -> float:
-        """Expected share of tokens that the teacher accepts of a student that drafts for it, at temperature 1."""
-        return min(1.0, self.accepted_sum / self.tokens)
-
-    @property
-    def student_nll(self) -> float:
-        """Mean -log p of the response tokens under the student, nats; its exponential is the perplexity."""
-        return self.student_nll_sum / self.tokens
+    kl: float
+    agreement: float
+    sampled_acceptance: float
+    student_nll: float
 
 
 def distance(
@@ -97,38 +75,31 @@ def distance(
             known: ResponseStates | TopK = response_states(teacher, collate(group, pad_token_id, teacher.device))
         else:
             known = teacher(group).to(student_network.device)
-        return at_output(student_network, batch, partial(_sums, known))
+        return at_output(student_network, batch, partial(_sums, known)).cpu()
 
     if not documents:
         raise RadistillError("held-out measure: there are no documents to measure on")
     groups = batches(documents, tokens_per_batch)
-    table = torch.zeros(len(groups), 5, dtype=torch.float64)
+    # A sharded network needs all processes in every forward: who has no batch left repeats one.
+    units = [*groups, *(groups[-1:] * (-len(groups) % processes.count))]
     networks = [network for network in (teacher, student_network) if isinstance(network, PreTrainedModel)]
-    shown = progress(description, len(groups), "batches") if description else nullcontext(lambda steps: None)
+    shown = progress(description, len(units), "batches") if description else nullcontext(lambda steps: None)
     with evaluating(*networks), torch.no_grad(), shown as advance:
-        for start in range(0, len(groups), processes.count):
-            place = start + processes.index
-            # A sharded network needs all processes in every forward: who has no batch left repeats one.
-            found = sums(groups[place if place < len(groups) else start])
-            if place < len(groups):
-                table[place] = found
-            advance(min(processes.count, len(groups) - start))
-    table = processes.add(table)
+        table = torch.stack(processes.share(units, sums, lambda done: advance(len(done))))[: len(groups)]
     if not table.isfinite().all():
         group = groups[int(table.isfinite().all(dim=1).logical_not().nonzero()[0])]
         names = ", ".join(document.id for document in group)
         raise TrainingDivergedError(f"held-out measure: logits are not finite on the documents {names}")
-    tokens, kl, agreed, accepted, nll = table.sum(dim=0).tolist()
-    return Distance(int(tokens), kl, int(agreed), accepted, nll)
+    tokens, *found = table.sum(dim=0).tolist()
+    kl, agreement, accepted, nll = (figure / tokens for figure in found)
+    return Distance(int(tokens), kl, agreement, min(1.0, accepted), nll)
 
 
 def _sums(of_teacher: ResponseStates | TopK, of_student: ResponseStates) -> Tensor:
-    """[5], the sums of a `Distance`, in float64; the logits are made of a few tokens at a time."""
+    """[5], in float64: the number of tokens, and the sums of which a `Distance` has the means."""
     vocabulary = min(of_teacher.vocabulary, of_student.vocabulary)
-    chunk = max(1, CHUNK_NUMBERS // vocabulary)
     parts = []
-    for start in range(0, len(of_student.targets), chunk):
-        rows = slice(start, start + chunk)
+    for rows in chunks(len(of_student.targets), vocabulary):
         student = of_student.logits(rows, vocabulary).float()
         if isinstance(of_teacher, TopK):
             known = of_teacher[rows]

@@ -17,13 +17,12 @@ from transformers import PreTrainedModel, get_scheduler
 from radistill.console import note
 from radistill.distillation.checkpoints import Checkpoints
 from radistill.distillation.checks import Job
-from radistill.distillation.compilation import uncompiled
-from radistill.distillation.heldout import Distance, distance
+from radistill.distillation.heldout import distance
 from radistill.distillation.losses.chunked import chunked_sum
 from radistill.distillation.losses.top_k import TopK
+from radistill.distillation.modes import computing, uncompiled
 from radistill.distillation.on_policy import OnPolicy
-from radistill.distillation.precision import computing
-from radistill.distillation.selection import at, gaining, of_teacher_at
+from radistill.distillation.selection import gaining
 from radistill.distillation.settings import TrainingSettings
 from radistill.distillation.sharding import release, slice_like, sliced_state, whole, whole_state
 from radistill.distillation.stopping import Divergence, Measure, best_step, out_of_patience
@@ -32,7 +31,7 @@ from radistill.distillation.tracking import Report
 from radistill.errors import RadistillError, TrainingDivergedError
 from radistill.files import write_json
 from radistill.models.logits import ResponseStates, at_output, response_states
-from radistill.models.sequences import Batch, Document, batches, collate
+from radistill.models.sequences import Batch, Document, batch_order, batches, collate
 from radistill.processes import ALONE, Processes
 
 _MEASURES: dict[Measure, str] = {"kl": "KL", "cross_entropy": "cross-entropy"}
@@ -72,7 +71,6 @@ class Training:
         *,
         compute: torch.dtype | None,
         checkpoints: Checkpoints | None,
-        on_policy: OnPolicy | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Nothing runs yet.
@@ -84,7 +82,6 @@ class Training:
             teacher: in evaluation mode; it may be on another device. Or what it has left on disk.
             compute: format of matrix products, of the teacher's too; None is that of the weights.
             checkpoints: None saves none.
-            on_policy: which batches the student writes; None is none.
             processes: who train together; their number divides `gradient_accumulation`.
         """
         self.settings = settings = job.settings
@@ -94,9 +91,9 @@ class Training:
         self._teacher = teacher
         self._compute = compute
         self._checkpoints = checkpoints
-        self._on_policy = on_policy
+        self._on_policy = None if settings.on_policy is None else OnPolicy(job, settings.on_policy)
         self._processes = processes
-        room = 0 if on_policy is None else on_policy.settings.max_new_tokens
+        room = 0 if settings.on_policy is None else settings.on_policy.max_new_tokens
         self._groups = batches(job.train, settings.tokens_per_batch, max_new_tokens=room)
         self._order = batch_order(len(self._groups), settings.steps * settings.gradient_accumulation, job.seed)
         # While a sharded weight is whole, another parameter stands in its place in the network.
@@ -204,8 +201,18 @@ class Training:
 
     def _measure(self, report: Report) -> None:
         """Log how far the student is from its teacher on the held-out documents."""
-        found = self._distance()
-        release(self._student)
+        student, teacher = self._student, self._teacher
+        device = student.device if isinstance(teacher, StoredTeacher) else teacher.device
+        with computing(self._compute, student.device), computing(self._compute, device):
+            found = distance(
+                teacher.of if isinstance(teacher, StoredTeacher) else teacher,
+                student,
+                self._job.heldout,
+                self._job.student.pad_token_id,
+                self.settings.tokens_per_batch,
+                processes=self._processes,
+            )
+        release(student)
         row = {
             "step": self.log.step,
             "tokens": self.log.tokens,
@@ -252,7 +259,7 @@ class Training:
         sums = torch.zeros(3, dtype=torch.long)
         for position, documents in self._running.items():
             tokens = sum(len(document.tokens) for document in documents)
-            responses = tokens - sum(document.response_start for document in documents)
+            responses = sum(document.response_tokens for document in documents)
             sums += torch.tensor([tokens, responses, responses * self._is_own(position)])
         tokens, responses, own = self._processes.add(sums).tolist()
         return tokens, responses, own
@@ -263,7 +270,11 @@ class Training:
         """The settings' loss, summed over the response tokens of the batch at a position."""
         documents, device = self._running[position], self._student.device
         batch = collate(documents, self._job.student.pad_token_id, device)
-        total = partial(self._total, self._is_own(position), self._of_teacher(documents, batch), self._reference(batch))
+        teacher, reference = self._of_teacher(documents, batch), None
+        if self._job.reference is not None:
+            with torch.no_grad(), computing(self._compute, device):
+                reference = response_states(self._job.reference.network, batch)
+        total = partial(self._total, self._is_own(position), teacher, reference)
         # The network is the student, perhaps wrapped for several processes; it is called the same way.
         with computing(self._compute, device):
             return at_output(cast(PreTrainedModel, self._network), batch, total)
@@ -275,14 +286,7 @@ class Training:
         if isinstance(self._teacher, StoredTeacher):
             return self._teacher.of(documents).to(self._student.device)
         with torch.no_grad(), computing(self._compute, self._teacher.device):
-            return response_states(self._teacher, Batch(*(part.to(self._teacher.device) for part in batch)))
-
-    def _reference(self, batch: Batch) -> ResponseStates | None:
-        """What the reference says to a batch; None where there is none."""
-        if self._job.reference is None:
-            return None
-        with torch.no_grad(), computing(self._compute, self._student.device):
-            return response_states(self._job.reference.network, batch)
+            return response_states(self._teacher, batch.to(self._teacher.device))
 
     def _total(
         self,
@@ -300,27 +304,13 @@ class Training:
             assert self.settings.select is not None
             kept = gaining(teacher, student, reference, self.settings.select.share)
             scale = len(student.targets) / max(1, len(kept))
-            return scale * self._total(own, of_teacher_at(teacher, kept), None, at(student, kept))
+            return scale * self._total(own, teacher.at(kept), None, student.at(kept))
         total = chunked_sum(self.settings.token_loss(own), teacher, student)
         if self.settings.hidden is not None:
             assert isinstance(teacher, ResponseStates)  # the settings are checked for it
             of_teacher = teacher.hidden.to(student.hidden.device)
             total = total + self.settings.hidden.weight * self.settings.hidden(of_teacher, student.hidden).sum()
         return total
-
-    def _distance(self) -> Distance:
-        """From teacher to student, on the held-out documents."""
-        student, teacher = self._student, self._teacher
-        device = student.device if isinstance(teacher, StoredTeacher) else teacher.device
-        with computing(self._compute, student.device), computing(self._compute, device):
-            return distance(
-                teacher.of if isinstance(teacher, StoredTeacher) else teacher,
-                student,
-                self._job.heldout,
-                self._job.student.pad_token_id,
-                self.settings.tokens_per_batch,
-                processes=self._processes,
-            )
 
     def _refusal(self, what: str, positions: Sequence[int] | None = None, step: int | None = None) -> RadistillError:
         """The error for a step that went wrong; writes its documents down first. All processes must ask for it.
@@ -337,7 +327,7 @@ class Training:
         if self._job.folder is not None:
             path = self._job.folder / "failed_batch.json"
             if self._processes.is_main:
-                write_json(path, {"step": step, "reason": what, "documents": [asdict(d) for d in documents]})
+                write_json(path, {"step": step, "reason": what, "documents": [d.to_json() for d in documents]})
             names += f" (written to {path})"
         return TrainingDivergedError(
             f"{self.settings.section}: {what} at step {step}, on the documents {names}; "
@@ -389,24 +379,21 @@ class Training:
 
     def outline(self) -> str:
         """What the settings amount to, before the first step."""
-        settings, on_policy = self.settings, self._on_policy
+        settings, own_settings = self.settings, self.settings.on_policy
         lengths = [sum(len(document.tokens) for document in group) for group in self._groups]
-        own = [place for place in range(len(self._order)) if self._is_own(place)]
-        tokens = sum(lengths[index] for index in self._order) - sum(lengths[self._order[place]] for place in own)
+        given = [index for place, index in enumerate(self._order) if not self._is_own(place)]
+        tokens, batches_of_all = sum(lengths[index] for index in given), len(self._order)
         sizes = {name: parameter.numel() for name, parameter in self._student.named_parameters()}
         new = sum(sizes[name] for name in self._job.new_parameters)
         rest = sum(sizes.values()) - new
-        at_rates = [
-            f"at rate {rate:g}" if rate > 0 else "frozen"
-            for rate in (settings.new_block_learning_rate, settings.other_learning_rate)
-        ]
+        rates = (settings.rate(new=True), settings.rate(new=False))
+        at_rates = [f"at rate {rate:g}" if rate > 0 else "frozen" for rate in rates]
         of, written = "", ""
-        if on_policy is not None:
+        if own_settings is not None:
             of, written = (
                 " of documents",
-                f" and {len(own)} of {len(self._order)} batches that the student writes itself, up to "
-                f"{on_policy.settings.max_new_tokens} tokens a response at temperature "
-                f"{on_policy.settings.temperature:g}",
+                f" and {batches_of_all - len(given)} of {batches_of_all} batches that the student writes itself, up to "
+                f"{own_settings.max_new_tokens} tokens a response at temperature {own_settings.temperature:g}",
             )
         return (
             f"{settings.section}: {settings.steps} steps, {tokens:,} tokens{of} ({tokens / sum(lengths):.1f} epochs of "
@@ -414,14 +401,6 @@ class Training:
             + (f"; the {settings.select.share:.0%} of tokens with most to gain count" if settings.select else "")
             + ("; held-out KL is over the stored tokens and the rest as one" if settings.teacher_store else "")
         )
-
-
-def batch_order(groups: int, batches_needed: int, seed: int) -> list[int]:
-    """Indices of `groups` batches: every one once an epoch, shuffled anew each time, cut at `batches_needed`."""
-    generator = torch.Generator().manual_seed(seed)
-    epochs = math.ceil(batches_needed / groups)
-    order = [index for _ in range(epochs) for index in torch.randperm(groups, generator=generator).tolist()]
-    return order[:batches_needed]
 
 
 def parameter_groups(
@@ -440,7 +419,7 @@ def parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": settings.new_block_learning_rate if new else settings.other_learning_rate,
+            "lr": settings.rate(new),
             "weight_decay": settings.weight_decay if matrix else 0.0,
         }
         for (new, matrix), parameters in groups.items()

@@ -7,46 +7,14 @@ what the student itself says (GKD, arXiv 2306.13649; for the draft of speculativ
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, Field, model_validator
 from transformers import PreTrainedModel
 
+from radistill.distillation.checks import Job
+from radistill.distillation.settings import OnPolicySettings
 from radistill.files import hash_json
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
-
-
-class OnPolicySettings(BaseModel, extra="forbid", allow_inf_nan=False):
-    """How often the student's own responses take the place of the documents', and how it writes them."""
-
-    share: float = Field(
-        default=0.5, ge=0, le=1, description="probability, at the first step, that a batch is one of its own responses"
-    )
-    final_share: float | None = Field(
-        default=None, ge=0, le=1, description="the same at the last step, linear in between; null is `share`"
-    )
-    max_new_tokens: int = Field(
-        default=128, ge=1, description="longest response; batches are formed so that it fits into `tokens_per_batch`"
-    )
-    temperature: float = Field(
-        default=1.0, ge=0, description="1 samples from the student as it is; 0 takes the likeliest token each time"
-    )
-
-    @model_validator(mode="after")
-    def _some_share(self) -> "OnPolicySettings":
-        if not self.share and not self.final_share:
-            raise ValueError("share is 0 throughout; raise share or final_share, or set the section to null")
-        return self
-
-    @property
-    def always(self) -> bool:
-        """Whether no batch of documents is left."""
-        return self.share == 1 and self.final_share in (None, 1)
-
-    def share_at(self, step: int, steps: int) -> float:
-        """The share at a step, from 1 to `steps`."""
-        last = self.share if self.final_share is None else self.final_share
-        return self.share + (last - self.share) * (step - 1) / max(1, steps - 1)
 
 
 class OnPolicy:
@@ -56,36 +24,17 @@ class OnPolicy:
     besides on the student's weights: so it is the same after a kill, and in however many processes.
     """
 
-    def __init__(
-        self,
-        settings: OnPolicySettings,
-        student: Model,
-        *,
-        steps: int,
-        batches_per_step: int,
-        vocabulary: int,
-        seed: int,
-    ) -> None:
-        """Nothing is written yet.
-
-        Args:
-            settings: see `OnPolicySettings`.
-            student: gives tokenizer and end tokens; the weights come with each call of `write`.
-            steps: optimiser steps of the training.
-            batches_per_step: batches in one of them, of all processes together.
-            vocabulary: only tokens below it are written: those that the teacher knows too.
-            seed: of the decisions and of the sampling.
-        """
-        self.settings = settings
-        self._student = student
-        self._steps = steps
-        self._batches_per_step = batches_per_step
-        self._vocabulary = vocabulary
-        self._seed = seed
+    def __init__(self, job: Job, settings: OnPolicySettings) -> None:
+        """Nothing is written yet; `settings` are those of the job, which has some."""
+        assert isinstance(job.teacher, Model)  # the settings are checked for it
+        self._settings, self._job = settings, job
+        # Only tokens below it are written: those that the teacher knows too.
+        self._vocabulary = job.teacher.anatomy.vocab_size
 
     def replaces(self, position: int) -> bool:
         """Whether the batch at a position, from 0 in the order of training, is written by the student."""
-        share = self.settings.share_at(position // self._batches_per_step + 1, self._steps)
+        training = self._job.settings
+        share = self._settings.share_at(position // training.gradient_accumulation + 1, training.steps)
         return self._draw("batch", position) / _DRAWS < share
 
     def write(self, network: PreTrainedModel, documents: Sequence[Document], position: int) -> list[Document]:
@@ -100,26 +49,27 @@ class OnPolicy:
             position: of the batch; the random numbers depend on it, on the seed, and on the row.
         """
         prompts = [document.tokens[: document.response_start] for document in documents]
-        context = self._student.context_length or _UNLIMITED
+        context = self._job.student.context_length or _UNLIMITED
         written = generate(
-            self._student,
+            self._job.student,
             prompts,
-            max_new_tokens=max(1, min(self.settings.max_new_tokens, context - max(map(len, prompts)))),
-            temperature=self.settings.temperature,
+            max_new_tokens=max(1, min(self._settings.max_new_tokens, context - max(map(len, prompts)))),
+            temperature=self._settings.temperature,
             seed=self._draw("responses", position),
             batch_size=len(prompts),
             description=None,
             network=network,
             vocabulary=self._vocabulary,
+            images=[document.images for document in documents],
         )
         return [
-            Document(document.id, (*prompt, *response), len(prompt))
+            Document(document.id, (*prompt, *response), len(prompt), document.images)
             for document, prompt, response in zip(documents, prompts, written, strict=True)
         ]
 
     def _draw(self, purpose: str, position: int) -> int:
         """A random number below `_DRAWS`."""
-        return int(hash_json([self._seed, purpose, position])[:_DIGITS], 16)
+        return int(hash_json([self._job.seed, purpose, position])[:_DIGITS], 16)
 
 
 _DIGITS = 15

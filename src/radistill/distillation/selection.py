@@ -52,14 +52,3 @@ def gaining(teacher: ResponseStates | TopK, student: ResponseStates, reference: 
     gap = nats(student) - nats(reference).to(student.hidden.device)
     count = math.ceil(share * len(gap))
     return gap.sort(descending=True, stable=True).indices[:count].sort().values
-
-
-def at(states: ResponseStates, tokens: Tensor) -> ResponseStates:
-    """The states of some of the tokens."""
-    place = tokens.to(states.hidden.device)
-    return states._replace(hidden=states.hidden[place], targets=states.targets[place])
-
-
-def of_teacher_at(teacher: ResponseStates | TopK, tokens: Tensor) -> ResponseStates | TopK:
-    """What the teacher says of some of the tokens."""
-    return at(teacher, tokens) if isinstance(teacher, ResponseStates) else teacher[tokens.to(teacher.ids.device)]

@@ -2,16 +2,13 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from radistill.distillation.losses import LossSettings
 from radistill.distillation.losses.chunked import TokenLoss
-from radistill.distillation.losses.cross_entropy import cross_entropy, cross_entropy_mix
+from radistill.distillation.losses.distributions import ForwardKL, LossSettings, cross_entropy, cross_entropy_mix
 from radistill.distillation.losses.hidden import HiddenSettings
-from radistill.distillation.losses.kl import ForwardKL
 from radistill.distillation.losses.top_k import over_categories
-from radistill.distillation.on_policy import OnPolicySettings
-from radistill.distillation.precision import Precision
+from radistill.distillation.modes import Precision
 from radistill.distillation.rates import RateSearch
 from radistill.distillation.selection import TokenSelection
 from radistill.distillation.stopping import Measure
@@ -19,6 +16,41 @@ from radistill.distillation.teacher_store.settings import TeacherStoreSettings
 from radistill.distillation.tracking import Tracker
 from radistill.effects import NOT_COUNTED
 from radistill.errors import RadistillError
+
+OtherRate = Annotated[float, Field(ge=0, description="peak rate for every other weight; 0 freezes them")]
+
+
+class OnPolicySettings(BaseModel, extra="forbid", allow_inf_nan=False):
+    """How often the student's own responses take the place of the documents', and how it writes them."""
+
+    share: float = Field(
+        default=0.5, ge=0, le=1, description="probability, at the first step, that a batch is one of its own responses"
+    )
+    final_share: float | None = Field(
+        default=None, ge=0, le=1, description="the same at the last step, linear in between; null is `share`"
+    )
+    max_new_tokens: int = Field(
+        default=128, ge=1, description="longest response; batches are formed so that it fits into `tokens_per_batch`"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0, description="1 samples from the student as it is; 0 takes the likeliest token each time"
+    )
+
+    @model_validator(mode="after")
+    def _some_share(self) -> "OnPolicySettings":
+        if not self.share and not self.final_share:
+            raise ValueError("share is 0 throughout; raise share or final_share, or set the section to null")
+        return self
+
+    @property
+    def always(self) -> bool:
+        """Whether no batch of documents is left."""
+        return self.share == 1 and self.final_share in (None, 1)
+
+    def share_at(self, step: int, steps: int) -> float:
+        """The share at a step, from 1 to `steps`."""
+        last = self.share if self.final_share is None else self.final_share
+        return self.share + (last - self.share) * (step - 1) / max(1, steps - 1)
 
 
 class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
@@ -45,9 +77,6 @@ class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         "same",
     )
     new_block_learning_rate: float = Field(default=3e-5, gt=0, description="AdamW's peak rate for the new blocks")
-    other_learning_rate: float = Field(
-        default=0.0, ge=0, description="peak rate for every other weight; 0 freezes them"
-    )
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps in which the rates rise")
     scheduler: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = Field(
         default="cosine", description="transformers' schedule of the rates after the warm-up"
@@ -98,15 +127,20 @@ class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
         default=None, description="device of the teacher, such as cuda:1, while it teaches; null is that of the student"
     )
 
+    def rate(self, new: bool) -> float:
+        """Peak rate of the weights of new blocks, or of all others: 0, so frozen, where there is no field for them."""
+        return self.new_block_learning_rate if new else 0.0
+
     def trains(self, new: bool) -> bool:
         """Whether the weights of new blocks, or all others, are trained."""
-        return (self.new_block_learning_rate if new else self.other_learning_rate) > 0
+        return self.rate(new) > 0
 
     def check_processes(self, count: int, sharded: bool = False) -> None:
         """Refuse what `count` processes cannot do; `sharded` if the student is split among them (FSDP2).
 
         Raises:
-            RadistillError: if `gradient_accumulation` is no multiple of `count`, or split layers are to be compiled.
+            RadistillError: if `gradient_accumulation` is no multiple of `count`, or split layers are to be compiled, or
+                a split student to be compared or to write.
         """
         if self.gradient_accumulation % count:
             raise RadistillError(
@@ -117,6 +151,16 @@ class TrainingSettings(BaseModel, extra="forbid", allow_inf_nan=False):
             raise RadistillError(
                 f"{self.section}.compile is true, which has not been made to work with FSDP2; set it to false"
             )
+        for field, needs in _NEED_ALL.items() if sharded else ():
+            if getattr(self, field) is not None:
+                raise RadistillError(
+                    f"{self.section}.{field} {needs} in every process, and FSDP2 splits it; launch without --use_fsdp, "
+                    "or set it to null"
+                )
+
+
+_NEED_ALL = {"select": "compares the whole output of the student", "on_policy": "needs the whole student"}
+"""Sections that a student which is split among processes cannot have, and why."""
 
 
 class DistillSettings(TrainingSettings):
@@ -126,6 +170,7 @@ class DistillSettings(TrainingSettings):
     taught: ClassVar[bool] = True
     measure: ClassVar[Measure] = "kl"
 
+    other_learning_rate: OtherRate = 0.0
     loss: LossSettings = Field(default_factory=ForwardKL, description="the loss, picked by its kind")
     cross_entropy: float = Field(
         default=0.0,
@@ -169,16 +214,14 @@ class DistillSettings(TrainingSettings):
             )
         if self.teacher_store is None:
             return None
-        if self.on_policy is not None:
-            return (
-                "distill.on_policy needs the teacher itself, to read what the student writes, and with "
-                "distill.teacher_store it is gone by then; set one of them to null"
-            )
-        if self.hidden is not None:
-            return (
-                "distill.hidden needs the teacher's hidden states, which distill.teacher_store does not keep; "
-                "set one of them to null"
-            )
+        needs = {
+            "on_policy": "the teacher itself, to read what the student writes, and with distill.teacher_store it is "
+            "gone by then",
+            "hidden": "the teacher's hidden states, which distill.teacher_store does not keep",
+        }
+        for field, needed in needs.items():
+            if getattr(self, field) is not None:
+                return f"distill.{field} needs {needed}; set one of them to null"
         if self.loss.temperature != 1:
             return (
                 f"distill.loss.temperature is {self.loss.temperature:g}, but distill.teacher_store keeps a sum of "
@@ -186,35 +229,20 @@ class DistillSettings(TrainingSettings):
             )
         return None
 
+    def rate(self, new: bool) -> float:
+        """See `TrainingSettings`."""
+        return self.new_block_learning_rate if new else self.other_learning_rate
+
     def token_loss(self, own: bool) -> TokenLoss:
         """The loss of a token, without that of hidden states; `own` if the student wrote the response."""
         loss = self.loss if self.teacher_store is None else over_categories(self.loss)
         # Its own samples as targets would only make it surer of itself.
         return cross_entropy_mix(loss, 0.0 if own else self.cross_entropy)
 
-    def check_processes(self, count: int, sharded: bool = False) -> None:
-        """Refuse a step that `count` processes cannot share, and a split student that is to write.
 
-        Raises:
-            RadistillError: naming the field.
-        """
-        super().check_processes(count, sharded)
-        if sharded and self.select is not None:
-            raise RadistillError(
-                "distill.select compares the whole output of the student in every process, and FSDP2 splits it; launch "
-                "without --use_fsdp, or set it to null"
-            )
-        if sharded and self.on_policy is not None:
-            raise RadistillError(
-                "distill.on_policy needs the whole student in every process, and FSDP2 splits it; launch without "
-                "--use_fsdp, or set it to null"
-            )
+class NextTokenSettings(TrainingSettings):
+    """How new parameters are trained on response tokens, without a teacher, while every other weight stays."""
 
-
-class FinetuneSettings(TrainingSettings):
-    """How the whole student is trained on response tokens, without a teacher."""
-
-    section: ClassVar[str] = "finetune"
     taught: ClassVar[bool] = False
     measure: ClassVar[Measure] = "cross_entropy"
     hidden: ClassVar[None] = None
@@ -242,3 +270,15 @@ class FinetuneSettings(TrainingSettings):
     def token_loss(self, own: bool) -> TokenLoss:
         """The loss of a token; `own` changes nothing, as the student writes no batches here."""
         return cross_entropy
+
+
+class FinetuneSettings(NextTokenSettings):
+    """How the whole student is trained on response tokens, without a teacher."""
+
+    section: ClassVar[str] = "finetune"
+
+    other_learning_rate: OtherRate = 0.0
+
+    def rate(self, new: bool) -> float:
+        """See `TrainingSettings`."""
+        return self.new_block_learning_rate if new else self.other_learning_rate

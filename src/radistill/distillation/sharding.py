@@ -69,8 +69,7 @@ def release(network: nn.Module) -> None:
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     """An optimiser's state dict without slices; all processes must ask for it together."""
     moments = {
-        index: {name: whole(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
-        for index, entries in state["state"].items()
+        index: {name: whole(value) for name, value in entries.items()} for index, entries in state["state"].items()
     }
     return {**state, "state": moments}
 
@@ -78,10 +77,7 @@ def whole_state(state: dict[str, Any]) -> dict[str, Any]:
 def sliced_state(state: dict[str, Any], parameters: Iterable[Tensor]) -> dict[str, Any]:
     """The inverse of `whole_state`; `parameters` in the order of the optimiser."""
     moments = {
-        index: {
-            name: slice_like(value, parameter) if isinstance(value, Tensor) else value
-            for name, value in state["state"][index].items()
-        }
+        index: {name: slice_like(value, parameter) for name, value in state["state"][index].items()}
         for index, parameter in enumerate(parameters)
         if index in state["state"]
     }

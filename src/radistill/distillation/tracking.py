@@ -54,13 +54,13 @@ def tracked(name: Tracker, folder: Path | None, done: int, settings: dict[str, A
             yield report
     elif name in ("wandb", "trackio"):
         service: Any = import_module(name)
-        called = folder.resolve().name if folder else None
+        about = {"name": folder.resolve().name if folder else None, "config": settings}
         if name == "wandb":
-            service.init(project=os.environ.get("WANDB_PROJECT", _PROJECT), name=called, config=settings)
+            service.init(project=os.environ.get("WANDB_PROJECT", _PROJECT), **about)
             # A resumed run goes on at the step of its checkpoint.
             service.define_metric("*", step_metric="train/global_step")
         else:
-            service.init(project=_PROJECT, name=called, config=settings, resume="allow")
+            service.init(project=_PROJECT, resume="allow", **about)
         try:
             yield lambda figures, step: service.log({**figures, "train/global_step": step})
         finally:

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from radistill.errors import RadistillError
-from radistill.evaluation.figures import Figures, figures_of
-from radistill.evaluation.results import SUMMARY, Row, file_name
+from radistill.evaluation.results import SUMMARY, Figures, Row, figures_of, file_name
 from radistill.files import read_json, read_rows
 from radistill.runs.contents import Content, Number
 from radistill.statistics import Difference, holm, mcnemar, paired_bootstrap

@@ -9,12 +9,13 @@ from typing import Any
 from radistill.distillation.heldout import distance
 from radistill.errors import RadistillError
 from radistill.evaluation.exact_match import check_verifier, is_correct
-from radistill.evaluation.figures import Figures
+from radistill.evaluation.results import Figures
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
 from radistill.models.sequences import Document
-from radistill.runs.evaluate_settings import EvaluateSettings
+from radistill.processes import ALONE, Processes
+from radistill.runs.sections import EvaluateSettings
 from radistill.statistics import wilson
 
 
@@ -37,7 +38,7 @@ class Evaluation:
         n_documents: held-out documents.
         n_tokens: their response tokens.
         answers: the generated answers, in the order of the documents.
-        tasks: figures of each task that the model was asked, by its name (`evaluation.figures`).
+        tasks: figures of each task that the model was asked, by its name (`evaluation.results`).
     """
 
     kl: float
@@ -70,6 +71,7 @@ def evaluate(
     written: Sequence[Sequence[int]] | None = None,
     cache: Path | None = None,
     name: str = "model",
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Compare `model` with the `base` that it came from.
 
@@ -82,6 +84,7 @@ def evaluate(
         written: answers that are known already, as token ids; they are not generated again.
         cache: a file that keeps generated answers, so that a killed evaluation goes on.
         name: shown on progress bars.
+        processes: who share the batches; all must call this together, and all get the figures.
 
     Raises:
         RadistillError: without documents, or with verifiers that do not match them or cannot judge.
@@ -101,8 +104,23 @@ def evaluate(
         base.pad_token_id,
         tokens_per_batch=settings.tokens_per_batch,
         description=f"{name}: held-out",
+        processes=processes,
     )
-    answers, unfinished = _answers(model, documents, settings, verifiers, written, cache, name)
+    if not settings.exact_match or not any(verifiers or []):
+        written = []
+    elif written is None:
+        written = generate(
+            model,
+            [document.tokens[: document.response_start] for document in documents],
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            cache=cache,
+            description=f"{name}: answers",
+            processes=processes,
+            images=[document.images for document in documents],
+        )
+    answers = [str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in written]
+    ends = end_tokens(model)
     correct = [
         is_correct(answer, verifier)
         for answer, verifier in zip(answers, verifiers or [], strict=bool(answers))
@@ -116,35 +134,10 @@ def evaluate(
         exact_match=sum(correct) / len(correct) if correct else None,
         exact_match_n=len(correct),
         exact_match_interval=wilson(sum(correct), len(correct)) if correct else None,
-        unfinished=unfinished,
+        unfinished=sum(tokens[-1] not in ends for tokens in written),
         kv_bytes_per_token=model.anatomy.kv_bytes_per_token(),
         ssm_state_bytes=model.anatomy.ssm_state_bytes(),
         n_documents=len(documents),
         n_tokens=found.tokens,
         answers=answers,
     )
-
-
-def _answers(
-    model: Model,
-    documents: Sequence[Document],
-    settings: EvaluateSettings,
-    verifiers: Sequence[Mapping[str, Any] | None] | None,
-    written: Sequence[Sequence[int]] | None,
-    cache: Path | None,
-    name: str,
-) -> tuple[list[str], int]:
-    if not settings.exact_match or not any(verifiers or []):
-        return [], 0
-    if written is None:
-        written = generate(
-            model,
-            [document.tokens[: document.response_start] for document in documents],
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            cache=cache,
-            description=f"{name}: answers",
-        )
-    ends = end_tokens(model)
-    unfinished = sum(tokens[-1] not in ends for tokens in written)
-    return [str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in written], unfinished

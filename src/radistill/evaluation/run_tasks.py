@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,15 @@ from radistill.console import note
 from radistill.data.documents import prompt_tokens, with_kept_date
 from radistill.data.examples import Example
 from radistill.errors import RadistillError
-from radistill.evaluation.figures import Figures, figures_of
-from radistill.evaluation.results import SUMMARY, Row, file_name
+from radistill.evaluation.results import SUMMARY, Figures, Row, figures_of, file_name
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.interface import Generated, Task, TaskSettings
 from radistill.files import hash_file, hash_json, read_json, write_json, write_text
 from radistill.models.endings import end_tokens
 from radistill.models.generation import generate
 from radistill.models.loading import Model
+from radistill.models.server.served import Server
+from radistill.processes import ALONE, Processes
 from radistill.provenance import machine, versions
 
 
@@ -41,12 +44,32 @@ def tasks_of(names: Sequence[str], settings: TaskSettings) -> list[Task]:
     return tasks
 
 
+def check_written(tasks: Sequence[Task]) -> None:
+    """Refuse a task that does more than let a model write, which is all that a server does here.
+
+    Raises:
+        RadistillError: naming the task.
+    """
+    for task in tasks:
+        if not isinstance(task, Generated):
+            raise RadistillError(
+                f"{task.name}: does more than let a model write, so a server cannot be asked; run it without --server"
+            )
+
+
 def _has_contexts(task: Task) -> bool:
     return isinstance(task, Generated) and task.has_contexts
 
 
 def run_tasks(
-    model: Model, tasks: Sequence[Task], settings: TaskSettings, folder: Path, *, replace: bool = False
+    model: Model,
+    tasks: Sequence[Task],
+    settings: TaskSettings,
+    folder: Path,
+    *,
+    replace: bool = False,
+    server: Server | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Figures]:
     """Evaluate a model on tasks, one after the other.
 
@@ -61,6 +84,8 @@ def run_tasks(
         settings: how they are run.
         folder: where the results go; those of other tasks on the same model stay. The caller holds it (`locks.locked`).
         replace: remove what the folder holds of another model, instead of refusing it.
+        server: writes in place of the model; other tasks need its weights still.
+        processes: who share the batches; all must call this together, and all get the figures.
 
     Returns:
         The figures of each task, by its name.
@@ -69,24 +94,40 @@ def run_tasks(
         RadistillError: if the folder holds results of another model, or a task cannot be run. The examples of all tasks
             are read before the first one is answered.
     """
-    summary = _opened(folder, model, replace)
-    examples = {task.name: _examples(task, model, settings, folder) for task in tasks if isinstance(task, Generated)}
+    if model.network.device.type == "meta":
+        check_written(tasks)
+    summary = processes.decide(lambda: _opened(folder, model, server, replace))
+    generated = [task for task in tasks if isinstance(task, Generated)]
+    examples = processes.decide(lambda: {task.name: _examples(task, model, settings, folder) for task in generated})
+    if server is not None:
+        longest = [max(map(len, examples[task.name][1])) + task.longest_answer(settings) for task in generated]
+        server.make_room(max(longest, default=1))
     asked = {task.name: _settings(task, settings) for task in tasks}
     for task in tasks:
-        rows: list[Row] = []
+        own: list[Row] = []
         cache = folder / "answers" / f"{file_name(task.name)}.jsonl"
         if isinstance(task, Generated):
-            _answer(task, model, settings, *examples[task.name], rows.append, cache)
+            _answer(task, model, settings, *examples[task.name], own.append, cache, server, processes)
         else:
-            task.measure(model, settings, rows.append, cache)
+            task.measure(model, settings, own.append, cache, processes)
+        rows = list(chain.from_iterable(processes.collect(own)))
         rows.sort(key=lambda row: row.get("number", 0))
-        if task.name in summary["tasks"]:  # a kill in between must not leave new rows with old figures
-            others = {name: figures for name, figures in summary["tasks"].items() if name != task.name}
-            write_json(folder / SUMMARY, summary | {"tasks": others})
-        write_text(folder / f"{file_name(task.name)}.jsonl", "".join(map(_line, rows)))
-        summary["tasks"][task.name] = figures_of(rows) | {"settings": asked[task.name]}
-        write_json(folder / SUMMARY, summary)
+        write = partial(_written, folder, summary, task.name, rows, asked[task.name])
+        summary["tasks"][task.name] = processes.decide(write)
     return {task.name: summary["tasks"][task.name] for task in tasks}
+
+
+def _written(
+    folder: Path, summary: dict[str, Any], name: str, rows: Sequence[Row], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the rows of a task, and its figures, which are returned, into the summary."""
+    others = {task: figures for task, figures in summary["tasks"].items() if task != name}
+    if name in summary["tasks"]:  # a kill in between must not leave new rows with old figures
+        write_json(folder / SUMMARY, summary | {"tasks": others})
+    write_text(folder / f"{file_name(name)}.jsonl", "".join(map(_line, rows)))
+    found = figures_of(rows) | {"settings": asked}
+    write_json(folder / SUMMARY, summary | {"tasks": others | {name: found}})
+    return found
 
 
 def _examples(
@@ -108,6 +149,8 @@ def _answer(
     prompts: Sequence[list[int]],
     keep: Callable[[Row], None],
     cache: Path,
+    server: Server | None,
+    processes: Processes,
 ) -> None:
     """Let the model answer the examples, longest prompts first, and judge each answer when its batch is done."""
     ends = end_tokens(model)
@@ -143,6 +186,8 @@ def _answer(
         cache=cache,
         description=task.name,
         on_response=judge,
+        server=server,
+        processes=processes,
     )
 
 
@@ -158,13 +203,12 @@ def _check_room(
         )
 
 
-def _opened(folder: Path, model: Model, replace: bool) -> dict[str, Any]:
+def _opened(folder: Path, model: Model, server: Server | None, replace: bool) -> dict[str, Any]:
     """The summary that is there already, if it is of this model; else a new one."""
     path = folder / SUMMARY
     fresh = {
         "model": model.source,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.network.dtype).removeprefix("torch."),
+        **_shown(model, server),
         "versions": versions(),
         "machine": machine(),
         "tasks": {},
@@ -185,6 +229,13 @@ def _opened(folder: Path, model: Model, replace: bool) -> dict[str, Any]:
             f"{path}: has results of another model ({found.get('model')}); choose another folder with --out"
         )
     return fresh | {"tasks": found["tasks"]}
+
+
+def _shown(model: Model, server: Server | None) -> dict[str, str]:
+    """What tells the weights apart; of those of a server only what it says itself is known."""
+    if server is not None:
+        return {"fingerprint": server.identity, "dtype": server.dtype, "server_model": server.model}
+    return {"fingerprint": model.fingerprint, "dtype": str(model.network.dtype).removeprefix("torch.")}
 
 
 def _settings(task: Task, settings: TaskSettings) -> dict[str, Any]:

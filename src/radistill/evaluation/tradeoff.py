@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from radistill.console import note, progress
 from radistill.diagnosis.judgement import DraftPass, Judgement
 from radistill.diagnosis.search import search
 from radistill.diagnosis.selectors import Curve
+from radistill.diagnosis.selectors.base import Problem
 from radistill.diagnosis.trials import Trials
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import CACHE_LENGTHS
@@ -45,7 +47,7 @@ def best_sets(trials: Trials, selector: Curve, *, seed: int, passes: float | Non
     most = len(trials.model.anatomy.attention_layers) - 1
     if most < 1:
         raise RadistillError(f"{trials.model.source}: has no two attention layers, so there is nothing to trade")
-    found = search(selector, trials, most, seed=seed, passes=passes, folder=folder)
+    found = search(selector, Problem(trials, most, seed, folder), passes)
     if found.interrupted:
         raise KeyboardInterrupt
     sets = {size: best for size in range(1, most + 1) if (best := trials.best(range(size, size + 1)))}
@@ -137,7 +139,7 @@ def trade_off(
     """The trade-off of a model: the best set of every size, found on calibration texts and measured on others.
 
     Args:
-        trials: judges on calibration texts.
+        trials: judges on calibration texts; all of its processes must call this together.
         heldout: documents, and retrieval texts or none, that the search has not seen.
         selector: how it searches.
         state_numbers: as in `cache_bytes`.
@@ -150,7 +152,7 @@ def trade_off(
         RadistillError: as `best_sets`.
         KeyboardInterrupt: on Ctrl-C; what was judged is kept in `folder`.
     """
-    best = best_sets(trials, selector, seed=seed, passes=passes, folder=folder)
+    best = trials.lead(partial(best_sets, trials, selector, seed=seed, passes=passes, folder=folder))
     documents, retrieval = heldout
     judge = Trials(
         trials.model,
@@ -158,10 +160,12 @@ def trade_off(
         trials.objective,
         retrieval=retrieval,
         tokens_per_batch=trials.tokens_per_batch,
+        memory_gib=trials.memory_gib,
         substitutes=trials.substitutes,
         components=trials.components,
+        processes=trials.processes,
     )
-    figures = measured(judge, best.sets, folder)
+    figures = judge.lead(partial(measured, judge, best.sets, folder))
     sets = {
         size: layers
         for size, layers in best.sets.items()

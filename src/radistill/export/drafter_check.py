@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,9 @@ class _Pair:
     draft: Model
     prompts: Sequence[Sequence[int]]
     texts: Sequence[list[int]]  # the target's own greedy responses
-    plain_seconds: float
+    plain_speed: float | None  # tokens per second without the drafter
     draft_length: int
     count: int
-
-    @property
-    def plain_tokens_per_second(self) -> float:
-        return sum(map(len, self.texts)) / self.plain_seconds
 
 
 def check_engines(
@@ -117,8 +113,7 @@ def check_engines(
         target: verifies; for llama.cpp it is written as a GGUF file to a temporary folder.
         draft: another model with the same tokenizer.
         prompts: token ids.
-        draft_length: tokens drafted in a round, at least 1.
-        max_new_tokens: longest response.
+        draft_length, max_new_tokens: tokens drafted in a round, and of the longest response; at least 1.
 
     Raises:
         RadistillError: for another tokenizer, without prompts, or on whatever `speculative_generate` refuses.
@@ -129,8 +124,8 @@ def check_engines(
     with progress("engines", len(_ENGINES)) as advance:
         started = time.perf_counter()
         texts = generate(target, prompts, max_new_tokens=max_new_tokens, batch_size=1, description=None)
-        seconds = time.perf_counter() - started
-        pair = _Pair(target, draft, prompts, texts, seconds, draft_length, max_new_tokens)
+        speed = sum(map(len, texts)) / (time.perf_counter() - started)
+        pair = _Pair(target, draft, prompts, texts, speed, draft_length, max_new_tokens)
         found = []
         for engine in _ENGINES:
             found.append(engine(pair))
@@ -142,17 +137,8 @@ def _ours(pair: _Pair) -> Served:
     decoded = speculative_generate(
         pair.target, pair.prompts, pair.draft, draft_length=pair.draft_length, max_new_tokens=pair.count
     )
-    return _compared(
-        pair,
-        "radistill",
-        versions()["radistill"],
-        decoded.responses,
-        drafted=decoded.drafted,
-        accepted=decoded.accepted,
-        rounds=decoded.rounds,
-        plain_tokens_per_second=pair.plain_tokens_per_second,
-        tokens_per_second=decoded.tokens_per_second,
-    )
+    counts = (decoded.drafted, decoded.accepted, decoded.rounds)
+    return _compared(pair, "radistill", versions()["radistill"], decoded.responses, counts, decoded.tokens_per_second)
 
 
 def _transformers(pair: _Pair) -> Served:
@@ -162,17 +148,9 @@ def _transformers(pair: _Pair) -> Served:
             return replace(served, obstacle=f"assisted generation takes no hybrid as {role}")
     found = [assisted(pair.target, pair.draft, prompt, pair.count, pair.draft_length) for prompt in pair.prompts]
     tokens, rounds = sum(len(one.tokens) for one in found), sum(one.rounds for one in found)
-    return _compared(
-        pair,
-        served.engine,
-        served.version,
-        [one.tokens for one in found],
-        drafted=sum(one.drafted for one in found),
-        accepted=tokens - rounds,  # each pass adds a token of the target's own
-        rounds=rounds,
-        plain_tokens_per_second=pair.plain_tokens_per_second,
-        tokens_per_second=tokens / sum(one.seconds for one in found),
-    )
+    # Each pass adds a token of the target's own.
+    counts, seconds = (sum(one.drafted for one in found), tokens - rounds, rounds), sum(one.seconds for one in found)
+    return _compared(pair, served.engine, served.version, [one.tokens for one in found], counts, tokens / seconds)
 
 
 def _llama_cpp(pair: _Pair) -> Served:
@@ -202,19 +180,10 @@ def _llama_cpp(pair: _Pair) -> Served:
         [text[:-1] if text[-1:] and text[-1] in ends else text for text in texts]
         for texts in (*([answer["tokens"] for answer in each] for each in answers), pair.texts)
     )
-    return _compared(
-        replace(pair, texts=own),
-        "llama.cpp",
-        version,
-        written,
-        plain,
-        drafted=drafted,
-        accepted=accepted,
-        # It drafts for the first time after the first token.
-        rounds=sum(len(answer["tokens"]) - 1 for answer in answers[1]) - accepted,
-        plain_tokens_per_second=_speed(answers[0]),
-        tokens_per_second=_speed(answers[1]),
-    )
+    # It drafts for the first time after the first token.
+    rounds = sum(len(answer["tokens"]) - 1 for answer in answers[1]) - accepted
+    pair = replace(pair, texts=own, plain_speed=_speed(answers[0]))
+    return _compared(pair, "llama.cpp", version, written, (drafted, accepted, rounds), _speed(answers[1]), plain)
 
 
 _DRAFT_COUNTS = ("draft_n", "draft_n_accepted")
@@ -223,16 +192,16 @@ _ENGINES: tuple[Callable[[_Pair], Served], ...] = (_ours, _transformers, _llama_
 
 def _vllm(pair: _Pair) -> Served:
     """What is known of vLLM's conditions; it wants an environment of its own, so that it is not run here."""
-    return Served("vllm", "", next(_vllm_obstacles(pair.target, pair.draft), None))
-
-
-def _vllm_obstacles(target: Model, draft: Model) -> Iterator[str]:
-    if target.anatomy.vocab_size != draft.anatomy.vocab_size:
-        yield f"vocab_size differs: {target.anatomy.vocab_size:,} and {draft.anatomy.vocab_size:,}"
-    if draft.anatomy.ssm_layers:
-        yield "a hybrid does not draft"
-    if method := next((word for word in _VLLM_METHODS if word in draft.source), None):
-        yield f"{method!r} in the drafter's path stands for another way to draft; rename the folder"
+    target, draft = pair.target.anatomy, pair.draft.anatomy
+    method = next((word for word in _VLLM_METHODS if word in pair.draft.source), None)
+    obstacle = None
+    if target.vocab_size != draft.vocab_size:
+        obstacle = f"vocab_size differs: {target.vocab_size:,} and {draft.vocab_size:,}"
+    elif draft.ssm_layers:
+        obstacle = "a hybrid does not draft"
+    elif method is not None:
+        obstacle = f"{method!r} in the drafter's path stands for another way to draft; rename the folder"
+    return Served("vllm", "", obstacle)
 
 
 def _speed(answers: Sequence[dict[str, Any]]) -> float | None:
@@ -247,8 +216,9 @@ def _compared(
     engine: str,
     version: str,
     written: Sequence[list[int]],
+    counts: tuple[int, int, int],
+    speed: float | None,
     plain: Sequence[list[int]] | None = None,
-    **figures: Any,
 ) -> Served:
     """Count what was `written` with the drafter; `plain` is what the engine writes without it, where that was tried."""
     equal = ties = different = peculiar = 0
@@ -264,6 +234,4 @@ def _compared(
         else:
             different += 1
     total = sum(map(len, pair.texts))
-    return Served(
-        engine, version, tokens=total, equal=equal, near_ties=ties, different=different, peculiar=peculiar, **figures
-    )
+    return Served(engine, version, None, total, equal, ties, different, peculiar, *counts, pair.plain_speed, speed)

@@ -7,20 +7,28 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from gguf import GGUFWriter, LlamaFileType
+from gguf import MODEL_TENSOR, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from radistill.console import progress
 from radistill.conversion.targets import gguf_formats
-from radistill.conversion.targets.interface import GGUFFormat
+from radistill.conversion.targets.plain_gguf import GGUFFormat
 from radistill.errors import RadistillError
-from radistill.export.gguf_tensors import TYPES, encode, storage_type, stored_bytes
 from radistill.export.gguf_tokenizer import read_vocabulary, write_vocabulary
 from radistill.export.weights import find_weights, read_weight, shape_of
 from radistill.files import atomic_file
 from radistill.models.checkpoint import check_tokenizer, one_line, quiet, read_config
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+# What `--dtype` may name, and the type of matrices then. Vectors, norms and the scan's parameters stay float32.
+TYPES = {
+    "float32": GGMLQuantizationType.F32,
+    "float16": GGMLQuantizationType.F16,
+    "bfloat16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
 
 
 def write_gguf(
@@ -94,7 +102,9 @@ def _write_weights(
     for name, path in weights.items():
         for target, shape in layout.translate(name, shape_of(name, path), config).items():
             kind = storage_type(target, shape, TYPES[dtype], layout.float32)
-            writer.add_tensor_info(target, list(shape.shape), np.dtype(np.float32), stored_bytes(shape, kind), kind)
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            stored_bytes = shape.numel() // block * size
+            writer.add_tensor_info(target, list(shape.shape), np.dtype(np.float32), stored_bytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -106,6 +116,34 @@ def _write_weights(
                 kind = storage_type(target, tensor, TYPES[dtype], layout.float32)
                 writer.write_tensor_data(encode(name, tensor, kind))
             advance()
+
+
+def storage_type(
+    name: str, tensor: Tensor, wanted: GGMLQuantizationType, float32: tuple[MODEL_TENSOR, ...]
+) -> GGMLQuantizationType:
+    """The type in which a GGUF tensor is stored: `wanted` for matrices, but for those of the kinds `float32`."""
+    stem = name.removesuffix(".weight")
+    always = {gguf.TENSOR_NAMES[kind].removeprefix("blk.{bid}.") for kind in float32}
+    if tensor.dim() < 2 or stem.rpartition(".")[2] in always:
+        return GGMLQuantizationType.F32
+    block, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return wanted if tensor.shape[-1] % block == 0 else GGMLQuantizationType.F16
+
+
+def encode(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> np.ndarray:
+    """The bytes of a tensor as its storage type has them.
+
+    Raises:
+        RadistillError: if a value is NaN, infinite, or too large for float16.
+    """
+    values = tensor.float().contiguous().numpy()
+    if not np.isfinite(values).all():
+        raise RadistillError(f"{name}: holds NaN or infinite numbers, so this model is not exported")
+    if kind == GGMLQuantizationType.F32:
+        return values
+    if kind == GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise RadistillError(f"{name}: holds numbers that float16 cannot; take --dtype bfloat16 or float32")
+    return gguf.quants.quantize(values, kind)
 
 
 def _has_own_head(weights: dict[str, Path]) -> bool:

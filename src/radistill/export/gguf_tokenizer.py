@@ -124,7 +124,8 @@ def _rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], lis
     types: list[int] = [TokenType.NORMAL if row in by_id else TokenType.UNUSED for row in range(rows)]
     for row in by_id.keys() & added.keys():
         types[row] = TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED
-    return [by_id.get(row, f"[unused{row}]") for row in range(rows)], types
+    # Named as by llama.cpp's converter: it drafts only with a model whose tokens have the same names.
+    return [by_id.get(row, f"[PAD{row}]") for row in range(rows)], types
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:

@@ -94,6 +94,8 @@ def find_source(path: Path, arm: str = MAIN) -> Source:
     Raises:
         RadistillError: if there is no such folder, the run has no student yet, or the weights are missing or damaged.
     """
+    if path.is_file():
+        raise RadistillError(f"{path}: is a file; name the run folder or the model folder that it was made from")
     if not path.is_dir():
         raise RadistillError(f"{path}: no such run or model folder")
     if (path / "config.json").is_file():

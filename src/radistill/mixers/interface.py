@@ -5,15 +5,15 @@ that nothing here depends on how models are loaded or take themselves apart.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from radistill.errors import RadistillError
+from radistill.mixers.fast.swap import Swap
 
 
 class Attention(Protocol):
@@ -23,6 +23,12 @@ class Attention(Protocol):
     k_proj: nn.Linear
     v_proj: nn.Linear
     o_proj: nn.Linear
+
+
+class Norm(Protocol):
+    """A norm of a block; its weight has one number a channel that it norms."""
+
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,25 @@ class Geometry(Protocol):
     @property
     def state_numbers(self) -> int:
         """Numbers that a block remembers of one sequence, at any length."""
+
+
+class ConfigGeometry:
+    """A geometry that the configs of transformers hold.
+
+    Attributes:
+        names: what the config calls each of its fields.
+    """
+
+    names: ClassVar[dict[str, str]]
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Self:
+        """The geometry of the blocks that a config describes."""
+        return cls(**{field: getattr(config, name) for field, name in cls.names.items()})
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of a config from which `of` reads it."""
+        return {name: getattr(self, field) for field, name in self.names.items()}
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,11 @@ class Initialisation:
     rate: float | None = None
 
 
+def any_geometry(geometry: Geometry, shape: AttentionShape) -> list[str]:
+    """The obstacles of an initialisation that fits whatever geometry."""
+    return []
+
+
 @dataclass(frozen=True)
 class Mixer:
     """A kind of block, from hidden states [batch, time, hidden] to what attention would add to them, of the same shape.
@@ -105,8 +135,7 @@ class Mixer:
         geometry: the shape of the blocks in the network that a config describes.
         output: a block's last linear layer, in which its output is linear, for a fit in closed form; None if there is
             none.
-        use_fast_path: lets the blocks in a network, if there are any, run faster code of ours.
-        without_fast_path: undoes that inside a `with` block, to measure or test against the path of the class itself.
+        swap: lets the blocks in a network run faster code of ours; None if there is none.
     """
 
     kind: str
@@ -116,8 +145,7 @@ class Mixer:
     silent: str
     geometry: Callable[[PreTrainedConfig], Geometry]
     output: Callable[[Any], nn.Linear | None] = lambda block: None
-    use_fast_path: Callable[[nn.Module], None] = lambda network: None
-    without_fast_path: Callable[[nn.Module], AbstractContextManager[None]] = lambda network: nullcontext()
+    swap: Swap | None = None
 
     def initialisation(self, name: str) -> Initialisation:
         """The initialisation called `name`.

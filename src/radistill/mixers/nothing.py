@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from radistill.mixers.interface import Initialisation, Mixer
+from radistill.mixers.interface import Initialisation, Mixer, any_geometry
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class NoGeometry:
 
 _START = Initialisation(
     fill=lambda block, attention, context: None,
-    obstacles=lambda geometry, shape: [],
+    obstacles=any_geometry,
     silent=True,
     summary="there is no block, so how it starts does not matter",
 )

@@ -1,11 +1,7 @@
-"""Which components a decoder has, and what an architecture calls them.
+"""Which components a decoder has, by the table of `models.architectures`, which names them."""
 
-This is the only place that knows names of parts. A new source architecture is one entry in `ARCHITECTURES`; the
-tests run over every entry.
-"""
-
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.errors import RadistillError
-from radistill.mixers.gdn import GDN
-from radistill.mixers.gdn.geometry import GDNGeometry
-from radistill.mixers.interface import Mixer
-from radistill.mixers.mamba2 import MAMBA2
-from radistill.mixers.mamba2.geometry import Mamba2Geometry
+from radistill.models.architectures import ARCHITECTURES, Architecture
 from radistill.models.checkpoint import one_line
 
 
@@ -32,214 +24,15 @@ class Component(StrEnum):
     MLP = "mlp"
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How one transformers model type names its parts.
-
-    Attributes:
-        attention: path from a decoder layer to its attention.
-        ssm: the same for a state-space block, a linear attention or a short convolution; each layer has at most one of
-            these. Empty if the architecture has none.
-        mlp: paths of what together is the MLP; their outputs are added. A path that a layer lacks is skipped, and so is
-            one that leads to the layer's attention or state-space block.
-        layers: path from the causal language model to its list of decoder layers.
-        window: whether the model applies `config.sliding_window` to "all" layers, to those that `config.layer_types`
-            calls "sliding_attention" ("some"), or ignores the field ("none").
-        peculiarities: what the architecture always computes differently from Llama, in words for a refusal.
-        mixer: what its state-space blocks are, where they are of a kind that we know.
-        state: numbers in the recurrent state of one of its state-space blocks, where we do not.
-        fused: projections that are several of Llama's in one, by their path from a decoder layer, with the names of
-            those, whose rows follow one another in that order.
-        cached: numbers that the attention of each layer caches of a token, where they are not simply a key and a value
-            for each key-value head.
-        lenders: layers whose keys and values later layers read instead of their own.
-        published: names of layer types that its published checkpoints have in place of transformers'.
-    """
-
-    attention: str = "self_attn"
-    ssm: tuple[str, ...] = ()
-    mlp: tuple[str, ...] = ("mlp",)
-    layers: str = "model.layers"
-    window: str = "none"
-    peculiarities: tuple[str, ...] = ()
-    mixer: Mixer | None = None
-    state: Callable[[PreTrainedConfig], int] | None = None
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cached: Callable[[PreTrainedConfig], Collection[int]] | None = None
-    lenders: Callable[[PreTrainedConfig], Collection[int]] = lambda config: ()
-    published: Mapping[str, str] = field(default_factory=dict)
-
-    def state_numbers(self, config: PreTrainedConfig) -> int:
-        """Numbers that one state-space block remembers of one sequence; 0 where there is no such block."""
-        if self.mixer is not None:
-            return self.mixer.geometry(config).state_numbers
-        return 0 if self.state is None else self.state(config)
-
-
-def _zamba2_state(config: PreTrainedConfig) -> int:
-    """Mamba-2 under names of its own."""
-    heads, size, groups = config.n_mamba_heads, config.mamba_headdim, config.mamba_ngroups
-    shape = Mamba2Geometry(heads, size, groups, config.mamba_d_state, config.mamba_expand, config.mamba_d_conv)
-    return shape.state_numbers
-
-
-def _mamba1_state(config: PreTrainedConfig) -> int:
-    return config.mamba_expand * config.hidden_size * (config.mamba_d_state + config.mamba_d_conv)
-
-
-def _nemotron_state(config: PreTrainedConfig) -> int:
-    """Mamba-2 under names of its own."""
-    heads, size, groups = config.mamba_num_heads, config.mamba_head_dim, config.n_groups
-    shape = Mamba2Geometry(heads, size, groups, config.ssm_state_size, config.expand, config.conv_kernel)
-    return shape.state_numbers
-
-
-def _kimi_state(config: PreTrainedConfig) -> int:
-    inner = config.linear_num_heads * config.linear_head_dim
-    return inner * config.linear_head_dim + 3 * inner * config.linear_conv_kernel_dim
-
-
-def _latents(config: PreTrainedConfig) -> list[int]:
-    """Multi-head latent attention caches what its keys and values are made from."""
-    return [config.kv_lora_rank + config.qk_rope_head_dim] * config.num_hidden_layers
-
-
-def _gemma4_cached(config: PreTrainedConfig) -> list[int]:
-    """Layers with the whole context have heads of another size and number, and the last layers borrow their keys."""
-    own = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
-    sizes = [2 * layer.num_key_value_heads * layer.head_dim for layer in own]
-    return [0 if mode == "reuse" else size for size, mode in zip(sizes, config.kv_sharing_modes, strict=True)]
-
-
-def _gemma4_lenders(config: PreTrainedConfig) -> list[int]:
-    """Every kind of layer has one that keeps its keys, whether or not a later one of the kind borrows them."""
-    kinds = list(zip(config.kv_sharing_modes, config.layer_types, strict=True))
-    return [layer for layer, (mode, kind) in enumerate(kinds) if mode == "store" and ("reuse", kind) in kinds]
-
-
-_HYBRID = "a hybrid of another kind"
-_QK_NORM = "QK-norm"
-_POST_NORMS = "norms after attention and MLP"
-_POST_NORMS_ONLY = "norms after attention and MLP instead of before"
-_NOPE_LAYERS = "no rotary embedding in layers without a window"
-_NEIGHBOURS = "rotary embedding of neighbouring channels"
-_SCALED_EMBEDDINGS = "embeddings scaled by width"
-_QKV: dict[str, tuple[str, ...]] = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_GATE_UP: dict[str, tuple[str, ...]] = {"mlp.gate_up_proj": ("gate_proj", "up_proj")}
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(),
-    "mistral": Architecture(window="all"),
-    "qwen2": Architecture(window="some"),
-    "granite": Architecture(),
-    "phi3": Architecture(window="all", fused=_QKV | _GATE_UP),
-    "granitemoehybrid": Architecture(
-        ssm=("mamba",),
-        mlp=("block_sparse_moe", "shared_mlp"),
-        mixer=MAMBA2,
-        # transformers reads both spellings, vLLM up to 0.25 and llama.cpp's converter only that of IBM's checkpoints.
-        published={"linear_attention": "mamba", "full_attention": "attention"},
-    ),
-    # Known so that they can be inspected and diagnosed, and refused by name where they cannot be converted.
-    "gemma2": Architecture(
-        window="some",
-        peculiarities=(_POST_NORMS, "norm weights stored minus one", _SCALED_EMBEDDINGS),
-    ),
-    "gemma3_text": Architecture(
-        window="some",
-        peculiarities=(
-            _QK_NORM,
-            _POST_NORMS,
-            "norm weights stored minus one",
-            _SCALED_EMBEDDINGS,
-            "two rotary embeddings",
-        ),
-    ),
-    "gemma4_text": Architecture(
-        mlp=("mlp", "experts"),
-        window="some",
-        peculiarities=(
-            "norms of queries, keys and values",
-            _POST_NORMS,
-            _SCALED_EMBEDDINGS,
-            "two rotary embeddings",
-            "a scale for each layer",
-        ),
-        cached=_gemma4_cached,
-        lenders=_gemma4_lenders,
-    ),
-    "cohere2": Architecture(
-        window="some",
-        peculiarities=("attention and MLP side by side", "LayerNorm instead of RMS norm", _NEIGHBOURS, _NOPE_LAYERS),
-    ),
-    "glm": Architecture(fused=_GATE_UP, peculiarities=(_NEIGHBOURS,)),
-    "glm4": Architecture(fused=_GATE_UP, peculiarities=(_POST_NORMS, _NEIGHBOURS)),
-    "ministral": Architecture(window="some"),
-    "ministral3": Architecture(window="all", peculiarities=("queries scaled by their position",)),
-    "mixtral": Architecture(window="all"),
-    "olmo2": Architecture(peculiarities=(_QK_NORM, _POST_NORMS_ONLY)),
-    "olmo3": Architecture(window="some", peculiarities=(_QK_NORM, _POST_NORMS_ONLY)),
-    "qwen2_moe": Architecture(window="some"),
-    "qwen3": Architecture(window="some", peculiarities=(_QK_NORM,)),
-    "qwen3_moe": Architecture(window="all", peculiarities=(_QK_NORM,)),
-    "smollm3": Architecture(window="some"),
-    # Hybrids from elsewhere: their components can be masked, but the target computes its blocks differently.
-    "bamba": Architecture(ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID,), mixer=MAMBA2),
-    "falcon_h1": Architecture(
-        ssm=("mamba",),
-        mlp=("feed_forward",),
-        peculiarities=(_HYBRID, "attention and state space in one layer"),
-        mixer=MAMBA2,
-    ),
-    "jamba": Architecture(
-        ssm=("mamba",), mlp=("feed_forward",), peculiarities=(_HYBRID, "Mamba-1 blocks"), state=_mamba1_state
-    ),
-    "kimi_linear": Architecture(
-        ssm=("self_attn",),
-        peculiarities=(_HYBRID, "Kimi delta attention", "multi-head latent attention", "no rotary embedding"),
-        state=_kimi_state,
-        cached=_latents,
-    ),
-    "lfm2": Architecture(
-        ssm=("conv",),
-        mlp=("feed_forward",),
-        peculiarities=(_HYBRID, "gated short convolutions", _QK_NORM),
-        state=lambda config: config.hidden_size * config.conv_L_cache,
-    ),
-    "nemotron_h": Architecture(
-        attention="mixer",
-        ssm=("mixer",),
-        mlp=("mixer",),
-        peculiarities=(_HYBRID, "layers of one part each", "an MLP without a gate", "no rotary embedding"),
-        state=_nemotron_state,
-    ),
-    "olmo_hybrid": Architecture(
-        ssm=("linear_attn",),
-        peculiarities=(_HYBRID, "gated delta rule", _QK_NORM, _POST_NORMS_ONLY),
-        state=lambda config: GDNGeometry.of(config).state_numbers,
-    ),
-    "qwen3_5_text": Architecture(
-        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", _QK_NORM), mixer=GDN
-    ),
-    "qwen3_5_moe_text": Architecture(
-        ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", _QK_NORM), mixer=GDN
-    ),
-    "qwen3_next": Architecture(ssm=("linear_attn",), peculiarities=(_HYBRID, "gated delta rule", _QK_NORM), mixer=GDN),
-    "zamba2": Architecture(
-        attention="shared_transformer.self_attn",
-        ssm=("mamba", "mamba_decoder.mamba"),
-        mlp=("shared_transformer.feed_forward",),
-        peculiarities=(_HYBRID, "attention blocks shared between layers"),
-        state=_zamba2_state,
-    ),
-}
-
 _MOST_LAYERS = 10_000
-# Names that config.layer_types uses for a state-space layer; transformers renamed "mamba" in its version 5.
-_SSM_LAYER_TYPES = {"mamba", "linear_attention", "conv"}
-_ATTENTION_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
-_BOTH_LAYER_TYPES = {"hybrid"}
-_MLP_LAYER_TYPES = {"mlp", "moe"}
+# What layers of the types in config.layer_types have besides an MLP; transformers renamed "mamba" in its version 5.
+_LAYER_TYPES: dict[str, tuple[Component, ...]] = {
+    **dict.fromkeys(("mamba", "linear_attention", "conv"), (Component.SSM,)),
+    **dict.fromkeys(("attention", "full_attention", "sliding_attention"), (Component.ATTENTION,)),
+    "hybrid": (Component.ATTENTION, Component.SSM),
+    "mlp": (),
+    "moe": (),
+}
 
 
 @dataclass(frozen=True)
@@ -282,7 +75,7 @@ class Anatomy:
         """The decoder layers of `network`, in order; of one that sees images too, those of its text model."""
         path = self.architecture.layers
         outer, _, inner = path.partition(".")
-        for place in (path, f"{outer}.language_model.{inner}"):
+        for place in (path, f"{outer}.language_model.{inner}", f"{outer}.text_model.{inner}"):
             layers = _submodule(network, place)
             if isinstance(layers, nn.ModuleList):
                 return layers
@@ -293,16 +86,12 @@ class Anatomy:
 
         The residual stream receives the sum of their outputs, so skipping the component means zeros from each.
         """
-        entry = self.architecture
-        mixers = [entry.attention] * (layer in self.attention_layers) + [*entry.ssm] * (layer in self.ssm_layers)
-        paths: dict[Component, tuple[str, ...]] = {
-            Component.ATTENTION: (entry.attention,) if layer in self.attention_layers else (),
-            Component.SSM: entry.ssm if layer in self.ssm_layers else (),
-            Component.MLP: tuple(path for path in entry.mlp if path not in mixers),
-        }
-        block = self.layers(network)[layer]
-        found = (_submodule(block, path) for path in paths[component])
-        return [module for module in found if module is not None]
+        entry, block = self.architecture, self.layers(network)[layer]
+        attention = (entry.attention,) if layer in self.attention_layers else ()
+        ssm = entry.ssm if layer in self.ssm_layers else ()
+        mlp = tuple(path for path in entry.mlp if path not in attention + ssm)
+        paths = {Component.ATTENTION: attention, Component.SSM: ssm, Component.MLP: mlp}[component]
+        return [module for path in paths if (module := _submodule(block, path)) is not None]
 
     def mixer(self, network: nn.Module, layer: int) -> nn.Module:
         """The module that mixes tokens in one layer: its attention or, where it has none, its state-space block."""
@@ -330,14 +119,15 @@ class Anatomy:
         """A state dict of the model, fused projections taken apart into views under Llama's names."""
         found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            for path, parts in self.architecture.fused.items():
-                before, fused, kind = name.rpartition(f"{path}.")
-                if fused:
-                    prefix = before + fused.removesuffix(f"{path.rpartition('.')[2]}.")
-                    found |= {f"{prefix}{part}.{kind}": rows for part, rows in self._split(tensor, parts).items()}
-                    break
-            else:
+            module, _, kind = name.rpartition(".")
+            parts = next(
+                (parts for path, parts in self.architecture.fused.items() if module.endswith(f".{path}")), None
+            )
+            if parts is None:
                 found[name] = tensor
+            else:
+                around = module.rpartition(".")[0]
+                found |= {f"{around}.{part}.{kind}": rows for part, rows in self._split(tensor, parts).items()}
         return found
 
     def _split(self, tensor: Tensor, parts: tuple[str, ...]) -> dict[str, Tensor]:
@@ -349,9 +139,7 @@ class Anatomy:
 
     def kv_bytes_per_token(self, bytes_per_number: int = 2, layers: Collection[int] | None = None) -> int:
         """Bytes by which the KV cache of one sequence grows per token, over all layers or these (2 = bfloat16)."""
-        return bytes_per_number * sum(
-            self.cached[layer] for layer in (range(self.num_layers) if layers is None else layers)
-        )
+        return bytes_per_number * sum(self.cached if layers is None else (self.cached[layer] for layer in layers))
 
     def kv_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
         """Bytes of the KV cache of one sequence of `tokens`; a sliding window stops the growth of its layers."""
@@ -359,9 +147,9 @@ class Anatomy:
         within = self.kv_bytes_per_token(bytes_per_number, self.sliding_layers)
         return (self.kv_bytes_per_token(bytes_per_number) - within) * tokens + within * windowed
 
-    def ssm_state_bytes(self, bytes_per_number: int = 4) -> int:
-        """Bytes of recurrent and convolution state of one sequence, over all state-space layers, at any length."""
-        return len(self.ssm_layers) * self.ssm_state_size * bytes_per_number
+    def ssm_state_bytes(self) -> int:
+        """Bytes in float32 of recurrent and convolution state of one sequence, over all layers, at any length."""
+        return len(self.ssm_layers) * self.ssm_state_size * 4
 
     def parameters(self, network: PreTrainedModel) -> dict[str, int]:
         """Number of parameters by component: attention, ssm, mlp, embedding (input and output), other.
@@ -453,14 +241,13 @@ def _split_layers(config: PreTrainedConfig, entry: Architecture) -> tuple[tuple[
         raise RadistillError(
             f"config.json: layer_types has {len(types)} entries, but num_hidden_layers is {len(everything)}"
         )
-    allowed = _SSM_LAYER_TYPES | _ATTENTION_LAYER_TYPES | _BOTH_LAYER_TYPES | _MLP_LAYER_TYPES
     for layer, kind in enumerate(types):
-        if kind not in allowed:
+        if kind not in _LAYER_TYPES:
             raise RadistillError(
-                f"config.json: layer_types[{layer}] is {kind!r}, which is none of {', '.join(sorted(allowed))}"
+                f"config.json: layer_types[{layer}] is {kind!r}, which is none of {', '.join(sorted(_LAYER_TYPES))}"
             )
-    attention = tuple(layer for layer in everything if types[layer] in _ATTENTION_LAYER_TYPES | _BOTH_LAYER_TYPES)
-    return attention, tuple(layer for layer in everything if types[layer] in _SSM_LAYER_TYPES | _BOTH_LAYER_TYPES)
+    attention = tuple(layer for layer in everything if Component.ATTENTION in _LAYER_TYPES[types[layer]])
+    return attention, tuple(layer for layer in everything if Component.SSM in _LAYER_TYPES[types[layer]])
 
 
 def _sliding(

@@ -47,6 +47,22 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def refusing(what: str, way_out: str = "") -> Iterator[None]:
+    """Silence a library inside the block, and make one line of its errors, which may be of any type.
+
+    Raises:
+        RadistillError: `what`, the error in brackets, `way_out`; one of ours stays as it is.
+    """
+    try:
+        with quiet():
+            yield
+    except RadistillError:
+        raise
+    except Exception as error:
+        raise RadistillError(f"{what} ({one_line(error)}){way_out}") from None
+
+
 def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model folder.
 

@@ -9,7 +9,8 @@ from collections.abc import Collection
 
 from transformers import PreTrainedConfig
 
-from radistill.models.anatomy import ARCHITECTURES, anatomy_of
+from radistill.models.anatomy import anatomy_of
+from radistill.models.architectures import ARCHITECTURES
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _ACTIVATIONS = ("hidden_act", "hidden_activation")
@@ -25,7 +26,7 @@ def blocking_features(config: PreTrainedConfig, held: Collection[str] = ()) -> l
 
     Args:
         config: of the model.
-        held: peculiarities of the table in `models.anatomy`, or `MIXTURE`, that the target has a place for.
+        held: peculiarities of the table in `models.architectures`, or `MIXTURE`, that the target has a place for.
     """
     config = config.get_text_config()
     kind = config.model_type

@@ -8,20 +8,27 @@ its end tokens are used.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel
 
 from radistill.batch_log import append_batch, read_batches
 from radistill.console import progress
 from radistill.errors import RadistillError
 from radistill.files import hash_json
+from radistill.mixers.fast.swap import is_swapped
 from radistill.models.anatomy import Component, anatomy_of
 from radistill.models.endings import end_tokens
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
+from radistill.models.sequences import image_arguments
+from radistill.models.server.served import Server
+from radistill.processes import ALONE, Processes
 
 LEAST_TEMPERATURE = 1e-6
 """Of sampling; nearer to 0 than this, text is greedy in all but name."""
@@ -42,6 +49,9 @@ def generate(
     vocabulary: int | None = None,
     stops: frozenset[int] | None = None,
     on_response: Callable[[int, list[int]], None] | None = None,
+    server: Server | None = None,
+    processes: Processes = ALONE,
+    images: Sequence[Images | None] | None = None,
 ) -> list[list[int]]:
     """Let a model answer token sequences, and return the new tokens of each, in the order of the prompts.
 
@@ -62,9 +72,14 @@ def generate(
             weights, switched-off components, prompts and settings come again. At most the running batch can be lost.
         description: title of the progress bar; None shows none.
         network: other weights with the same vocabulary, for instance a student's.
-        vocabulary: only tokens below it are written; None is all that the network has.
+        vocabulary: only tokens below it are written, and no image token; None is all that the network has.
         stops: tokens that finish a response; None takes `end_tokens(model)`.
-        on_response: called with the index of a prompt and its response, as soon as its batch is there.
+        on_response: called with the index of a prompt and its response, as soon as its batch is there; of several
+            processes, in one of them.
+        server: writes in place of the network, which then needs no weights; each prompt is a batch of its own, and as
+            many are under way as its settings say.
+        processes: who share the batches; all must call this together, and all get all responses.
+        images: for each prompt, what its image tokens stand for; None where none has images.
 
     Returns:
         For each prompt 1 to `max_new_tokens` token ids. The last one is one of `stops` if the response is finished, and
@@ -82,6 +97,8 @@ def generate(
     # Longest first: what does not fit into memory fails at once, not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if server is not None:
+        groups = [[index] for index in range(len(prompts))]
     stops = end_tokens(model) if stops is None else stops
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": sorted(stops)}
     config = _config(model, max_new_tokens, temperature, top_p, stops)
@@ -89,36 +106,63 @@ def generate(
     if vocabulary is not None and vocabulary < known:
         settings["vocabulary"] = vocabulary
         config.suppress_tokens = list(range(vocabulary, known))
+    if vocabulary is not None and model.reader is not None:
+        config.suppress_tokens = [*(config.suppress_tokens or []), model.reader.token]
     config.use_cache = _cache_is_usable(network)
-    source = _function_of(model, network) if cache is not None else None
+    source: Any = None if server is None else server.identity
+    if cache is not None and server is None:
+        source = _function_of(model, network)
     seeds = [int(hash_json([seed, number])[:15], 16) if temperature else 0 for number in range(len(groups))]
-    keys = [
-        hash_json([source, settings, [list(map(int, prompts[index])) for index in group], batch_seed])
-        for group, batch_seed in zip(groups, seeds, strict=True)
-    ]
-    finished = read_batches(cache) if cache is not None else {}
+    shown = check_shown(model, prompts, images)
+    if server is not None and any(shown):
+        raise RadistillError("generate: a server is given token ids alone; what sees images has to write here")
+    seen = [[] if one is None else one.content for one in shown]
+    keys = []
+    for group, batch_seed in zip(groups, seeds, strict=True):
+        texts, pictures = [list(map(int, prompts[index])) for index in group], [seen[index] for index in group]
+        keys.append(hash_json([source, settings, texts, batch_seed, *([pictures] if any(pictures) else [])]))
+    finished = processes.decide(lambda: read_batches(cache) if cache is not None else {})
 
-    responses: list[list[int]] = [[] for _ in prompts]
+    def keep(number: int, found: list[list[int]]) -> list[list[int]]:
+        if cache is not None and keys[number] not in finished:
+            append_batch(cache, keys[number], found)
+        if on_response is not None:
+            for index, tokens in zip(groups[number], found, strict=True):
+                on_response(index, tokens)
+        return found
+
+    def written(number: int) -> list[list[int]]:
+        if keys[number] in finished:
+            return keep(number, finished[keys[number]])
+        with _standing_alone(network), seeded(network.device, seeds[number]):
+            asked = [prompts[index] for index in groups[number]]
+            return keep(number, _run(asked, [shown[index] for index in groups[number]], network, config, stops))
+
+    def served(server: Server, advance: Callable[[int], None]) -> list[list[list[int]]]:
+        found = {number: keep(number, finished[keys[number]]) for number in turns if keys[number] in finished}
+
+        def write(number: int) -> list[list[int]]:
+            return [server.write(prompts[index], config, seed=seeds[number]) for index in groups[number]]
+
+        for number, new in server.at_once(write, [number for number in turns if number not in found]):
+            found[number] = keep(number, new)
+            advance(len(new))
+        return [found[number] for number in turns]
+
     done = sum(len(group) for group, key in zip(groups, keys, strict=True) if key in finished)
-    shown = (
-        progress(description, total=len(prompts), unit="prompts", done=done)
-        if description
-        else nullcontext(lambda steps: None)
-    )
-    with shown as advance:
-        for group, key, batch_seed in zip(groups, keys, seeds, strict=True):
-            if key in finished:
-                written = finished[key]
-            else:
-                with _standing_alone(network), seeded(network.device, batch_seed):
-                    written = _run([prompts[index] for index in group], network, config, stops)
-                if cache is not None:
-                    append_batch(cache, key, written)
-                advance(len(group))
-            for index, tokens in zip(group, written, strict=True):
-                responses[index] = tokens
-                if on_response is not None:
-                    on_response(index, tokens)
+    bar = progress(description, len(prompts), "prompts", done) if description else nullcontext(lambda steps: None)
+    # Those that are known first: each process has its share of what is left to be written.
+    turns = sorted(range(len(groups)), key=lambda number: (keys[number] not in finished, number))
+    with bar as advance:
+        if server is not None:  # one process has enough of its requests under way
+            parts = processes.decide(partial(served, server, advance))
+        else:
+            left = {number: len(groups[number]) for number in turns if keys[number] not in finished}
+            parts = processes.share(turns, written, lambda done: advance(sum(left.get(number, 0) for number in done)))
+    responses: list[list[int]] = [[] for _ in prompts]
+    for number, found in zip(turns, parts, strict=True):
+        for index, tokens in zip(groups[number], found, strict=True):
+            responses[index] = tokens
     return responses
 
 
@@ -147,6 +191,21 @@ def check_prompts(prompts: Sequence[Sequence[int]], network: PreTrainedModel) ->
             )
 
 
+def check_shown(
+    model: Model, prompts: Sequence[Sequence[int]], images: Sequence[Images | None] | None
+) -> list[Images | None]:
+    """The images of each prompt; RadistillError where a model that reads none is given some."""
+    shown: list[Images | None] = list(images) if images is not None else [None for _ in prompts]
+    if len(shown) != len(prompts):
+        raise RadistillError(f"generate: {len(prompts)} prompts, but images for {len(shown)}")
+    for index, one in enumerate(shown):
+        if one is not None and (model.reader is None or model.reader.signature != one.reader.signature):
+            raise RadistillError(
+                f"generate: prompt {index} has images, which {model.source} does not read, or reads in another way"
+            )
+    return shown
+
+
 def _vocabulary_size(network: PreTrainedModel) -> int:
     return next(network.get_input_embeddings().parameters()).shape[0]
 
@@ -158,7 +217,8 @@ def _function_of(model: Model, network: PreTrainedModel) -> list[str]:
 
 
 def _is_shadowed(module: nn.Module) -> bool:
-    return "forward" in vars(module)
+    forward = vars(module).get("forward")
+    return forward is not None and not is_swapped(forward)  # a fast path is the same function
 
 
 def _cache_is_usable(network: PreTrainedModel) -> bool:
@@ -189,28 +249,29 @@ def _config(
 
 
 def _run(
-    prompts: Sequence[Sequence[int]], network: Any, config: GenerationConfig, stops: frozenset[int]
+    prompts: Sequence[Sequence[int]],
+    images: Sequence[Images | None],
+    network: Any,
+    config: GenerationConfig,
+    stops: frozenset[int],
 ) -> list[list[int]]:
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)  # [batch, time]
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        attention_mask[row, width - len(prompt) :] = 1
+    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    input_ids = padded(rows, padding_value=config.pad_token_id)  # [batch, time]
+    attention_mask = padded([torch.ones_like(row) for row in rows])
     output = network.generate(
         input_ids=input_ids.to(network.device),
         attention_mask=attention_mask.to(network.device),
         generation_config=config,
+        **{name: tensor.to(network.device) for name, tensor in image_arguments(images, input_ids).items()},
     )
-    return [_until_end(row, stops) for row in output[:, width:].tolist()]
+    return [_until_end(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
 
 
 def _until_end(tokens: list[int], stops: frozenset[int]) -> list[int]:
     """Cut the padding that follows the first end token; the padding token may itself be an end token."""
-    for position, token in enumerate(tokens):
-        if token in stops:
-            return tokens[: position + 1]
-    return tokens
+    end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]
 
 
 @contextmanager

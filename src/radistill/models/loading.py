@@ -3,17 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -33,10 +33,12 @@ from radistill.models.checkpoint import (
     one_line,
     quiet,
     read_config,
+    refusing,
     shapes_in,
 )
 from radistill.models.gguf import read_gguf
 from radistill.models.number_formats import warn_if_slow
+from radistill.models.pictures import SEEING, Reader
 from radistill.models.sources import gguf_file, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,16 +54,20 @@ _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures"}
 class Model:
     """A causal language model, the tokenizer that belongs to it, and what we know of its parts.
 
+    One that also reads images is transformers' class for both, and its anatomy is that of its language model.
+
     Attributes:
         network: in evaluation mode.
         tokenizer: its `pad_token` is set.
         source: what the user asked for: hub id, folder, GGUF file or alias.
+        reader: what makes tokens and tensors of images; None where the model reads text alone.
     """
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     source: str
+    reader: Reader | None = field(default=None, kw_only=True)
 
     @property
     def pad_token_id(self) -> int:
@@ -84,7 +90,9 @@ class Model:
 
         Where the model lies and which version of transformers saved it do not count: a copy has the same fingerprint.
         """
-        digest = hashlib.sha256(json.dumps(_stable(self.network.config), sort_keys=True).encode())
+        config = json.loads(self.network.config.to_json_string(use_diff=False))
+        config = {key: value for key, value in config.items() if key not in _VOLATILE and not key.startswith("_")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -93,7 +101,8 @@ class Model:
     def save(self, folder: Path | str) -> None:
         """Write weights (safetensors), config, tokenizer and chat template to `folder`, all of it or nothing.
 
-        `AutoModelForCausalLM.from_pretrained(folder)` reads it without radistill. A model that is there is replaced.
+        `AutoModelForCausalLM.from_pretrained(folder)` reads it without radistill; one that reads images,
+        `AutoModelForImageTextToText`. A model that is there is replaced.
 
         Raises:
             RadistillError: if `folder` holds something that is not a model, or cannot be written.
@@ -108,6 +117,8 @@ class Model:
         try:
             with atomic_folder(folder) as temporary, quiet():
                 self._save_network(temporary)
+                if self.reader is not None:
+                    self.reader.processor.save_pretrained(temporary)
                 self.tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             raise RadistillError(f"{folder}: cannot be written ({one_line(error)})") from None
@@ -121,10 +132,20 @@ class Model:
         finally:
             self.network.generation_config = settings
         settings.to_json_file(folder / "generation_config.json")
-        _use_published_names(folder / "config.json", self.anatomy.architecture.published)
+        if published := self.anatomy.architecture.published:  # names of types of layers
+            path = folder / "config.json"
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Model:
+def load(
+    source: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    images: bool = False,
+) -> Model:
     """Load a model and its tokenizer.
 
     Args:
@@ -132,29 +153,32 @@ def load(source: str | Path, dtype: str = "float32", device: str = "cpu", trust_
         dtype: "float32", "bfloat16" or "float16".
         device: where the network goes, such as "cpu" or "cuda:0".
         trust_remote_code: run Python code that comes with the model.
+        images: load a model that reads images with all that reads them; without it, such a model is loaded as the text
+            model that it is too, if transformers can.
 
     Raises:
         RadistillError: in one line, whatever is missing, damaged or of a kind that is not read.
     """
     target = check_device(device)
-    if dtype not in DTYPES:
-        raise RadistillError(f"dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    _check_dtype(dtype)
     folder = locate(source, trust_remote_code=trust_remote_code)
     config = read_config(folder, trust_remote_code)
     anatomy_of(config)
-    _check_room(folder, check_weights(folder), skeleton(config, folder, trust_remote_code))
+    sees = images and check_images(config, folder)
+    _check_room(folder, check_weights(folder), skeleton(config, folder, trust_remote_code, images=sees))
     tokenizer = _read_tokenizer(folder, trust_remote_code)
-    network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code)
+    network: Any = _load_network(folder, DTYPES[dtype], trust_remote_code, sees)
+    reader = _read_processor(folder, tokenizer, network) if sees else None
     _check_vocabulary(folder, tokenizer, network)
-    _check_finite(folder, network)
     use_fast_paths(network)
     warn_if_slow(DTYPES[dtype], target)
-    return Model(network=network.to(target), tokenizer=tokenizer, anatomy=anatomy_of(network), source=str(source))
+    return Model(network.to(target), tokenizer, anatomy_of(network), str(source), reader=reader)
 
 
-def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_config(source: str | Path, trust_remote_code: bool = False, images: bool = False) -> PreTrainedConfig:
     """The config of a model, without loading its weights: those of a hub model are not downloaded, those of a GGUF file
-    not de-quantised. Of a model that also reads images it is the text part's, as `load` takes only that part.
+    not de-quantised. Of a model that also reads images it is the text part's, as `load` takes only that part, or, with
+    `images`, the whole.
 
     Raises:
         RadistillError: as `load` does, as far as it can be told without reading the weights.
@@ -165,8 +189,36 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     config = read_config(folder, trust_remote_code)
     if Path(str(source)).expanduser().exists():
         check_weights(folder)
+    if images and check_images(config, folder):
+        return config
+    _auto_class(config, folder)
     text: PreTrainedConfig = config.get_text_config()
     return text
+
+
+def load_without_weights(
+    source: str | Path, trust_remote_code: bool = False, images: bool = False, dtype: str = "float32"
+) -> Model:
+    """A model that is served elsewhere: its tokenizer, sizes and end tokens. Its network, on "meta", has no numbers.
+
+    With `images`, a model that reads images is all of it, as in `load`.
+
+    Raises:
+        RadistillError: as `load` does, as far as it can be told without reading the weights.
+    """
+    _check_dtype(dtype)
+    folder = locate(source, weights=False, trust_remote_code=trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    sees = images and check_images(config, folder)
+    network: Any = skeleton(config, folder, trust_remote_code, images=sees)
+    network = network.to(DTYPES[dtype])
+    tokenizer = _read_tokenizer(folder, trust_remote_code)
+    _check_vocabulary(folder, tokenizer, network)
+    if (folder / "generation_config.json").is_file():
+        with quiet():
+            network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    reader = _read_processor(folder, tokenizer, network) if sees else None
+    return Model(network, tokenizer, anatomy_of(network), str(source), reader=reader)
 
 
 def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -178,18 +230,54 @@ def load_tokenizer(source: str | Path, trust_remote_code: bool = False) -> PreTr
     return _read_tokenizer(locate(source, weights=False, trust_remote_code=trust_remote_code), trust_remote_code)
 
 
-def skeleton(config: PreTrainedConfig, source: str | Path, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The network that a config describes, without numbers.
+def check_images(config: PreTrainedConfig, source: str | Path) -> bool:
+    """Whether the config is of a model that reads images.
+
+    Raises:
+        RadistillError: if it is one of a type that is not known here.
+    """
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        return False
+    if config.model_type not in SEEING:
+        raise RadistillError(
+            f"{source}: reads images, but its model type, {config.model_type}, is none of those whose images are read "
+            f"here ({', '.join(SEEING)})"
+        )
+    token = getattr(config, "image_token_id", None)
+    if not isinstance(token, int) or not 0 <= token < config.get_text_config().vocab_size:
+        raise RadistillError(f"{source}: config.json: image_token_id is {token}, which is no token of the model")
+    return True
+
+
+def _auto_class(config: PreTrainedConfig, source: str | Path, images: bool = False) -> Any:
+    """What loads a network of this config; RadistillError for one that is not a text model and is loaded as one."""
+    if images:
+        return AutoModelForImageTextToText
+    if config.model_type in SEEING and type(config) not in AutoModelForCausalLM._model_mapping:
+        raise RadistillError(
+            f"{source}: reads images ({config.model_type}), and is no text model, so it cannot be converted; it can "
+            "answer in `radistill generate --image`, and be a target in `drafter measure`"
+        )
+    return AutoModelForCausalLM
+
+
+def skeleton(
+    config: PreTrainedConfig, source: str | Path, trust_remote_code: bool = False, images: bool = False
+) -> PreTrainedModel:
+    """The network that a config describes, without numbers; with `images`, all of one that reads them.
 
     Raises:
         RadistillError: if it describes none.
     """
-    try:
-        with torch.device("meta"), quiet():
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config can be wrong in as many ways as there are architectures
-        raise RadistillError(f"{source}: no network can be built from its config.json ({one_line(error)})") from None
+    auto = _auto_class(config, source, images)
+    with refusing(f"{source}: no network can be built from its config.json"), torch.device("meta"):
+        network: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return network
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise RadistillError(f"dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
 
 
 def check_device(device: str) -> torch.device:
@@ -208,23 +296,10 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def _use_published_names(path: Path, published: Mapping[str, str]) -> None:
-    """Name the types of layers as published checkpoints of the architecture do."""
-    if published:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["layer_types"] = [published.get(kind, kind) for kind in config["layer_types"]]
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     check_tokenizer(folder)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:  # a broken file can fail anywhere in the tokenizer's reader
-        raise RadistillError(f"{folder}: the tokenizer cannot be read ({one_line(error)})") from None
+    with refusing(f"{folder}: the tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     check_templates(folder, tokenizer.chat_template)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -241,21 +316,41 @@ def _check_room(folder: Path, weights: list[Path], network: PreTrainedModel) -> 
         raise RadistillError(f"{folder}: config.json asks for {asked:,} weights, but the files hold {held:,}")
 
 
-def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-    except Exception as error:  # from wrong shapes to an assertion in a module's constructor
-        raise RadistillError(f"{folder}: the weights do not fit config.json ({one_line(error)})") from None
+def _read_processor(folder: Path, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> Reader:
+    """The processor of a model; its chat template is the tokenizer's where that has none."""
+    way_out = "; if a package is missing, pip install 'radistill[images]'"
+    with refusing(f"{folder}: the image processor cannot be read", way_out):
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        image_processor = processor.image_processor
+    if image_processor is None:
+        raise RadistillError(f"{folder}: has no image processor; copy preprocessor_config.json there")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template
+    return Reader(processor, network)
+
+
+def _load_network(folder: Path, dtype: torch.dtype, trust_remote_code: bool, images: bool) -> PreTrainedModel:
+    auto = AutoModelForImageTextToText if images else AutoModelForCausalLM
+    with refusing(f"{folder}: the weights do not fit config.json"):
+        loaded: Any = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     network, info = loaded
-    _check_loaded(folder, info)
+    if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
+        raise RadistillError(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise RadistillError(f"{folder}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
+    if unused := sorted(info["unexpected_keys"]):
+        note(f"{folder}: {len(unused)} weights have no place in this architecture and are left out, first {unused[0]}")
+    for name, tensor in network.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise RadistillError(f"{folder}: {name} holds NaN or infinite weights")
     _untie(folder, network)
     return network.eval()
 
@@ -270,18 +365,6 @@ def _untie(folder: Path, network: PreTrainedModel) -> None:
     if not torch.equal(head.weight, embedding.weight):
         note(f"{folder}: config.json has tie_word_embeddings, but the weights hold another lm_head, which is used")
         network.config.tie_word_embeddings = False
-
-
-def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers has filled them with random numbers
-        raise RadistillError(f"{folder}: {len(missing)} weights are missing, the first of them {missing[0]}")
-    if info["mismatched_keys"]:
-        name, found, wanted = sorted(info["mismatched_keys"])[0]
-        raise RadistillError(f"{folder}: {name} has shape {list(found)}, but config.json asks for {list(wanted)}")
-    unused = sorted(info["unexpected_keys"])
-    if unused:
-        note(f"{folder}: {len(unused)} weights have no place in this architecture and are left out, first {unused[0]}")
 
 
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
@@ -303,14 +386,3 @@ def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, network:
         )
     if beyond:
         note(f"{folder}: the tokenizer has tokens ({beyond}) that the network does not embed; texts must not use them")
-
-
-def _check_finite(folder: Path, network: nn.Module) -> None:
-    for name, tensor in network.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise RadistillError(f"{folder}: {name} holds NaN or infinite weights")
-
-
-def _stable(config: PreTrainedConfig) -> dict[str, Any]:
-    fields = json.loads(config.to_json_string(use_diff=False))
-    return {key: value for key, value in fields.items() if key not in _VOLATILE and not key.startswith("_")}

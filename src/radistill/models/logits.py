@@ -1,6 +1,6 @@
 """Predictions where they count: at the positions that predict response tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,19 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from radistill.models.sequences import Batch
+from radistill.models.sequences import Batch, packed
+
+CHUNK_NUMBERS = 2**24
+"""Logits of one network that exist at a time: 64 MiB for each float32 copy that is made of them."""
+
+PACKS = "_reads_documents_packed"
+"""Of a network: that it reads the documents of a batch in one row; see `distillation.packing`."""
+
+
+def chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """Rows of so many tokens whose logits are made at once."""
+    chunk = max(1, CHUNK_NUMBERS // vocabulary)
+    return (slice(start, start + chunk) for start in range(0, tokens, chunk))
 
 
 class ResponseLogits(NamedTuple):
@@ -57,6 +69,11 @@ class ResponseStates(NamedTuple):
         """Entries of the logits."""
         return len(self.output.weight)
 
+    def at(self, tokens: Tensor) -> "ResponseStates":
+        """The states of some of the tokens, [kept], whose places may be on another device."""
+        places = tokens.to(self.hidden.device)
+        return self._replace(hidden=self.hidden[places], targets=self.targets[places])
+
     def logits(self, rows: slice, vocabulary: int | None = None) -> Tensor:
         """[rows, vocab], the network's logits of some of the tokens.
 
@@ -86,14 +103,15 @@ def response_logits(network: PreTrainedModel, batch: Batch) -> ResponseLogits:
     The output embedding is applied only where a response token is predicted: for a long prompt and a large vocabulary
     that saves most of its cost and memory. Gradients flow as in a plain forward.
     """
-    positions = _positions(batch)
+    read = _as_read(network, batch)
+    positions = _positions(read)
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.selected],)
 
     with extract_model_from_parallel(network).get_output_embeddings().register_forward_pre_hook(select):
-        output = _forward(network, batch, positions)
-    rows = torch.nonzero(positions.selected)[:, 0]
+        output = _forward(network, read, positions)
+    rows = torch.nonzero(batch.response_mask[:, 1:])[:, 0]
     return ResponseLogits(logits=output.logits, targets=positions.targets, rows=rows)
 
 
@@ -126,6 +144,7 @@ def at_output(network: PreTrainedModel, batch: Batch, compute: Callable[[Respons
         batch: on the network's device.
         compute: called once, with the states of the response tokens.
     """
+    batch = _as_read(network, batch)
     positions = _positions(batch)
     inner = extract_model_from_parallel(network)
     results: list[Tensor] = []
@@ -149,6 +168,12 @@ def at_output(network: PreTrainedModel, batch: Batch, compute: Callable[[Respons
         return _forward(network, batch, positions).logits
 
 
+def _as_read(network: nn.Module, batch: Batch) -> Batch:
+    """The batch as this network reads it: padded, or packed; response tokens are in the same order in both."""
+    packs = vars(extract_model_from_parallel(network)).get(PACKS, False)
+    return packed(batch) if packs and not batch.arguments else batch
+
+
 def _positions(batch: Batch) -> _Positions:
     predicts = batch.response_mask[:, 1:]  # [batch, time - 1]: position t predicts token t + 1
     kept = predicts.any(dim=0).nonzero().squeeze(1)
@@ -160,7 +185,11 @@ def _forward(network: PreTrainedModel, batch: Batch, positions: _Positions) -> A
     # `logits_to_keep` cuts the same positions out of every row; rows of different lengths need different ones, which
     # a hook on the output embedding selects.
     return network(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=positions.kept, use_cache=False
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=positions.kept,
+        use_cache=False,
+        **batch.arguments,
     )
 
 

@@ -1,6 +1,6 @@
 """Number formats that this machine's processor computes in by emulation."""
 
-import time
+import timeit
 from functools import cache
 
 import torch
@@ -32,9 +32,4 @@ def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
 
 def _seconds(dtype: torch.dtype) -> float:
     matrix = torch.ones(_SIZE, _SIZE, dtype=dtype)
-    best = float("inf")
-    for _ in range(_PASSES):
-        started = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - started)
-    return best
+    return min(timeit.repeat(lambda: matrix @ matrix, repeat=_PASSES, number=1))

@@ -1,4 +1,4 @@
-"""A model type that is not in the table of `models.anatomy`: what its config tells, and what an entry there needs."""
+"""A model type that `models.architectures` does not know: what its config tells, and what an entry there needs."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -133,9 +133,9 @@ def _entry(kind: str, network: nn.Module | None, layers: int | None) -> str:
     if network is not None:
         seen = "Here"
     return (
-        f"The model type {kind} is not in the table ARCHITECTURES of src/radistill/models/anatomy.py, so this model "
-        "cannot be diagnosed or converted. An entry names the parts of its layers: the path from the network to the "
-        "list of layers, and from a layer to its attention, to its MLP and, in a hybrid, to its state-space block "
+        f"The model type {kind} is not in the table ARCHITECTURES of src/radistill/models/architectures.py, so this "
+        "model cannot be diagnosed or converted. An entry names the parts of its layers: the path from the network to "
+        "the list of layers, and from a layer to its attention, to its MLP and, in a hybrid, to its state-space block "
         f"(ssm). {seen} the layers are at {where}, and a layer has {', '.join(parts)}. For example:\n\n"
         f'    "{kind}": Architecture(layers="{where}", attention="{attention}", mlp=("{mlp}",)),\n\n'
         'Where the model applies config.sliding_window, window="all" or "some" is added. A tiny model of the type goes '

@@ -11,10 +11,7 @@ def check_same_tokenizer(other: Model, own: Model, roles: tuple[str, str] = ("te
     often padded. Which of the tokens ends a turn may differ too (a base model and its chat version): it changes what a
     model generates, not what its logits mean.
 
-    Args:
-        other: refused if it does not fit.
-        own: what it has to fit.
-        roles: what the message calls the two.
+    The message calls the two by their `roles`.
 
     Raises:
         RadistillError: naming the first id at which the two differ.

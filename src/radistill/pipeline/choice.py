@@ -1,20 +1,20 @@
 """Which layers go: the trade-off over all budgets, and each hybrid's plan."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from radistill.console import note
 from radistill.conversion import TARGETS
-from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose
-from radistill.diagnosis.objectives import make_objective
+from radistill.diagnosis.diagnose import SearchInterrupted, allowed_passes, diagnose, shared_objective
 from radistill.diagnosis.selectors import Curve
 from radistill.diagnosis.trials import Trials
-from radistill.distillation.align import AlignSettings
 from radistill.distillation.blocks import fit_blocks
 from radistill.evaluation.tradeoff import kept, trade_off
 from radistill.files import hash_json, write_json
 from radistill.pipeline.context import Context
-from radistill.pipeline.inputs import budget_of, diagnose_inputs, plan_of, promised, tradeoff_inputs
+from radistill.pipeline.inputs import diagnose_inputs, tradeoff_inputs
+from radistill.pipeline.made import budget_of, plan_of, promised
 from radistill.pipeline.steps import is_current, step_of
 from radistill.runs.arms import Arm
 from radistill.speculation.substitutes import Substitutes
@@ -27,7 +27,8 @@ def run_tradeoff(context: Context) -> None:
     if not settings.draws_tradeoff:
         return
     selector = main.selector if isinstance(main.selector, Curve) else Curve()
-    inputs = tradeoff_inputs(context, selector)
+    processes = context.processes
+    inputs = processes.decide(partial(tradeoff_inputs, context, selector))
     if is_current(context, "tradeoff", inputs, [path]):
         return
     with step_of(context, "tradeoff", inputs, [path]) as replacing:
@@ -36,12 +37,16 @@ def run_tradeoff(context: Context) -> None:
         trials = Trials(
             context.base,
             splits.documents("calibration"),
-            make_objective(settings.objective, context.base, settings.context_length, folder, settings.draft_length),
+            shared_objective(
+                processes, settings.objective, context.base, settings.context_length, folder, settings.draft_length
+            ),
             retrieval=splits.documents("calibration_retrieval"),
             tokens_per_batch=settings.tokens_per_batch,
+            memory_gib=settings.memory_gib,
             folder=folder,
             substitutes=substitutes,
             components=TARGETS[main.target.kind].goes,
+            processes=processes,
         )
         found = trade_off(
             trials,
@@ -49,13 +54,14 @@ def run_tradeoff(context: Context) -> None:
             selector,
             state_numbers=TARGETS[main.target.kind].geometry(context.base.network.config, main.target).state_numbers,
             seed=recipe.seed,
-            passes=allowed_passes(trials, settings.passes, settings.minutes, folder),
+            passes=processes.decide(lambda: allowed_passes(trials, settings.passes, settings.minutes, folder)),
             folder=folder,
         )
         keep = promised(recipe)
         best = kept(found["points"], keep) if settings.budget == "auto" else None
-        replacing()
-        write_json(path, found | {"by": main.by, "keep": keep, "budget": best and best["budget"]})
+        if processes.is_main:
+            replacing()
+            write_json(path, found | {"by": main.by, "keep": keep, "budget": best and best["budget"]})
 
 
 def choose(context: Context, arms: Sequence[Arm]) -> None:
@@ -63,27 +69,28 @@ def choose(context: Context, arms: Sequence[Arm]) -> None:
     found: dict[str, Arm] = {}
     for arm in arms:
         step, plan = f"diagnose:{arm.name}", context.files(arm).plan
-        inputs = diagnose_inputs(context, arm)
+        inputs = context.processes.decide(partial(diagnose_inputs, context, arm))
         twin = found.setdefault(hash_json(inputs), arm)
         # A plan may be edited by hand, and then has another size: it is there, or it is not.
         if is_current(context, step, inputs if plan.exists() else None, []):
             continue
         with step_of(context, step, inputs, []) as replacing:
             if twin is not arm:
-                replacing()
-                plan_of(context, twin).save(plan)
+                if context.processes.is_main:
+                    replacing()
+                    plan_of(context, twin).save(plan)
                 note(f"{arm.name}: has the layers of {twin.name}, which are chosen in the same way")
                 continue
             _find_plan(context, arm, plan, replacing)
 
 
 def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], None]) -> None:
-    settings = context.recipe.diagnose
+    settings, processes = context.recipe.diagnose, context.processes
     try:
         plan = diagnose(
             context.base,
-            context.splits.documents("calibration"),
-            budget_of(context, arm),
+            [document.blind for document in context.splits.documents("calibration")],
+            processes.decide(partial(budget_of, context, arm)),
             selector=arm.selector,
             objective=settings.objective,
             retrieval=context.splits.documents("calibration_retrieval"),
@@ -98,16 +105,19 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
             draft_length=settings.draft_length,
             seed=context.recipe.seed,
             tokens_per_batch=settings.tokens_per_batch,
+            memory_gib=settings.memory_gib,
             # What was judged for the trade-off is judged for all.
             folder=context.files(arm if arm in context.hybrids else context.hybrids[0]).search,
+            processes=processes,
         )
     except SearchInterrupted as interrupted:
         replacing()
         interrupted.plan.save(path)
         note(f"{path}: the best plan so far; the same command searches on")
         raise
-    replacing()
-    plan.save(path)
+    if processes.is_main:
+        replacing()
+        plan.save(path)
     if not plan.replace:
         note(f"{arm.name}: cuts no layer; it is {context.recipe.model} as it is")
         return
@@ -119,20 +129,16 @@ def _find_plan(context: Context, arm: Arm, path: Path, replacing: Callable[[], N
 
 
 def _fit_blocks(context: Context, arm: Arm) -> Substitutes:
+    assert arm.align is not None  # the recipe is checked for it
     count = len(context.base.anatomy.attention_layers)
     note(f"diagnose: a block is fitted to each of {count} attentions first; the search judges drafts with these blocks")
     return fit_blocks(
         context.base,
         context.splits_of("align").documents("train"),
-        align_settings(arm),
+        arm.align,
         target=arm.target,
         init=arm.init,
         seed=context.recipe.seed,
         folder=context.folder.aligned,
+        processes=context.processes,
     )
-
-
-def align_settings(arm: Arm) -> AlignSettings:
-    """How the blocks of a hybrid are fitted."""
-    assert arm.align is not None  # the recipe is checked for it
-    return AlignSettings.model_validate(arm.align.model_dump(exclude={"data"}))

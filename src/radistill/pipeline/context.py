@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from radistill.conversion.seeing import language_model
 from radistill.data.records import RETRIEVAL, SPLITS, DataSplits
 from radistill.errors import RadistillError
 from radistill.models.anatomy import anatomy_of
-from radistill.models.loading import Model, load, load_config, load_tokenizer
+from radistill.models.loading import Model, load, load_config, load_tokenizer, load_without_weights
 from radistill.models.sources import signature
 from radistill.pipeline.preflight import check_hybrids
 from radistill.processes import Processes, join, own_device
 from radistill.runs.arms import Arm
 from radistill.runs.folder import HybridFiles, RunFolder
 from radistill.runs.recipe import Recipe
+from radistill.runs.sections import STAGES_THAT_READ
 
 
 class Context:
@@ -31,6 +33,7 @@ class Context:
         self.hybrids = self.recipe.hybrids
         self.folder = RunFolder(path)
         self._teachers: dict[str, Model] = {}
+        self._served: dict[str, Model] = {}
         self._signatures: dict[str, list[str]] = {}
 
     @cached_property
@@ -51,10 +54,17 @@ class Context:
         """The processes that run this command, which meet when one of them asks."""
         return join(self.device.partition(":")[0])
 
+    @property
+    def sees(self) -> bool:
+        """Whether the recipe is that of a drafter which reads images."""
+        return any(arm.sees for arm in self.recipe.hybrids)
+
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The config of the model to convert."""
-        return load_config(self.recipe.model, self.recipe.trust_remote_code)
+        """The config of the model to convert; where the drafter sees, of its language model."""
+        config = load_config(self.recipe.model, self.recipe.trust_remote_code, images=self.sees)
+        text: PreTrainedConfig = config.get_text_config()
+        return text
 
     @cached_property
     def base(self) -> Model:
@@ -64,7 +74,7 @@ class Context:
             RadistillError: if a hybrid cannot be made of it, by its config, before any weight is read.
         """
         check_hybrids(self.recipe, self.config)
-        return self.load(self.recipe.model)
+        return language_model(self.load(self.recipe.model))
 
     def teacher(self, source: str | None) -> Model:
         """The model that is distilled: the base itself unless another is named."""
@@ -75,11 +85,19 @@ class Context:
             self._teachers[source] = self.load(source)
         return self._teachers[source]
 
+    def served(self, source: str | None) -> Model:
+        """The model that is distilled, without its weights: where a server does what would need them."""
+        source = source or self.recipe.model
+        if source not in self._served:
+            self._served[source] = load_without_weights(
+                source, self.recipe.trust_remote_code, images=self.sees, dtype=self.recipe.dtype
+            )
+        return self._served[source]
+
     @cached_property
     def chat_template(self) -> str | dict[str, str] | None:
         """The template that the conversations among the training documents were written with; None without any."""
-        stages = ("align", "distill", "finetune")
-        if not any(record.example.messages for stage in stages for record in self.splits_of(stage).train):
+        if not any(record.example.messages for stage in STAGES_THAT_READ for record in self.splits_of(stage).train):
             return None
         recipe = self.recipe
         if recipe.teacher is None:
@@ -113,7 +131,7 @@ class Context:
         return self._splits_in(self.data_of(stage)) if stage in self.recipe.own_data else self.splits
 
     def _splits_in(self, folder: Path) -> DataSplits:
-        splits = DataSplits.load(folder)
+        splits = DataSplits.load(folder, self.teacher(self.recipe.teacher).reader if self.sees else None)
         for split in (*SPLITS, *RETRIEVAL):
             tokens = [max(document.tokens) for document in splits.documents(split)]
             if not tokens and split in RETRIEVAL:
@@ -132,7 +150,11 @@ class Context:
     def load(self, source: str | Path) -> Model:
         """Load a model as the recipe wants its models."""
         return load(
-            source, dtype=self.recipe.dtype, device=self.device, trust_remote_code=self.recipe.trust_remote_code
+            source,
+            dtype=self.recipe.dtype,
+            device=self.device,
+            trust_remote_code=self.recipe.trust_remote_code,
+            images=self.sees,
         )
 
     def files(self, arm: Arm) -> HybridFiles:

@@ -1,15 +1,16 @@
 """The page that a dry run prints."""
 
-import math
-
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from radistill.console import show
-from radistill.pipeline.estimate import Estimate, Work
+from radistill.conversion.targets import TARGETS
+from radistill.diagnosis.plan import draft_of
+from radistill.pipeline.estimate import Estimate
 from radistill.pipeline.memory import FORMULAS, TERMS
+from radistill.pipeline.work import Work
 from radistill.texts import human_bytes, human_count
 
 WIDTH = 100
@@ -22,7 +23,7 @@ def print_estimate(found: Estimate) -> None:
 
 def page(found: Estimate) -> RenderableType:
     """What a dry run prints."""
-    parts = [_models(found), _memory(found), _work_page(found.work)]
+    parts = [_models(found), _memory(found), _work_page(found.work), _times(found)]
     if found.warnings:
         parts.append(_section("warnings", *(Text(f"! {warning}", style="yellow") for warning in found.warnings)))
     else:
@@ -42,7 +43,7 @@ def _table(*columns: str) -> Table:
 
 
 def _models(found: Estimate) -> RenderableType:
-    models = found.models
+    models, anatomies = found.models, [model.anatomy for model in found.models]
     table = _table("", *(model.role for model in models))
     for component in models[0].parameters:
         counts = [model.parameters[component] for model in models]
@@ -51,9 +52,11 @@ def _models(found: Estimate) -> RenderableType:
     table.add_row("total", *(f"{model.total:,}" for model in models), style="bold")
     table.add_row("in new blocks", *(_or_blank(model.new_parameters) for model in models))
     table.add_row("trained end to end", *(_or_blank(model.trained_parameters) for model in models))
-    table.add_row("attention layers", *(f"{model.attention_layers} of {model.layers}" for model in models))
-    table.add_row("KV cache a token", *(human_bytes(model.kv_bytes_per_token) for model in models))
-    table.add_row("SSM state a sequence", *(human_bytes(model.ssm_state_bytes) for model in models))
+    table.add_row(
+        "attention layers", *(f"{len(anatomy.attention_layers)} of {anatomy.num_layers}" for anatomy in anatomies)
+    )
+    table.add_row("KV cache a token", *(human_bytes(anatomy.kv_bytes_per_token()) for anatomy in anatomies))
+    table.add_row("SSM state a sequence", *(human_bytes(anatomy.ssm_state_bytes()) for anatomy in anatomies))
     names = ", ".join(f"{model.role} {model.source}" for model in models)
     return _section("parameters", table, Text(names, style="dim"))
 
@@ -72,6 +75,7 @@ def _memory(found: Estimate) -> RenderableType:
     table.add_row("total", *(_gib(total) for total in totals), style="bold")
     kept = "students before and after, fitted blocks, three checkpoints"
     kept += ", the stored teacher" if "store" in found.memory else ""
+    kept += ", and what align records for the fits, in parts where there is less room" if found.recorded else ""
     disk = f"On disk at most {_gib(found.disk)} GiB: {kept}."
     title = "memory in GiB, estimated for documents that are all as long as allowed"
     return _section(title, table, Text(FORMULAS, style="dim"), Text(disk))
@@ -87,40 +91,58 @@ def _work_page(work: Work) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()
+    by, goes = work.recipe.diagnose.by, TARGETS[work.recipe.target.kind].goes
     splits = ", ".join(f"{count:,} {split}" for split, count in work.documents.items())
     table.add_row("data", f"{splits} documents of at most {work.document_tokens:,} tokens")
     if work.generated_tokens:
-        written = human_count(work.generated_tokens)
-        table.add_row("", f"the teacher writes at most {written} tokens")
+        table.add_row("", f"the teacher writes at most {human_count(work.generated_tokens)} tokens")
     table.add_row(
         "diagnose",
         f"{_count(work.passes, 'forward pass')} over {human_count(work.calibration_tokens)} calibration tokens, "
-        f"to judge layers {work.draft}",
+        f"to judge layers {draft_of(by, goes)}",
     )
-    minutes = math.ceil(work.passes * work.pass_seconds / 60)
-    if work.minutes is None or minutes <= work.minutes:
-        table.add_row("", f"about {minutes:,} min on a CPU like this one, if every document is as long as it may be")
-    else:
-        table.add_row("", f"{work.minutes:g} min (diagnose.minutes) of the {minutes:,} that it might take here")
     if work.align_blocks:
         table.add_row(
             "align",
             f"{_count(work.align_blocks, 'block')}, {human_count(work.align_tokens)} tokens through each, "
             f"{_count(work.align_passes, 'pass')} of the base over the training documents"
-            + ("; all before the search" if work.by == "replaceability" else ""),
+            + ("; all before the search" if by == "replaceability" else ""),
         )
-    if work.steps:
-        total = human_count(work.distill_tokens)
-        table.add_row("distill", f"{_count(work.steps, 'step')} of at most {work.step_tokens:,} tokens, {total} in all")
-    if work.on_policy is not None:
-        first, last = (work.on_policy.share_at(step, max(2, work.steps)) for step in (1, max(2, work.steps)))
-        share = f"{first:.0%}" if first == last else f"{first:.0%} to {last:.0%}"
-        table.add_row("", f"the student writes {share} of its batches itself")
-    if work.finetune_steps:
-        total = human_count(work.finetune_steps * work.finetune_step_tokens)
-        steps = _count(work.finetune_steps, "step")
-        table.add_row("finetune", f"{steps} of at most {work.finetune_step_tokens:,} tokens, {total} in all")
+    for training in work.trainings:
+        tokens = work.step_tokens(training)
+        steps, total = _count(training.steps, "step"), human_count(training.steps * tokens)
+        table.add_row(training.section, f"{steps} of at most {tokens:,} tokens, {total} in all")
+        if training.on_policy is not None:
+            last_step = max(2, training.steps)
+            first, last = (training.on_policy.share_at(step, last_step) for step in (1, last_step))
+            share = f"{first:.0%}" if first == last else f"{first:.0%} to {last:.0%}"
+            table.add_row("", f"the student writes {share} of its batches itself")
     return _section("work, at most", table)
+
+
+def _times(found: Estimate) -> RenderableType:
+    several = found.processes > 1
+    table = _table("", "one process", *([f"{found.processes} processes"] if several else []))
+    for one in found.times:
+        shared = one.in_processes(found.processes)
+        table.add_row(one.stage, _long(one.seconds), *([_long(shared)] if several else []))
+    shares = [one.in_processes(found.processes) for one in found.times]
+    alone = sum(one.seconds for one in found.times)
+    together = sum(share or one.seconds for share, one in zip(shares, found.times, strict=True))
+    table.add_row("total", _long(alone), *([_long(together)] if several else []), style="bold")
+    notes = [Text(f"On {found.device}; what is not computed in matrix products comes on top.", style="dim")]
+    if None in shares:
+        way_out = "A training without a time has a gradient_accumulation that is no multiple of the processes."
+        notes.append(Text(way_out, style="dim"))
+    return _section("time at most, by arithmetic, for documents that are all as long as allowed", table, *notes)
+
+
+def _long(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _count(number: int, what: str) -> str:

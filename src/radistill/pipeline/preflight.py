@@ -1,6 +1,5 @@
 """Everything that a run would refuse, as far as it can be told without weights: for `radistill run --dry-run`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import PreTrainedConfig
 
 from radistill.conversion import TARGETS, check_conversion
+from radistill.conversion.seeing import seeing_config
 from radistill.data.retrieval import check_contexts
 from radistill.data.settings import DataSettings, HubData, JsonlData
 from radistill.data.sources import draw
@@ -20,6 +20,7 @@ from radistill.models.anatomy import anatomy_of
 from radistill.models.known_configs import known_config
 from radistill.models.loading import load_config, load_tokenizer, skeleton
 from radistill.models.sources import gguf_file
+from radistill.pipeline.servers import check_servers, servers_of
 from radistill.pipeline.tasks import check_tasks
 from radistill.runs.arms import Arm
 from radistill.runs.recipe import Recipe
@@ -33,7 +34,7 @@ class Checked:
     Attributes:
         recipe: with a target.
         base: config of the model to convert.
-        teacher: config of the teacher; None where the base teaches itself.
+        teacher: config of the teacher, all of it where it reads images; None where the base teaches itself.
         warnings: what a run would refuse here, but perhaps not on the machine that it is meant for.
     """
 
@@ -53,7 +54,9 @@ def check(recipe: Recipe) -> Checked:
             cannot hold, an initialisation that does not fit, a teacher that does not, broken data.
     """
     warnings: list[str] = []
-    base = _config(recipe.model, recipe.trust_remote_code, warnings)
+    sees = recipe.target.kind == "massv"
+    whole = _config(recipe.model, recipe.trust_remote_code, warnings, sees)
+    base = whole.get_text_config()
     recipe = recipe.for_model(base)
     check_hybrids(recipe, base)
     check_tasks(recipe, getattr(base, "max_position_embeddings", None))
@@ -61,25 +64,34 @@ def check(recipe: Recipe) -> Checked:
     for arm in recipe.hybrids:
         if arm.distill is not None and arm.distill.select is not None:
             reference = arm.distill.select.reference
-            _check_there(reference, recipe.trust_remote_code, warnings)
+            try:
+                load_config(reference, recipe.trust_remote_code)
+            except RadistillError as error:  # a run that has yet to leave it may come first
+                warnings.append(f"distill.select.reference: {error}")
             check_reference(reference, recipe.model)
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
-            configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings)
-            _check_teacher(recipe.model, arm.teacher, base, configs[arm.teacher], warnings)
+            configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings, sees)
+            if arm.sees:
+                seeing_config(configs[arm.teacher], whole, (recipe.model, arm.teacher))
+            _check_teacher(recipe.model, arm.teacher, base, configs[arm.teacher].get_text_config(), warnings)
         if drafts_as_it_is(recipe, arm):
-            both = ((recipe.model, base), (arm.teacher, configs[arm.teacher]))
+            both = ((recipe.model, base), (arm.teacher, configs[arm.teacher].get_text_config()))
             drafter, target = (skeleton(config, source, recipe.trust_remote_code) for source, config in both)
             check_smaller(drafter, target, (recipe.model, arm.teacher))
         if arm.distill is not None and arm.distill.hidden is not None:
-            check_same_width(configs[arm.teacher].hidden_size, base.hidden_size)
+            check_same_width(configs[arm.teacher].get_text_config().hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
-    for training in (recipe.distill, recipe.finetune):
+    for training in (recipe.connect, recipe.distill, recipe.finetune):
         if training is not None:
             check_tracker(training.report_to, training.section)
-    context = getattr(configs.get(recipe.teacher, base), "max_position_embeddings", None)
+    check_servers(recipe)
+    for field, server in servers_of(recipe).items():
+        started = "vLLM, which a run starts, takes memory that is not counted here"
+        warnings.append(f"{field}: {started if server.starts_vllm else f'{server.url} is not asked by a dry run'}")
+    context = getattr(configs.get(recipe.teacher, base).get_text_config(), "max_position_embeddings", None)
     _check_data("data", recipe.data, recipe.seed, context, warnings)
     for stage, settings in recipe.own_data.items():
         _check_data(f"{stage}.data", settings, recipe.seed, context, warnings)
@@ -123,9 +135,9 @@ def check_reference(source: str, model: str) -> None:
         )
 
 
-def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTrainedConfig:
+def _config(source: str, trust_remote_code: bool, warnings: list[str], images: bool = False) -> PreTrainedConfig:
     try:
-        return load_config(source, trust_remote_code)
+        return load_config(source, trust_remote_code, images)
     except RadistillError as error:
         is_here = gguf_file(source) is not None or Path(source).expanduser().exists()
         known = None if is_here else known_config(source)
@@ -135,14 +147,6 @@ def _config(source: str, trust_remote_code: bool, warnings: list[str]) -> PreTra
         reason = "the hub wants you to ask for access first" if gated else "the hub was not reached"
         warnings.append(f"{source}: config from the built-in table; {reason}")
         return known
-
-
-def _check_there(source: str, trust_remote_code: bool, warnings: list[str]) -> None:
-    """A run that has yet to leave it may come first."""
-    try:
-        load_config(source, trust_remote_code)
-    except RadistillError as error:
-        warnings.append(f"distill.select.reference: {error}")
 
 
 def _check_teacher(
@@ -175,7 +179,8 @@ def _vocabulary(source: str) -> dict[str, int] | None:
 def _check_data(section: str, settings: DataSettings, seed: int, context: int | None, warnings: list[str]) -> None:
     if isinstance(settings, HubData):
         warnings.append(f"{section}.id: {settings.id} is not looked into by a dry run")
-    missing = _missing(settings) if isinstance(settings, JsonlData) else []
+    paths = (settings.path, settings.heldout_path) if isinstance(settings, JsonlData) else ()
+    missing = [path for path in paths if path is not None and not path.exists()]
     try:
         check_contexts(settings, context)
         if not isinstance(settings, HubData):
@@ -186,7 +191,3 @@ def _check_data(section: str, settings: DataSettings, seed: int, context: int | 
             field = section.removesuffix("data") if str(error).startswith("data.") else ""
             raise RadistillError(f"{field}{error}") from None
         warnings += [f"{path}: no such file here, where relative paths begin at {Path.cwd()}" for path in missing]
-
-
-def _missing(settings: JsonlData) -> Sequence[Path]:
-    return [path for path in (settings.path, settings.heldout_path) if path is not None and not path.exists()]

@@ -3,13 +3,16 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from radistill.console import note
 from radistill.evaluation.comparison import compare_results, read_results
 from radistill.files import write_json
 from radistill.pipeline.context import Context
-from radistill.pipeline.inputs import Stage, budget_of, most_layers, outputs_of, plan_of, promise_inputs
+from radistill.pipeline.inputs import promise_inputs
+from radistill.pipeline.made import Stage, budget_of, most_layers, outputs_of, plan_of
 from radistill.pipeline.steps import is_current, step_of
 from radistill.pipeline.tasks import ask
 from radistill.runs.arms import Arm
@@ -26,11 +29,12 @@ def keep_tasks(context: Context, limits: dict[str, float], train: Callable[[Arm]
         limits: by task, how much the share of right answers may fall, at most 0.
         train: chooses the layers of a hybrid, converts and trains it.
     """
-    path, inputs = context.folder.promise, promise_inputs(context)
+    path, processes = context.folder.promise, context.processes
+    inputs = processes.decide(partial(promise_inputs, context))
     if not is_current(context, "promise", inputs, [path]):
         with step_of(context, "promise", inputs, [path]) as replacing:
             candidates: list[dict[str, Any]] = []
-            most = most_layers(context)
+            most = processes.decide(partial(most_layers, context))
             # Below a size that keeps the tasks every size is taken to keep them, and above one that does not none.
             holds, fails, size = 0, most + 1, most
             while fails - holds > 1:
@@ -39,8 +43,14 @@ def keep_tasks(context: Context, limits: dict[str, float], train: Callable[[Arm]
                 candidates.append(_asked(context, arm, limits))
                 holds, fails = (size, fails) if candidates[-1]["is_kept"] else (holds, size)
                 size = (holds + fails) // 2
-            replacing()
-            write_json(path, {"keep": limits, "candidates": candidates, "budget": holds or None})
+            if processes.is_main:
+                replacing()
+                write_json(path, {"keep": limits, "candidates": candidates, "budget": holds or None})
+    processes.decide(partial(_take_over, context))
+
+
+def _take_over(context: Context) -> None:
+    """Make the candidate that keeps the promise the main hybrid, and remove the others."""
     main, chosen = context.hybrids[0], _candidate(context, budget_of(context, context.hybrids[0]))
     for stage in get_args(Stage):
         step = f"{stage}:{chosen.name}"
@@ -67,7 +77,11 @@ def _asked(context: Context, arm: Arm, limits: dict[str, float]) -> dict[str, An
     folders = {"base": context.folder.tasks / "base", arm.name: context.files(arm).folder / "tasks"}
     models = {"base": context.base, arm.name: context.load(context.files(arm).student)}
     for name, folder in folders.items():
-        ask(context.recipe, models[name], folder)
+        ask(context.recipe, models[name], folder, context.processes, is_base=name == "base")
+    return context.processes.decide(partial(_compared, context, arm, limits, folders))
+
+
+def _compared(context: Context, arm: Arm, limits: dict[str, float], folders: dict[str, Path]) -> dict[str, Any]:
     lines = compare_results([read_results(name, folder) for name, folder in folders.items()])
     by_task = {line.task: line.differences[0] for line in lines if not line.group}
     found = {task: of for task in limits if (of := by_task.get(task)) is not None}

@@ -1,19 +1,16 @@
 """The learning rate of a hybrid's new blocks, found by short trainings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 from radistill.console import note
 from radistill.distillation.checkpoints import remove_checkpoints
-from radistill.distillation.distill import distill
+from radistill.distillation.distill import DistillResult
 from radistill.distillation.rates import best_rate
 from radistill.distillation.settings import DistillSettings
-from radistill.distillation.teacher_store import StoredTeacher
 from radistill.errors import TrainingDivergedError
 from radistill.files import hash_json, read_kept, write_json, write_kept
-from radistill.models.loading import Model
-from radistill.models.sequences import Document
 from radistill.pipeline.context import Context
-from radistill.pipeline.inputs import new_parameters_of
 from radistill.runs.arms import Arm
 
 _FEWEST = 10
@@ -23,12 +20,9 @@ _FEWEST = 10
 def with_best_rate(
     context: Context,
     arm: Arm,
-    start: Callable[[], Model],
-    teacher: Model | StoredTeacher,
-    train: Sequence[Document],
-    heldout: Sequence[Document],
+    settings: DistillSettings,
+    train: Callable[[DistillSettings, Path], DistillResult],
     inputs: object,
-    reference: Model | None = None,
 ) -> DistillSettings:
     """The settings of `distill` with the rate after whose first steps the held-out KL is lowest.
 
@@ -36,16 +30,15 @@ def with_best_rate(
 
     Args:
         context: the run.
-        arm: whose blocks are trained; its `distill` has a `rate_search`.
-        start: gives the student before training, anew each time.
-        teacher, train, heldout: as in `distill`.
+        arm: whose blocks are trained.
+        settings: of its `distill`, with a `rate_search`.
+        train: trains it from its start, with other settings and in a folder of its own.
         inputs: what the whole training depends on.
 
     Raises:
         RadistillError: if no rate can be trained with.
     """
-    settings, files = arm.distill, context.files(arm)
-    assert settings is not None
+    files = context.files(arm)
     assert settings.rate_search is not None
     search = settings.rate_search
     # In fewer, most of them would be the warm-up, after which all rates look alike.
@@ -64,20 +57,9 @@ def with_best_rate(
             if context.processes.is_main:
                 remove_checkpoints(folder)  # a kill may have left them
             return known
-        student = start()
         few = {"steps": steps, "eval_steps": steps, "keep": "last", "patience": None, "rate_search": None}
         try:
-            result = distill(
-                student,
-                teacher,
-                train,
-                heldout,
-                settings.model_copy(update={**few, **at(rate)}),
-                new_parameters=new_parameters_of(context, arm, student),
-                folder=folder,
-                seed=context.recipe.seed,
-                reference=reference,
-            )
+            result = train(settings.model_copy(update={**few, **at(rate)}), folder)
         except TrainingDivergedError:
             if context.processes.is_main:
                 remove_checkpoints(folder)

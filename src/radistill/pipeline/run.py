@@ -1,14 +1,14 @@
 """Running a recipe, whole or stage by stage."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from radistill.errors import RadistillError
 from radistill.files import remove_leftovers
 from radistill.locks import locked
 from radistill.pipeline.context import Context
-from radistill.pipeline.stages import SHARED, STAGES
+from radistill.pipeline.stages import STAGES
 from radistill.provenance import seed_everything
 from radistill.runs.recipe import Recipe, recipe_for
 
@@ -32,9 +32,9 @@ def hybridize(model: str, data: str, *, budget: int, out: Path | str, overrides:
 def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) -> Path:
     """Run the named stages of a recipe in a folder.
 
-    A run that was interrupted, however that came about, goes on where it was; a stage whose inputs have not changed is
-    not run again. Of several processes that torchrun or `accelerate launch` has started, all take part in `distill`
-    and `finetune`, and the main one does everything else while the others wait.
+    A run that was interrupted, however that came about, goes on where it was, also with another number of processes; a
+    stage whose inputs have not changed is not run again. Of several processes that torchrun or `accelerate launch` has
+    started, all run the same stages and share what takes long.
 
     Args:
         recipe: what to do.
@@ -50,22 +50,17 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     seed_everything(recipe.seed, recipe.threads)
     context = Context(recipe, Path(out))
     processes = context.processes
-    keep = context.recipe.diagnose.keep
-    if processes.count > 1 and "diagnose" in stages and keep is not None and keep.tasks:
-        raise RadistillError("diagnose.keep.tasks trains hybrids one by one; run the stage diagnose in one process")
     for arm in context.hybrids:
         for training in (arm.distill, arm.finetune):
             if training is not None and training.section in stages:
                 training.check_processes(processes.count, processes.sharded)
-    with locked(context.folder.path) if processes.is_main else nullcontext():
-        if processes.is_main:
-            remove_leftovers(context.folder.path)
+    with locked(context.folder.path):
+        processes.decide(partial(remove_leftovers, context.folder.path))
         for stage in stages:
-            if processes.is_main or stage in SHARED:
-                try:
-                    STAGES[stage](context)
-                except BaseException as error:
-                    error.add_note(f"the stage {stage} is unfinished")
-                    raise
+            try:
+                STAGES[stage](context)
+            except BaseException as error:
+                error.add_note(f"the stage {stage} is unfinished")
+                raise
             processes.wait()
     return context.folder.path

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -11,12 +11,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
+from radistill.conversion.seeing import seeing_config
 from radistill.conversion.targets import TARGETS, TargetSettings
-from radistill.distillation.precision import Precision, compute_format, computing, master_weights
+from radistill.distillation.modes import Precision, compute_format, computing, master_weights
 from radistill.mixers import use_fast_paths, without_fast_paths
 from radistill.models.anatomy import Anatomy, anatomy_of
 from radistill.models.checkpoint import quiet
-from radistill.models.loading import Model
+from radistill.models.loading import Model, skeleton
+from radistill.models.pictures import SEEING
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class HybridShape:
         step_bytes: what autograd keeps between forward and backward of the whole hybrid, logits and weights left out;
             None if it was not asked for, and for a mixture of experts, where it depends on the data.
         block_bytes: the same for one new block by itself, in float32; None if it was not asked for.
+        frozen: parameters that no training changes, those of a vision encoder.
     """
 
     anatomy: Anatomy
@@ -47,13 +50,26 @@ class HybridShape:
     block: int
     step_bytes: int | None
     block_bytes: int | None
+    frozen: int = 0
 
 
 def count_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> dict[str, int]:
     """Parameters by component of the network that a config describes."""
-    with torch.device("meta"), quiet():
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    images = type(config) not in AutoModelForCausalLM._model_mapping
+    network = skeleton(config, config.name_or_path or config.model_type, trust_remote_code, images)
     return anatomy_of(network).parameters(network)
+
+
+def with_vision(
+    shape: HybridShape, target: PreTrainedConfig, language: PreTrainedConfig, sources: tuple[str, str]
+) -> HybridShape:
+    """A language model's shape as that of the drafter that sees with it; its connector is the new block."""
+    config = seeing_config(target, language, sources)
+    network = skeleton(config, sources[0], images=True)
+    kind = SEEING[config.model_type]
+    new = _numbers(network.get_submodule(kind.connector))
+    frozen = sum(one.numel() for name, one in network.named_parameters() if kind.is_vision(name))
+    return replace(shape, parameters=shape.anatomy.parameters(network), new=new, block=new, frozen=frozen)
 
 
 def hybrid_shape(
@@ -94,8 +110,8 @@ def hybrid_shape(
         network = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         source = Model(network, cast(PreTrainedTokenizerBase, None), anatomy_of(network), "shapes")
         candidates = source.anatomy.attention_layers
-        replace = [candidates[place * len(candidates) // budget] for place in range(budget)]
-        student = TARGETS[target.kind].build(source, replace, target, share=True)
+        places = [candidates[place * len(candidates) // budget] for place in range(budget)]
+        student = TARGETS[target.kind].build(source, places, target, share=True)
         if on_cpu:
             use_fast_paths(student)
         # Once used in this process, our functions would also take these tensors for a CPU's.
@@ -103,7 +119,7 @@ def hybrid_shape(
         student.train()
         student.requires_grad_(train_everything)
         anatomy = anatomy_of(student)
-        new = TARGETS[target.kind].new_blocks(replace)
+        new = TARGETS[target.kind].new_blocks(places)
         blocks = [anatomy.mixer(student, layer).requires_grad_(True) for layer in new]
 
         def end_to_end(batch: Batch) -> Any:

@@ -22,6 +22,11 @@ _SECTIONS = {
 
 
 def is_current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> bool:
+    """`says_current` of the main process; all must ask for it together."""
+    return context.processes.decide(lambda: says_current(context, step, inputs, outputs))
+
+
+def says_current(context: Context, step: str, inputs: Any, outputs: list[Path]) -> bool:
     """Whether a step was finished with these inputs and what it left is there; it is said either way."""
     is_done = context.folder.is_current(step, inputs, outputs)
     note(f"[{step}] " + ("done before, inputs unchanged" if is_done else "…"))

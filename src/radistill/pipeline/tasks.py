@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+from radistill.console import note
 from radistill.errors import RadistillError
-from radistill.evaluation.figures import Figures
+from radistill.evaluation.results import Figures
 from radistill.evaluation.run_tasks import run_tasks, tasks_of
 from radistill.evaluation.tasks import task_of
 from radistill.evaluation.tasks.interface import Generated, Task, TaskSettings
 from radistill.locks import locked
 from radistill.models.loading import Model
+from radistill.models.server.vllm import opened
+from radistill.processes import Processes
 from radistill.runs.recipe import Recipe
 
 
@@ -45,10 +48,13 @@ def check_tasks(recipe: Recipe, context_length: int | None) -> None:
         if not isinstance(task_of(name), Generated):
             raise RadistillError(f"diagnose.keep.tasks: {name} has no right answers that could be counted")
     if not evaluate.tasks:
-        if evaluate.limit is not None or evaluate.contexts is not None:
-            raise RadistillError("evaluate.limit and evaluate.contexts are for evaluate.tasks, which names no task")
+        for field in ("limit", "contexts", "server"):
+            if getattr(evaluate, field) is not None:
+                raise RadistillError(f"evaluate.{field} is for evaluate.tasks, which names no task")
         return
-    tasks_of_recipe(recipe)
+    tasks, _ = tasks_of_recipe(recipe)
+    if evaluate.server is not None and not any(isinstance(task, Generated) for task in tasks):
+        raise RadistillError("evaluate.server is for tasks that let a model write, and evaluate.tasks names none")
     if context_length is not None and max(evaluate.contexts or [0]) >= context_length:
         raise RadistillError(
             f"evaluate.contexts: {max(evaluate.contexts or [0])} tokens and an answer are beyond the {context_length} "
@@ -56,8 +62,12 @@ def check_tasks(recipe: Recipe, context_length: int | None) -> None:
         )
 
 
-def ask(recipe: Recipe, model: Model, folder: Path) -> dict[str, Figures]:
-    """Evaluate a model on the recipe's tasks; what it answered before lies in `folder`."""
+def ask(recipe: Recipe, model: Model, folder: Path, processes: Processes, *, is_base: bool) -> dict[str, Figures]:
+    """Evaluate a model on the recipe's tasks, by its server if it has one; what it answered before lies in `folder`."""
     asked, settings = tasks_of_recipe(recipe)
-    with locked(folder):
-        return run_tasks(model, asked, settings, folder, replace=True)
+    server = recipe.evaluate.server
+    if server is not None and not server.starts_vllm and not is_base:
+        note(f"evaluate.server: {server.url} is the base's, so {model.source} answers here")
+        server = None
+    with locked(folder), opened(server, model) as serving:
+        return run_tasks(model, asked, settings, folder, replace=True, server=serving, processes=processes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from radistill.console import note
 from radistill.distillation.teacher_store import StoredTeacher, TeacherStoreSettings, store_teacher
-from radistill.distillation.teacher_store.layout import store_folder
+from radistill.distillation.teacher_store.read import store_folder
 from radistill.effects import counted
 from radistill.errors import RadistillError
 from radistill.files import hash_file, hash_json, read_kept, write_kept
@@ -42,10 +42,10 @@ def teacher_of(context: Context, arm: Arm) -> Model | StoredTeacher | None:
         context.release_teachers()
         return StoredTeacher(own, documents)
     outputs = [place]
-    is_main, seed = context.processes.is_main, context.recipe.seed
-    with context.folder.step(step, inputs, outputs, seed=seed) if is_main else nullcontext():
+    seed = context.recipe.seed
+    with context.folder.step(step, inputs, outputs, seed=seed) if context.processes.is_main else nullcontext():
         store = store_teacher(
-            context.teacher(arm.teacher),
+            context.teacher(arm.teacher) if settings.server is None else context.served(arm.teacher),
             documents,
             settings,
             vocabulary=vocabulary,

@@ -56,7 +56,7 @@ def _payoffs(measured: ComponentTable) -> Table:
         for name, one in zip(_once(draft), draft.temperatures, strict=True):
             assert one.payoff is not None
             step = significant(1000 * (draft.step_seconds or 0)) if name.plain else ""
-            made.add_row(name, step, f"{one.temperature:g}", *payoff_cells(one.payoff), one.payoff.answer)
+            made.add_row(name, step, f"{one.temperature:g}", *payoff_cells(one.payoff), one.payoff.speedup.above_one)
     return made
 
 

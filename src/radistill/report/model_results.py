@@ -8,7 +8,7 @@ from radistill.runs.contents import mapping
 from radistill.runs.folder import MAIN
 
 START = f"{MAIN}_start"
-_NAMES = {"base": "base", "draft": "draft at start", START: "hybrid at start", MAIN: "hybrid"}
+_NAMES = {"base": "base", "draft": "draft at start", START: f"{MAIN} at start", MAIN: MAIN}
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,13 @@ class ModelResult:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the exact match, as shares."""
         bounds = self.metrics.get("exact_match_interval")
-        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-            return None
-        low, high = number(bounds[0]), number(bounds[1])
-        return None if low is None or high is None else (low, high)
+        return None if bounds is None else (bounds[0], bounds[1])
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
         """Figures of the tasks that the recipe asks, by their names: only those with right and wrong answers."""
-        found = {name: mapping(figures) for name, figures in mapping(self.metrics.get("tasks")).items()}
-        return {name: figures for name, figures in found.items() if number(figures.get("accuracy")) is not None}
+        tasks = mapping(self.metrics.get("tasks"))
+        return {name: figures for name, figures in tasks.items() if figures.get("accuracy") is not None}
 
     @property
     def exact_match_n(self) -> int | None:
@@ -54,14 +51,20 @@ class ModelResult:
         return [text for text in (", ".join(sample), f"{unfinished:,} unfinished" if unfinished else "") if text]
 
 
-def model_name(key: str) -> str:
+def model_name(key: str, kind: str) -> str:
     """What people call the model under `key`: an arm by its name, 'uniform at start' before its training."""
     start = " at start" if key.endswith("_start") else ""
-    return _NAMES.get(key) or key.removesuffix("_start") + start
+    name = _NAMES.get(key) or key.removesuffix("_start") + start
+    return kind + name.removeprefix(MAIN) if key in (MAIN, START) else name
 
 
-def model_results(evaluation: dict[str, Any]) -> dict[str, ModelResult]:
-    """The models in `evaluation` by their keys: base, draft and hybrid first, then the others in their own order."""
+def model_results(evaluation: dict[str, Any], kind: str) -> dict[str, ModelResult]:
+    """The models in `evaluation` by their keys: base, draft and the main one first, then the others in their own order.
+
+    Args:
+        evaluation: the content of `evaluation.json`.
+        kind: what the main one is called, `Run.kind`.
+    """
     others = [key for key, value in evaluation.items() if key not in _NAMES and "kl" in mapping(value)]
     found = {key: mapping(evaluation.get(key)) for key in (*_NAMES, *others)}
-    return {key: ModelResult(key, model_name(key), metrics) for key, metrics in found.items() if metrics}
+    return {key: ModelResult(key, model_name(key, kind), metrics) for key, metrics in found.items() if metrics}

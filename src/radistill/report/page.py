@@ -11,11 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from radistill.evaluation.comparison import Results, read_results
 from radistill.evaluation.places import results_in
 from radistill.files import hash_file, write_text
+from radistill.report.figures.contexts import recall_figures, savings_figures
 from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
 from radistill.report.figures.fit import fit_figure
 from radistill.report.figures.layers import layers_figure
-from radistill.report.figures.recall import recall_figures
-from radistill.report.figures.savings import savings_figures
 from radistill.report.figures.search import search_figure
 from radistill.report.figures.tradeoff import tradeoff_figures
 from radistill.report.numbers import duration, integer, layer_list, number, percent, significant, whole, words
@@ -32,6 +31,8 @@ from radistill.texts import readable
 
 # Without these a run has not come to its end.
 _ESSENTIAL = ("run.json", "distill.json", "finetune.json", "evaluation.json")
+
+_FIGURES = (layers_figure, search_figure, fit_figure, heldout_figure, loss_figure, finetune_figure)
 
 Facts = list[tuple[str, str]]
 
@@ -60,11 +61,15 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         results: of tasks.
         problems: what is wrong with results that are left out.
     """
-    samples, number_of_samples = samples_of(run.evaluation)
+    samples, number_of_samples = samples_of(run.evaluation, run.kind)
     left_out = list(problems)
     tasks = task_rows(results, left_out)
     recipe, tradeoff = run.recipe, _tradeoff(run)
     html = _template().render(
+        # By the names under which the template has them.
+        **{part.__name__: part(run) for part in (footnotes, outdated, *_FIGURES)},
+        **{part.__name__: part(results) for part in (task_settings, recall_figures, task_samples)},
+        **{part.__name__: part(run.savings) for part in (savings_figures, cache_rows, speed_rows, savings_note)},
         run=run,
         name=readable(run.path.resolve().name),
         results=results,
@@ -74,35 +79,20 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         unfinished=any(name in run.missing for name in _ESSENTIAL),
         tiles=tiles_of(run),
         rows=rows_of(run),
-        footnotes=footnotes(run),
-        outdated=outdated(run),
         tradeoff=None if tradeoff is None else promise(tradeoff),
         task_promise=task_promise(Promise.model_validate(run.promise)) if run.promise else None,
         tradeoff_figures=[] if tradeoff is None else tradeoff_figures(tradeoff, len(run.plan.replace)),
-        layers_figure=layers_figure(run),
-        search_figure=search_figure(run),
         draft_is=run.plan.draft,
         search_facts=_search_facts(run),
-        fit_figure=fit_figure(run),
         fit_seconds=_fit_seconds(run.main["align"]),
-        fit_rows=sorted(records(run.main["align"].get("layers")), key=lambda row: integer(row.get("layer")) or 0),
-        heldout_figure=heldout_figure(run),
-        loss_figure=loss_figure(run),
-        finetune_figure=finetune_figure(run),
+        fit_rows=sorted(run.main["align"].get("layers", []), key=lambda row: int(row["layer"])),
         evaluations=_evaluations(run),
         tasks=tasks,
         left_out=left_out,
-        task_settings=task_settings(results),
-        recall_figures=recall_figures(results),
-        task_samples=task_samples(results),
         commands=_commands(run, results),
-        savings_figures=savings_figures(run.savings),
-        cache_rows=cache_rows(run.savings),
-        speed_rows=speed_rows(run.savings),
-        savings_note=savings_note(run.savings),
         samples=samples,
         number_of_samples=number_of_samples,
-        stages=_stages(run.record),
+        stages=_stages(run),
         provenance=_provenance(run),
     )
     return "\n".join(line.rstrip() for line in html.splitlines()) + "\n"
@@ -124,24 +114,22 @@ def _template() -> Template:
 
 def outdated(run: Run) -> bool:
     """Whether what was evaluated is not what the steps before have left, or one of these is being done again."""
-    stages = mapping(run.record.get("stages"))
-    if not run.evaluation or not stages:
+    if not run.evaluation or not run.steps:
         return False
-    made = {name: mapping(mapping(step).get("inputs")) for name, step in stages.items()}
-    evaluated = made.get("evaluate", {})
-    if f"diagnose:{MAIN}" not in made or not _reads(run, None, "heldout", evaluated):
+    evaluated = run.inputs("evaluate")
+    if f"diagnose:{MAIN}" not in run.steps or not _reads(run, None, "heldout", evaluated):
         return True
     for hybrid in run.hybrids:
         of = mapping(mapping(evaluated.get("arms")).get(hybrid.name))
         if "finetune" in of:
-            if of != made.get(f"finetune:{hybrid.name}") or not _reads(run, "finetune", "train", of):
+            if of != run.inputs(f"finetune:{hybrid.name}") or not _reads(run, "finetune", "train", of):
                 return True
             of = mapping(of.get("distill"))
         converted = mapping(of.get("convert"))
         if (
-            of != made.get(f"distill:{hybrid.name}")
+            of != run.inputs(f"distill:{hybrid.name}")
             or not _reads(run, "distill", "train", of)
-            or converted != made.get(f"convert:{hybrid.name}")
+            or converted != run.inputs(f"convert:{hybrid.name}")
             or converted.get("replace") != hybrid.replaced
         ):
             return True
@@ -156,8 +144,7 @@ def _tradeoff(run: Run) -> TradeOff | None:
     if not run.tradeoff:
         return None
     found = TradeOff.model_validate(run.tradeoff)
-    stages = mapping(run.record.get("stages"))
-    made, plan = (mapping(mapping(stages.get(step)).get("inputs")) for step in ("tradeoff", f"diagnose:{MAIN}"))
+    made, plan = run.inputs("tradeoff"), run.inputs(f"diagnose:{MAIN}")
     search = {name: value for name, value in mapping(made.get("search")).items() if name not in ("selector", "budget")}
     if plan and (
         any(plan.get(name) != value for name, value in search.items()) or not _reads(run, None, "heldout", made)
@@ -187,9 +174,12 @@ def _commands(run: Run, results: Sequence[Results]) -> list[str]:
 
 def _fit_seconds(alignment: dict[str, Any]) -> float | None:
     """Of all blocks. The whole is the shorter where blocks lay there already, as after a search by replaceability."""
-    whole_fit = number(alignment.get("seconds"))
-    each = [number(row.get("seconds")) or 0.0 for row in records(alignment.get("layers"))]
-    return None if whole_fit is None else max(whole_fit, sum(each))
+    whole_fit = alignment.get("seconds")
+    return (
+        None
+        if whole_fit is None
+        else max(whole_fit, sum(row.get("seconds") or 0.0 for row in alignment.get("layers", [])))
+    )
 
 
 def _search_facts(run: Run) -> Facts:
@@ -220,19 +210,18 @@ def _evaluations(run: Run) -> list[dict[str, Any]]:
     """Held-out figures during training, one row for each point of any hybrid."""
     rows: dict[float, dict[str, Any]] = {}
     for hybrid in run.hybrids:
-        for row in records(hybrid["distill"].get("evaluations")):
-            tokens = number(row.get("tokens"))
-            if tokens is not None:
+        for row in hybrid["distill"].get("evaluations", []):
+            if (tokens := row.get("tokens")) is not None:
                 rows.setdefault(tokens, {"tokens": tokens})[hybrid.name] = row
     return [rows[tokens] for tokens in sorted(rows)]
 
 
-def _stages(run: dict[str, Any]) -> list[dict[str, Any]]:
+def _stages(run: Run) -> list[dict[str, Any]]:
     """Finished stages in the order in which they ran, each with its share of the longest one's time."""
-    stages = [{"name": readable(name), **mapping(record)} for name, record in mapping(run.get("stages")).items()]
-    longest = max((number(stage.get("seconds")) or 0.0 for stage in stages), default=0.0)
+    stages = [{"name": readable(name), **step} for name, step in run.steps.items()]
+    longest = max((stage.get("seconds") or 0.0 for stage in stages), default=0.0)
     for stage in stages:
-        stage["share"] = f"{100 * (number(stage.get('seconds')) or 0.0) / longest:.1f}" if longest > 0 else "0"
+        stage["share"] = f"{100 * (stage.get('seconds') or 0.0) / longest:.1f}" if longest > 0 else "0"
     return stages
 
 

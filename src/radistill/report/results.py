@@ -1,7 +1,6 @@
 """The table of results and the sentences below it: what each figure is, over what, and what does not compare."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from radistill.report.model_results import START, ModelResult, model_results
 from radistill.report.numbers import (
@@ -21,25 +20,24 @@ from radistill.runs.folder import MAIN
 from radistill.runs.read import HybridResults, Run
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model of the table, as text."""
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """The rows of the table, one for each model, as text."""
+    return [
+        {
+            "key": arm.key,
+            "name": arm.name,
+            "remark": _remark(arm.key, run),
+            **{metric: significant(arm.metrics.get(metric)) for metric in ("kl", "perplexity")},
+            **{metric: _bare_percent(arm, metric) for metric in ("agreement", "sampled_acceptance", "exact_match")},
+            "exact_match_details": arm.exact_match_details,
+            "kv_bytes": whole(arm.metrics.get("kv_bytes_per_token")),
+            "kv_mib": cache_mib(arm.metrics.get("kv_bytes_per_token")),
+        }
+        for arm in model_results(run.evaluation, run.kind).values()
+    ]
 
-    key: str
-    name: str
-    remark: str
-    kl: str
-    agreement: str
-    sampled_acceptance: str
-    perplexity: str
-    exact_match: str
-    exact_match_details: list[str]
-    kv_bytes: str
-    kv_mib: str
 
-
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One key figure."""
 
     label: str
@@ -48,29 +46,9 @@ class Tile:
     beside: str
 
 
-def rows_of(run: Run) -> list[Row]:
-    """The rows of the table."""
-    return [
-        Row(
-            key=arm.key,
-            name=arm.name,
-            remark=_remark(arm.key, run),
-            kl=significant(arm.metrics.get("kl")),
-            agreement=_bare_percent(arm, "agreement"),
-            sampled_acceptance=_bare_percent(arm, "sampled_acceptance"),
-            perplexity=significant(arm.metrics.get("perplexity")),
-            exact_match=_bare_percent(arm, "exact_match"),
-            exact_match_details=arm.exact_match_details,
-            kv_bytes=whole(arm.metrics.get("kv_bytes_per_token")),
-            kv_mib=cache_mib(arm.metrics.get("kv_bytes_per_token")),
-        )
-        for arm in model_results(run.evaluation).values()
-    ]
-
-
 def tiles_of(run: Run) -> list[Tile]:
     """The figures that a reader wants first; those that were not measured are left out."""
-    arms = model_results(run.evaluation)
+    arms = model_results(run.evaluation, run.kind)
     hybrid = arms.get(MAIN)
     if hybrid is None:
         return []
@@ -83,11 +61,12 @@ def tiles_of(run: Run) -> list[Tile]:
         tiles.append(Tile("KV cache per token", value, unit, beside))
     if (kl := hybrid.value("kl")) is not None:
         tiles.append(Tile("KL to the base", significant(kl), "nats/token", _beside(arms, "kl", *start)))
-    if (agreement := hybrid.value("agreement")) is not None:
-        beside = _beside(arms, "agreement", *start)
-        tiles.append(Tile("Greedy agreement", f"{100 * agreement:.1f}", "%", beside))
-    if (solved := hybrid.value("exact_match")) is not None:
-        tiles.append(Tile("Exact match", f"{100 * solved:.1f}", "%", _beside(arms, "exact_match", "base", "base")))
+    for label, metric, other in (
+        ("Greedy agreement", "agreement", start),
+        ("Exact match", "exact_match", ("base", "base")),
+    ):
+        if hybrid.value(metric) is not None:
+            tiles.append(Tile(label, _bare_percent(hybrid, metric), "%", _beside(arms, metric, *other)))
     for task, figures in hybrid.tasks.items():
         base = arms["base"].tasks.get(task) if "base" in arms else None
         beside = f"base {percent(base['accuracy'])}, " if base else ""
@@ -98,7 +77,7 @@ def tiles_of(run: Run) -> list[Tile]:
 
 def footnotes(run: Run) -> list[tuple[str, str]]:
     """Term and definition for each column, with its denominator, then what limits the comparison."""
-    arms = model_results(run.evaluation)
+    arms = model_results(run.evaluation, run.kind)
     if not arms:
         return []
     some = arms.get(MAIN) or next(iter(arms.values()))
@@ -121,10 +100,7 @@ def footnotes(run: Run) -> list[tuple[str, str]]:
             f"sequence of {CONTEXT_TOKENS:,} tokens. {_state_note(some)}".strip(),
         ),
     ]
-    for other in run.arms:
-        if other.name in arms:
-            notes.append((other.name, _arm_note(run, other)))
-    return notes
+    return notes + [(other.name, _arm_note(run, other)) for other in run.arms if other.name in arms]
 
 
 def _exact_match_note(arms: list[ModelResult]) -> str:
@@ -135,12 +111,9 @@ def _exact_match_note(arms: list[ModelResult]) -> str:
 
 
 def _state_note(hybrid: ModelResult) -> str:
-    state = hybrid.value("ssm_state_bytes")
-    return (
-        ""
-        if not state
-        else f"The hybrid's SSM state, {bytes_(state)} a sequence in float32 whatever its length, is not in it."
-    )
+    if not (state := hybrid.value("ssm_state_bytes")):
+        return ""
+    return f"The hybrid's SSM state, {bytes_(state)} a sequence in float32 whatever its length, is not in it."
 
 
 def _remark(key: str, run: Run) -> str:
@@ -165,16 +138,16 @@ def _arm_note(run: Run, arm: HybridResults) -> str:
     text = ""
     if run.recipe is not None:
         given = run.recipe.differences(arm.name)
-        text = f"as the hybrid, but {'; '.join(f'{field}: {_brief(value)}' for field, value in given.items())}. "
+        text = f"as the {run.kind}, but {'; '.join(f'{field}: {_brief(value)}' for field, value in given.items())}. "
     ours, theirs = _budget(run, arm)
     if ours is None or theirs is None:
         return f"{text}How much it was trained is not known, so this page does not show that it had the same budget."
-    text += f"It was trained end to end on {whole(theirs)} tokens, the hybrid on {whole(ours)}."
+    text += f"It was trained end to end on {whole(theirs)} tokens, the {run.kind} on {whole(ours)}."
     if not _same_budget(run, arm):
         text += " The budgets differ, so the two rows are not a fair comparison."
     fitted, theirs_fitted = (number(one["align"].get("tokens")) for one in (run.main, arm))
     if fitted and not theirs_fitted:
-        text += f" Only the hybrid had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
+        text += f" Only the {run.kind} had the layer-wise fit before that, on documents of {whole(fitted)} tokens."
     return text
 
 

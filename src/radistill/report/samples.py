@@ -6,6 +6,7 @@ from typing import Any
 
 from radistill.report.model_results import model_name
 from radistill.runs.contents import records
+from radistill.runs.folder import MAIN
 from radistill.texts import readable
 
 MOST_SAMPLES = 20
@@ -34,13 +35,13 @@ class Sample:
     answers: tuple[Answer, ...]
 
 
-def samples_of(evaluation: dict[str, Any]) -> tuple[list[Sample], int]:
+def samples_of(evaluation: dict[str, Any], kind: str) -> tuple[list[Sample], int]:
     """At most `MOST_SAMPLES` samples, and how many there are in all."""
     rows = records(evaluation.get("samples"))
-    return [sample_of(row) for row in rows[:MOST_SAMPLES]], len(rows)
+    return [sample_of(row, kind) for row in rows[:MOST_SAMPLES]], len(rows)
 
 
-def sample_of(row: dict[str, Any]) -> Sample:
+def sample_of(row: dict[str, Any], kind: str = MAIN) -> Sample:
     """A row of `prompt` and, by the key of its model, each answer."""
     prompt = readable(row.get("prompt", ""))
     texts = {key: readable(text) for key, text in row.items() if key != "prompt" and isinstance(text, str)}
@@ -50,7 +51,7 @@ def sample_of(row: dict[str, Any]) -> Sample:
         prompt=_cut(prompt)[0],
         first_line=_ellipsis(next((line for line in reversed(lines) if line not in _ROLES), "(empty prompt)")),
         answers=tuple(
-            _answer(key, model_name(key), text, base if key != "base" else None) for key, text in texts.items()
+            _answer(key, model_name(key, kind), text, base if key != "base" else None) for key, text in texts.items()
         ),
     )
 

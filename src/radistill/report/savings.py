@@ -1,23 +1,42 @@
-"""The rows of the savings' tables: caches from the configs, and what was measured at each context."""
+"""The savings as tables: caches from the configs, and what was measured at each context, of base and hybrid."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from rich.console import Group
+
+from radistill.console import table
 from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
 from radistill.runs.contents import mapping, records
 
 _DECODING = "decode_tokens_per_second"
 
 
-@dataclass(frozen=True)
-class SavingsRow:
+class SavingsRow(NamedTuple):
     """A figure of both models, as text; `ratio` is the hybrid's over the base's."""
 
     name: str
     base: str
     hybrid: str
     ratio: str
+
+
+def savings_tables(savings: Mapping[str, Any]) -> Group:
+    """What `measure_savings` returns, for a terminal."""
+    settings, models = savings["settings"], ("base", "hybrid", "hybrid / base")
+    cache = table("Keys, values and states of one sequence, from the config.", "", *models)
+    for row in cache_rows(savings):
+        cache.add_row(*row)
+    speed = table(
+        f"Medians of {settings['repeats']} passes after one to warm up (none from 16,384 tokens), batch "
+        f"{settings['batch_size']}, {savings['dtype']} on {savings['device']}, {savings['engine']}; "
+        f"memory beyond the weights. {crossover(savings)}",
+        *("context", "", *models),
+    )
+    for group in speed_rows(savings):
+        for place, row in enumerate(group["rows"]):
+            speed.add_row("" if place else group["context"], *row)
+    return Group(cache, speed)
 
 
 def ratio(base: Any, hybrid: Any) -> str:
@@ -87,10 +106,9 @@ def savings_note(savings: dict[str, Any]) -> str:
     if str(where).startswith("cuda"):
         processor = str(machine.get("accelerators", "unknown accelerator")).strip("[]'")
     return (
-        f"Medians of {settings.get('repeats', '?')} passes after one to warm up, base and hybrid in turns, batch "
-        f"{settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}), "
-        f"{savings.get('engine', 'transformers')}. "
-        f"{crossover(savings)} Peak memory is "
+        f"Medians of {settings.get('repeats', '?')} passes after one to warm up (none from 16,384 tokens), base and "
+        f"hybrid in turns, batch {settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} "
+        f"({processor}), {savings.get('engine', 'transformers')}. {crossover(savings)} Peak memory is "
         "beyond the weights. With a draft: self-speculation, the base without the attention that the hybrid replaces, "
         "the hybrid without any."
     )

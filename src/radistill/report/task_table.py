@@ -9,7 +9,7 @@ from rich.text import Text
 from radistill.console import table
 from radistill.evaluation.comparison import LEVEL, Line
 from radistill.report.numbers import EN_DASH, MINUS, percent, significant
-from radistill.statistics import Difference
+from radistill.report.tasks import change, figure
 
 
 def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -17,11 +17,10 @@ def task_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     caption = "Accuracy with its 95 % Wilson interval. Unfinished answers were cut at the limit of tokens."
     made = table(caption, "task", "figure", "95 %", "examples", "unfinished")
     for task, of_task in figures.items():
-        for name, line in [
-            (task, of_task),
-            *((f"  {group}", line) for group, line in of_task.get("groups", {}).items()),
-        ]:
-            made.add_row(Text(name), _figure(line), _interval(line), f"{line['n']:,}", _unfinished(line))
+        groups = {f"  {group}": line for group, line in of_task.get("groups", {}).items()}
+        for name, line in {task: of_task, **groups}.items():
+            unfinished = f"{line['unfinished']:,}" if "unfinished" in line else EN_DASH
+            made.add_row(Text(name), figure(line), _interval(line), f"{line['n']:,}", unfinished)
     return made
 
 
@@ -43,12 +42,6 @@ def comparison_table(names: Sequence[str], lines: Sequence[Line]) -> Table:
     return made
 
 
-def _figure(figures: Mapping[str, Any]) -> str:
-    if "accuracy" in figures:
-        return percent(figures["accuracy"])
-    return f"{significant(figures['nats_per_byte'])} nats/byte" if "nats_per_byte" in figures else EN_DASH
-
-
 def _interval(figures: Mapping[str, Any]) -> str:
     if "interval" in figures:
         low, high = figures["interval"]
@@ -56,15 +49,11 @@ def _interval(figures: Mapping[str, Any]) -> str:
     return f"perplexity {significant(figures['perplexity'])}" if "perplexity" in figures else EN_DASH
 
 
-def _unfinished(figures: Mapping[str, Any]) -> str:
-    return f"{figures['unfinished']:,}" if "unfinished" in figures else EN_DASH
-
-
 def _cell(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return EN_DASH
     unfinished = f"\n{figures['unfinished']:,} unfinished" if figures.get("unfinished") else ""
-    return f"{_figure(figures)}\n({_interval(figures)}){unfinished}"
+    return f"{figure(figures)}\n({_interval(figures)}){unfinished}"
 
 
 def _apart(line: Line, index: int) -> str:
@@ -72,11 +61,4 @@ def _apart(line: Line, index: int) -> str:
     if difference is None or p is None:
         return ""
     verdict = "real" if line.is_real(index) else "not told apart"
-    return f"\n{_change(difference)}\np {significant(p, 2)}: {verdict}"
-
-
-def _change(difference: Difference) -> str:
-    if difference.only_first is None:
-        sign = MINUS if difference.difference < 0 else "+"
-        return f"{sign}{significant(abs(difference.difference))}"
-    return f"+{difference.only_second} {MINUS}{difference.only_first}"
+    return f"\n{change(difference)}\np {significant(p, 2)}: {verdict}"

@@ -7,8 +7,9 @@ from typing import Any
 
 from radistill.evaluation.comparison import Line, Results, compare_results
 from radistill.evaluation.results import Row
-from radistill.report.numbers import MINUS, interval, percent, significant
+from radistill.report.numbers import EN_DASH, MINUS, interval, percent, significant
 from radistill.report.samples import Sample, sample_of
+from radistill.statistics import Difference
 
 _SAMPLES = 2
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -39,19 +40,13 @@ def task_rows(results: Sequence[Results], problems: list[str] | None = None) -> 
 
 def task_sentence(rows: Sequence[TaskRow]) -> str:
     """What the table comes to, for the top of the page; '' where no task was done by both."""
-    parts = [
-        f"{row.name} {_with_interval(hybrid)}, base {_with_interval(base)}: {row.verdict}"
-        for row in rows
-        if not row.is_group and row.verdict and len(row.cells) >= 2
-        for base, hybrid in [row.cells[:2]]
-        if base is not None and hybrid is not None
-    ]
+    parts = []
+    for row in rows:
+        # Each figure with the first of what limits it: `85.0 % (75.6–91.2)`.
+        shown = [f"{cell[0]} ({cell[1][0]})" for cell in row.cells[:2] if cell is not None]
+        if row.verdict and not row.is_group and len(shown) == 2:
+            parts.append(f"{row.name} {shown[1]}, base {shown[0]}: {row.verdict}")
     return f"On tasks: {'; '.join(parts)}." if parts else ""
-
-
-def _with_interval(cell: tuple[str, list[str]]) -> str:
-    """`85.0 % (75.6–91.2)`: the figure and the first of what limits it."""
-    return f"{cell[0]} ({cell[1][0]})"
 
 
 def task_settings(results: Sequence[Results]) -> list[tuple[str, str]]:
@@ -104,21 +99,30 @@ def _row(line: Line) -> TaskRow:
         return TaskRow(name, bool(line.group), f"{n:,}", cells, "", "")
     # Fewer nats are better; more right answers are.
     is_better = difference.difference < 0 if difference.only_first is None else difference.difference > 0
-    if difference.only_first is None:
-        said = f"{'+' if difference.difference >= 0 else MINUS}{significant(abs(difference.difference))} nats/byte"
-    else:
-        said = f"+{difference.only_second} {MINUS}{difference.only_first}"
     verdict = ("real gain" if is_better else "real loss") if line.is_real(0) else "not told apart"
-    said += f", p{_NBSP}{significant(line.adjusted[0], 2)}"
+    said = f"{change(difference)}, p{_NBSP}{significant(line.adjusted[0], 2)}"
     return TaskRow(name, bool(line.group), f"{n:,}", cells, said, verdict)
 
 
-def _cell(figures: Mapping[str, Any]) -> tuple[str, list[str]]:
+def change(difference: Difference) -> str:
+    """What sets a model apart from the first: examples that only one of both has right, or nats a byte."""
+    if difference.only_first is None:
+        return f"{'+' if difference.difference >= 0 else MINUS}{significant(abs(difference.difference))} nats/byte"
+    return f"+{difference.only_second} {MINUS}{difference.only_first}"
+
+
+def figure(figures: Mapping[str, Any]) -> str:
+    """The figure of a task or of a group; a dash where it has no examples."""
     if "accuracy" in figures:
-        details = [interval(figures["interval"], 1)]
-        details += [f"{figures['unfinished']:,} unfinished"] if figures["unfinished"] else []
-        return percent(figures["accuracy"]), details
-    return f"{significant(figures['nats_per_byte'])} nats/byte", [f"perplexity {significant(figures['perplexity'])}"]
+        return percent(figures["accuracy"])
+    return f"{significant(figures['nats_per_byte'])} nats/byte" if "nats_per_byte" in figures else EN_DASH
+
+
+def _cell(figures: Mapping[str, Any]) -> tuple[str, list[str]]:
+    if "accuracy" not in figures:
+        return figure(figures), [f"perplexity {significant(figures['perplexity'])}"]
+    unfinished = [f"{figures['unfinished']:,} unfinished"] if figures["unfinished"] else []
+    return figure(figures), [interval(figures["interval"], 1), *unfinished]
 
 
 def _settings_words(settings: Mapping[str, Any]) -> str:

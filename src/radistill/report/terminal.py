@@ -1,5 +1,6 @@
 """The table of results for a terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -12,30 +13,37 @@ from radistill.report.verdict import acceptance_sentence
 from radistill.runs.folder import MAIN
 
 # Heading and widest content of each column; with the model's and the space between them, 80 columns.
-_MODEL_WIDTH = 24
+_MODEL_WIDTH = 23
 _HEADINGS = {
-    "KL\nnats": 7,
+    "KL\nnats": 8,
     "agree-\nment": 8,
     "per-\nplexity": 8,
     "exact\nmatch": 8,
     "KV bytes\na token": 8,
 }
+_METRICS: dict[str, Callable[[Any], str]] = {
+    "kl": significant,
+    "agreement": percent,
+    "perplexity": significant,
+    "exact_match": percent,
+    "kv_bytes_per_token": whole,
+}
 _SHORT = {NOT_MEASURED: EN_DASH, NOT_FINITE: "nan"}
 
 
-def print_evaluation(evaluation: dict[str, Any], drafter: bool = False) -> None:
-    """Print the content of `evaluation.json` on standard output; of a `drafter`, what its target accepts."""
-    show(evaluation_table(evaluation))
-    arms = model_results(evaluation)
+def print_evaluation(evaluation: dict[str, Any], kind: str = MAIN) -> None:
+    """Print the content of `evaluation.json` on standard output; of a drafter (`kind`), what its target accepts."""
+    show(evaluation_table(evaluation, kind))
+    arms = model_results(evaluation, kind)
     if MAIN in arms and "base" in arms:
         for task in arms[MAIN].tasks:
             show(tasks_table(task, [arms["base"], arms[MAIN]]))
-        show(acceptance_sentence(arms) if drafter else trade_of(arms["base"], arms[MAIN]))
+        show(acceptance_sentence(arms) if kind == "drafter" else trade_of(arms["base"], arms[MAIN]))
 
 
-def evaluation_table(evaluation: dict[str, Any]) -> Table:
+def evaluation_table(evaluation: dict[str, Any], kind: str = MAIN) -> Table:
     """The content of `evaluation.json` as a table of at most 80 columns; a dash is a figure that was not measured."""
-    arms = list(model_results(evaluation).values())
+    arms = list(model_results(evaluation, kind).values())
     made = table(_caption(arms))
     made.add_column("model", max_width=_MODEL_WIDTH, overflow="ellipsis", no_wrap=True)
     for heading, width in _HEADINGS.items():
@@ -80,14 +88,16 @@ def _with_interval(figures: dict[str, Any]) -> str:
 
 
 def _figures(arm: ModelResult) -> list[str]:
-    figures = [
-        significant(arm.metrics.get("kl")),
-        percent(arm.metrics.get("agreement")),
-        significant(arm.metrics.get("perplexity")),
-        percent(arm.metrics.get("exact_match")),
-        whole(arm.metrics.get("kv_bytes_per_token")),
+    return [
+        _fitting(spelt(arm.metrics.get(metric)), arm.metrics.get(metric), width)
+        for (metric, spelt), width in zip(_METRICS.items(), _HEADINGS.values(), strict=True)
     ]
-    return [_SHORT.get(figure, figure) for figure in figures]
+
+
+def _fitting(figure: str, value: Any, width: int) -> str:
+    """A figure in its column; one that is too long as 1.1e+08: 111,804,512 that is cut off reads as a thousandth."""
+    short = _SHORT.get(figure, figure)
+    return short if len(short) <= width else f"{value:.1e}"
 
 
 def _caption(arms: list[ModelResult]) -> str:

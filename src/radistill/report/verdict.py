@@ -18,9 +18,9 @@ _FRACTIONS = {
 
 def verdict(run: Run) -> list[str]:
     """What the run achieved, with the figures that say so, and what they leave open: one or two paragraphs."""
-    arms = model_results(run.evaluation)
+    arms = model_results(run.evaluation, run.kind)
     if MAIN not in arms:
-        return [_layers(run, arms), "The hybrid has not been evaluated yet, so how good it is cannot be said."]
+        return [_layers(run, arms), f"The {run.kind} has not been evaluated yet, so how good it is cannot be said."]
     return [f"{_layers(run, arms)} {_distance(run, arms)}", _tasks(arms)]
 
 
@@ -73,7 +73,7 @@ def _distance(run: Run, arms: dict[str, ModelResult]) -> str:
     text = f"{where} its KL to the base is {significant(hybrid)} nats per response token"
     comparisons, warnings = [], []
     others = [(arm.name, f"the arm {arm.name}", f"The arm {arm.name} is the better model here.") for arm in run.arms]
-    for key, name, warning in ((run.judged, _start(run), "Training has made the hybrid worse."), *others):
+    for key, name, warning in ((run.judged, _start(run), f"Training has made the {run.kind} worse."), *others):
         reference = arms[key].value("kl") if key in arms else None
         if reference is None or reference <= 0:
             continue

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from radistill.conversion.targets import TargetSettings, find_initialisation
 from radistill.diagnosis.plan import By
@@ -15,17 +15,23 @@ from radistill.errors import RadistillError
 from radistill.models.sources import as_path
 from radistill.runs.folder import MAIN
 from radistill.runs.recipe_errors import explain
-from radistill.runs.sections import AlignStage, DistillStage, FinetuneStage, Initialisation, Selector, Target
+from radistill.runs.sections import (
+    AlignStage,
+    ConnectStage,
+    DistillStage,
+    FinetuneStage,
+    Initialisation,
+    Selector,
+    Target,
+)
 
 Stage = TypeVar("Stage", AlignStage, DistillStage, FinetuneStage)
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _DIFFERENT = "the fields that differ, by their names; null leaves it out"
 
 
-class ArmSettings(BaseModel):
+class ArmSettings(BaseModel, extra="forbid"):
     """A hybrid to compare the main one with. What is left out is as in the main one; the documents always are."""
-
-    model_config = ConfigDict(extra="forbid")
 
     selector: Selector | None = Field(default=None, description="how its layers are chosen")
     by: By | None = Field(default=None, description="how its layers are judged")
@@ -45,11 +51,6 @@ class ArmSettings(BaseModel):
         "1e-2 for `transfer`, 1e-3 for `random`",
     )
 
-    def differences(self) -> dict[str, Any]:
-        """What is not as in the main one, as plain data."""
-        usual = ArmSettings().model_dump(mode="json")
-        return {name: value for name, value in self.model_dump(mode="json").items() if value != usual[name]}
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -67,6 +68,7 @@ class Arm:
         align: how its blocks are fitted, or None.
         distill: how it is distilled end to end, or None.
         finetune: how it is fine-tuned after that, or None.
+        connect: how its connector is trained first, where it is a drafter that sees, or None.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Arm:
     align: AlignStage | None
     distill: DistillStage | None
     finetune: FinetuneStage | None
+    connect: ConnectStage | None = None
 
     @property
     def is_main(self) -> bool:
@@ -89,7 +92,12 @@ class Arm:
     @property
     def is_trained(self) -> bool:
         """Whether it is trained end to end, on whatever."""
-        return self.distill is not None or self.finetune is not None
+        return any(stage is not None for stage in (self.connect, self.distill, self.finetune))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it is a drafter that reads its teacher's images."""
+        return self.target.kind == "massv"
 
     def field(self, section: str, name: str = "") -> str:
         """Where a recipe says something of this hybrid: `diagnose.by` of the main one, `arms.NAME.by` of an arm."""

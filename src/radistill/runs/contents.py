@@ -229,6 +229,7 @@ class At(Content):
     """A context in savings.json."""
 
     context: Count
+    ratios: dict[str, list[Positive]] = {}
     base: Speed = Speed()
     hybrid: Speed = Speed()
 

@@ -132,7 +132,7 @@ class RunFolder:
         self.steps.pop(step, None)  # steps are in the order in which they ran
         self.steps[step] = {
             "inputs": _plain(inputs),
-            "outputs": [_hashes(output) for output in outputs],
+            "outputs": [hashes_of(output) for output in outputs],
             "recipe": recipe or {},
             **told,
             "versions": versions(),
@@ -191,7 +191,7 @@ def _plain(inputs: Any) -> Any:
     return json.loads(json.dumps(inputs))
 
 
-def _hashes(output: Path) -> str | dict[str, str] | None:
+def hashes_of(output: Path) -> str | dict[str, str] | None:
     """SHA-256 of a file, of each file in a folder, or None where there is neither."""
     if output.is_dir():
         files = (file for file in output.rglob("*") if file.is_file())

@@ -40,6 +40,11 @@ class HybridResults:
         return self.files.get(name, {})
 
     @property
+    def called(self) -> str:
+        """What people call it: the main one by what it is, an arm by its name."""
+        return kind_of(self.plan) if self.name == MAIN and self.plan is not None else self.name
+
+    @property
     def replaced(self) -> list[int]:
         """Layers whose attention is replaced, sorted."""
         return self.plan.replace if self.plan is not None else []
@@ -84,16 +89,19 @@ class Run:
         return self.main.plan
 
     @property
-    def last_training(self) -> str:
-        """The step that has left the main hybrid's student."""
-        tuned = f"finetune:{MAIN}"
-        return tuned if tuned in mapping(self.record.get("stages")) else f"distill:{MAIN}"
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """What run.json says of the finished steps, by their names."""
+        return self.record.get("stages", {})
+
+    def inputs(self, step: str) -> dict[str, Any]:
+        """What a finished step has read; empty where it is not finished."""
+        return mapping(self.steps.get(step, {}).get("inputs"))
 
     @property
     def versions(self) -> dict[str, Any]:
         """With which the main hybrid was trained; where no step says so, those of the last one that was run."""
-        step = mapping(mapping(self.record.get("stages")).get(self.last_training))
-        return mapping(step.get("versions")) or mapping(self.record.get("versions"))
+        trained = self.steps.get(f"finetune:{MAIN}") or self.steps.get(f"distill:{MAIN}", {})
+        return trained.get("versions") or self.record.get("versions", {})
 
     @property
     def num_attention_layers(self) -> int:
@@ -103,8 +111,7 @@ class Run:
     @property
     def block(self) -> str:
         """What stands in place of attention, as precisely as the folder says."""
-        stages = mapping(self.record.get("stages"))
-        if blocks := mapping(stages.get(f"convert:{MAIN}")).get("blocks"):
+        if blocks := self.steps.get(f"convert:{MAIN}", {}).get("blocks"):
             return str(blocks)
         if self.recipe is None:
             return "an SSM"
@@ -112,6 +119,11 @@ class Run:
         from radistill.conversion.targets import mixer_of
 
         return mixer_of(self.recipe.target).phrase
+
+    @property
+    def kind(self) -> str:
+        """What people call the models that the run makes."""
+        return self.main.called
 
     @property
     def change(self) -> str:
@@ -128,6 +140,11 @@ class Run:
         start = self.evaluation.get(f"{MAIN}_start")
         swapped = self.plan.by == "replaceability" and isinstance(start, dict) and "kl" in start
         return f"{MAIN}_start" if swapped else "draft"
+
+
+def kind_of(plan: Plan) -> str:
+    """What people call a model that a plan has made: of whole layers cut, a drafter."""
+    return "drafter" if plan.whole_layers else "hybrid"
 
 
 def read_run(path: Path | str) -> Run:
@@ -152,9 +169,6 @@ def read_run(path: Path | str) -> Run:
         missing[str(file.relative_to(path))] = words
         return {}
 
-    def further(file: Path, is_asked_for: bool) -> dict[str, Any]:
-        return read_content(file) if is_asked_for and file.is_file() else {}
-
     record = content(folder.record, "seeds, versions, machine and seconds per stage")
     recipe = read_run_recipe(folder.recipe, record) if folder.recipe.is_file() else None
     if recipe is not None:
@@ -166,7 +180,10 @@ def read_run(path: Path | str) -> Run:
     if recipe is not None:  # an arm that was taken out may still have results there
         names = {"base", "draft", "samples", *(name for name, _ in known)}
         evaluation = {key: value for key, value in evaluation.items() if key.removesuffix("_start") in names}
-    savings = further(folder.savings, True)  # a command of its own writes it
+    # Not every run has these.
+    savings, tradeoff = (read_content(file) if file.is_file() else {} for file in (folder.savings, folder.tradeoff))
+    promises = recipe is None or recipe.keep.get("tasks")
+    promise = read_content(folder.promise) if promises and folder.promise.is_file() else {}
     main, *arms = hybrids
     assert main.plan is not None
     for arm in arms:
@@ -183,8 +200,8 @@ def read_run(path: Path | str) -> Run:
         evaluation,
         record,
         savings,
-        further(folder.tradeoff, True),
-        further(folder.promise, recipe is None or bool(recipe.keep.get("tasks"))),
+        tradeoff,
+        promise,
         missing,
         frozenset(off),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from transformers import PreTrainedConfig
 
 from radistill.conversion.targets import (
@@ -25,10 +25,19 @@ from radistill.errors import RadistillError
 from radistill.files import read_text, read_yaml, shortened, write_text, yaml_of
 from radistill.models.sources import as_path
 from radistill.runs.arms import Arm, ArmSettings, arm_of
-from radistill.runs.evaluate_settings import EvaluateSettings
 from radistill.runs.folder import MAIN, MOST_RECIPE_BYTES
 from radistill.runs.recipe_errors import explain, has_fields
-from radistill.runs.sections import AlignStage, ConvertSettings, DiagnoseSettings, DistillStage, FinetuneStage, kind_of
+from radistill.runs.sections import (
+    STAGES_THAT_READ,
+    AlignStage,
+    ConnectStage,
+    ConvertSettings,
+    DiagnoseSettings,
+    DistillStage,
+    EvaluateSettings,
+    FinetuneStage,
+    kind_of,
+)
 
 _Z_SQUARED = 3.84
 """Of a 95 % interval: Wilson's lower end is n / (n + z^2) where all of n are found."""
@@ -43,10 +52,8 @@ def _arm_name(name: str) -> str:
     return name
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, extra="forbid", protected_namespaces=()):
     """Everything that a run depends on."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: Annotated[str, AfterValidator(as_path)] = Field(
         min_length=1, description="the model to convert: hub id, folder, GGUF file or alias"
@@ -66,6 +73,9 @@ class Recipe(BaseModel):
     convert: ConvertSettings = Field(default_factory=ConvertSettings, description="what they become")
     align: AlignStage | None = Field(
         default_factory=AlignStage, description="the fit of each new block by itself; null leaves it out"
+    )
+    connect: ConnectStage | None = Field(
+        default=None, description="with the target `massv`, what its connector learns first; null leaves it out"
     )
     distill: DistillStage | None = Field(
         default_factory=DistillStage, description="end-to-end training; null leaves it out"
@@ -92,7 +102,7 @@ class Recipe(BaseModel):
     @property
     def own_data(self) -> dict[str, DataSettings]:
         """The data of the stages that do not read the recipe's, by the name of their section."""
-        sections = {"align": self.align, "distill": self.distill, "finetune": self.finetune}
+        sections = {name: getattr(self, name) for name in STAGES_THAT_READ}
         return {name: section.data for name, section in sections.items() if section is not None and section.data}
 
     @property
@@ -126,6 +136,7 @@ class Recipe(BaseModel):
             align=self.align,
             distill=self.distill,
             finetune=self.finetune,
+            connect=self.connect,
         )
         return [main, *(arm_of(main, name, settings, self.model) for name, settings in self.arms.items())]
 
@@ -207,6 +218,8 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
             f"{'distill.data' if own else 'data'}.loss_on is all, which leaves no prompt for "
             f"{arm.field('distill', 'on_policy')} to answer; set it to response, or on_policy to null"
         )
+    if wrong := _about_seeing(arm):
+        return wrong
     if arm.budget == 0 and (TARGETS[arm.target.kind].mixers or arm.teacher is None):
         return (
             f"{arm.field('diagnose', 'budget')} is 0, so the student is the model as it is, which needs "
@@ -237,11 +250,22 @@ def _needs_blocks(arm: Arm) -> str | None:
     if arm.align is not None:
         return f"{target} to fit; set {arm.field('align')} to null"
     for training in (arm.distill, arm.finetune):
-        if training is not None and not training.trains(new=False):
+        if training is not None and not training.trains(new=False) and not arm.sees:
             rate = arm.field(training.section, "other_learning_rate")
             return f"{target}, so with {rate} 0 there is nothing to train; set it to 3e-4 or so"
     if arm.distill is not None and arm.distill.rate_search is not None:
         return f"{target} whose rate could be searched; set {arm.field('distill', 'rate_search')} to null"
+    return None
+
+
+def _about_seeing(arm: Arm) -> str | None:
+    """What a drafter that sees needs and a hybrid lacks, or the other way round."""
+    if not arm.sees:
+        return "connect is for convert.target: massv; leave it out" if arm.connect is not None else None
+    if arm.teacher is None:
+        return "convert.target is massv, a drafter for a teacher that reads images; name that in teacher"
+    if arm.budget != 0:
+        return f"convert.target is massv, from which no layer goes; set {arm.field('diagnose', 'budget')} to 0"
     return None
 
 

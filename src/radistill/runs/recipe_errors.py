@@ -15,25 +15,24 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
     problems = error.errors()
     # A misspelt field often leaves a required one missing; the misspelling says more.
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    fields = _fields(first["loc"], recipe)
-    name = shortened(".".join(fields))
-    others = {".".join(_fields(problem["loc"], recipe)) for problem in problems} - {".".join(fields)}
-    more = f" (and {len(others)} more)" if others else ""
-    kind = first["type"]
+    paths = [".".join(_place(problem["loc"], recipe)[0]) for problem in problems]
+    path = paths[problems.index(first)]
+    name, field = shortened(path), path.rpartition(".")[2]
+    more = f" (and {len({*paths} - {path})} more)" if {*paths} - {path} else ""
+    kind, parent = first["type"], _place(first["loc"][:-1], recipe)[1]
     if kind == "extra_forbidden":
-        known = sorted(_section(first["loc"][:-1], recipe).model_fields)
-        return f"{name}: unknown field; {_close(fields[-1], known)}allowed: {', '.join(known)}{more}"
+        known = sorted(parent.model_fields)
+        return f"{name}: unknown field; {_close(field, known)}allowed: {', '.join(known)}{more}"
     if kind == "missing":
         return f"{name}: is required{more}"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        parent = _section(first["loc"][:-1], recipe)
-        known = sorted(sections(parent.model_fields[fields[-1]].annotation))
+        known = sorted(sections(parent.model_fields[field].annotation))
         if kind == "union_tag_not_found":
             return f"{name}.kind: is required; choose one of {', '.join(known)}{more}"
         tag = shortened(str(first["ctx"]["tag"]))
         return f"{name}: {tag!r} is unknown; {_close(tag, known)}choose one of {', '.join(known)}{more}"
     # A field that can be of several types has one problem for each of them.
-    alternatives = [_wrong(problem) for problem in problems if _fields(problem["loc"], recipe) == fields]
+    alternatives = [_wrong(problem) for problem, of in zip(problems, paths, strict=True) if of == path]
     wrong = " or ".join([alternatives[0], *(other.removeprefix("must be ") for other in alternatives[1:])])
     return f"{name}: {wrong}{_given(first)}{more}"
 
@@ -65,49 +64,33 @@ def has_fields(path: Sequence[str], recipe: type[BaseModel]) -> bool:
     return bool(candidates)
 
 
-def _fields(location: Sequence[int | str], recipe: type[BaseModel]) -> list[str]:
-    """The path as users write it: pydantic puts kinds of sections and members of type unions into it too."""
+def _place(location: Sequence[int | str], recipe: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The path as users write it, and the last settings class on it.
+
+    Pydantic puts kinds of sections and members of type unions into it too.
+    """
     fields: list[str] = []
-    choices = sections(recipe)
-    section: type[BaseModel] | None = recipe
-    is_key = False
+    choices: dict[str, type[BaseModel]] = {}
+    section, is_key = recipe, False
     for part in map(str, location):
         if is_key:  # of a mapping of sections
             fields.append(part)
             is_key = False
             continue
-        if section is None and choices:  # one of several kinds
-            section = choices[part]
-            continue
-        fields.append(part)
-        info = section.model_fields.get(part) if section is not None else None
-        if info is None:
-            continue
-        choices = sections(info.annotation)
-        section = next(iter(choices.values())) if len(choices) == 1 else None
-        is_key = bool(choices) and _is_mapping(info.annotation)
-        if not choices and not _is_mapping(info.annotation):
-            break  # what follows are types
-    return [field for field in fields if field != "[key]"]
-
-
-def _section(location: Sequence[int | str], recipe: type[BaseModel]) -> type[BaseModel]:
-    """The settings class at a location of pydantic's."""
-    section = recipe
-    choices: dict[str, type[BaseModel]] = {}
-    is_key = False
-    for part in map(str, location):
-        if is_key:
-            is_key = False
-            continue
-        if part in choices:
+        if choices:  # one of several kinds
             section, choices = choices[part], {}
             continue
+        fields.append(part)
+        if part not in section.model_fields:
+            continue
         annotation = section.model_fields[part].annotation
-        choices, is_key = sections(annotation), _is_mapping(annotation)
+        choices, is_mapping = sections(annotation), _is_mapping(annotation)
+        if not choices and not is_mapping:
+            break  # what follows are types
+        is_key = bool(choices) and is_mapping
         if len(choices) == 1:
             section, choices = next(iter(choices.values())), {}
-    return section
+    return [field for field in fields if field != "[key]"], section
 
 
 def _is_mapping(annotation: Any) -> bool:
@@ -155,7 +138,7 @@ def _number(limit: float) -> str:
 
 def _given(problem: Any) -> str:
     given = problem["input"]
-    if problem["type"] in ("string_too_short", "too_short"):
+    if problem["type"] in ("string_too_short", "too_short", "address"):
         return ""
     if given is None or isinstance(given, bool):
         return f", not {'null' if given is None else str(given).lower()}"

@@ -1,13 +1,12 @@
 """The sections of a recipe. Every field has a type, a default where one makes sense, and a sentence."""
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     model_validator,
@@ -17,12 +16,13 @@ from radistill.conversion.targets import TargetSettings, validate_target
 from radistill.data.settings import DataSettings
 from radistill.diagnosis.objectives import OBJECTIVES, ObjectiveChoice, check_objective
 from radistill.diagnosis.plan import By
-from radistill.diagnosis.selectors import Curve, Greedy, SelectorSettings
-from radistill.diagnosis.selectors.all import EQUAL_PASSES
+from radistill.diagnosis.selectors import EQUAL_PASSES, Curve, Greedy, SelectorSettings
+from radistill.diagnosis.trials import MEMORY_GIB
 from radistill.distillation.align import AlignSettings
-from radistill.distillation.settings import DistillSettings, FinetuneSettings
+from radistill.distillation.settings import DistillSettings, FinetuneSettings, NextTokenSettings
 from radistill.effects import NOT_COUNTED
 from radistill.mixers import initialisation_names
+from radistill.models.server.settings import ServerSettings
 
 
 def kind_of(value: Any) -> Any:
@@ -45,16 +45,17 @@ Initialisation = Annotated[str, _one_of(initialisation_names)]
 # What comes of these settings counts: the text that a stage reads, by its hash.
 OwnData = Annotated[DataSettings | None, NOT_COUNTED]
 
+STAGES_THAT_READ = ("align", "connect", "distill", "finetune")
+"""Stages that may have documents of their own."""
+
 _OWN_DATA = (
     "what it reads instead of the recipe's `data`, with held-out examples of its own to measure on (calibration "
     "examples are not used); null is the recipe's"
 )
 
 
-class Keep(BaseModel):
+class Keep(BaseModel, extra="forbid"):
     """A promise: the worse end of the 95 % intervals of KL and recall holds the limit, on held-out texts."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kl: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="KL to the model at most, in nats")
     recall: float | None = Field(
@@ -76,10 +77,8 @@ class Keep(BaseModel):
         return self
 
 
-class DiagnoseSettings(BaseModel):
+class DiagnoseSettings(BaseModel, extra="forbid"):
     """Which attention layers go."""
-
-    model_config = ConfigDict(extra="forbid")
 
     budget: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         description="attention layers to replace, or layers to cut; with a `penalty`, at most; `auto` is the most that "
@@ -126,6 +125,13 @@ class DiagnoseSettings(BaseModel):
         default=4, ge=1, description="tokens drafted in a round where `throughput-measured` decodes"
     )
     tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
+    memory_gib: Annotated[float, NOT_COUNTED] = Field(
+        default=MEMORY_GIB,
+        gt=0,
+        allow_inf_nan=False,
+        description="room for what a search remembers of the full model; what does not fit is computed again for each "
+        "judged set, with the same plan",
+    )
 
     @model_validator(mode="after")
     def _of_auto(self) -> "DiagnoseSettings":
@@ -155,10 +161,8 @@ class DiagnoseSettings(BaseModel):
         return range(budget if self.penalty is None else 1, budget + 1)
 
 
-class ConvertSettings(BaseModel):
+class ConvertSettings(BaseModel, extra="forbid", validate_default=True):
     """What the replaced layers become."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
 
     target: Target | None = Field(
         default=None, description="the student's architecture; null is the first that can hold the model"
@@ -176,6 +180,16 @@ class AlignStage(AlignSettings):
     )
 
 
+class ConnectStage(NextTokenSettings):
+    """How the connector of a drafter that sees learns captions, before all else and alone (phase 1 of MASSV)."""
+
+    section: ClassVar[str] = "connect"
+
+    steps: int = Field(default=200, ge=1, description="optimiser steps")
+    new_block_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's peak rate for the connector")
+    data: OwnData = Field(default=None, description=_OWN_DATA)
+
+
 class DistillStage(DistillSettings):
     """How the student is trained on the teacher's distributions."""
 
@@ -186,3 +200,28 @@ class FinetuneStage(FinetuneSettings):
     """How the whole student is trained on response tokens, without a teacher."""
 
     data: OwnData = Field(default=None, description=_OWN_DATA)
+
+
+class EvaluateSettings(BaseModel, extra="forbid"):
+    """How the hybrids are measured against the model that they came from."""
+
+    exact_match: bool = Field(default=True, description="generate answers and check them, where data has a verifier")
+    max_new_tokens: int = Field(default=256, ge=1, description="longest answer; an unfinished one counts as wrong")
+    batch_size: int = Field(default=16, ge=1, description="answers generated at once")
+    tokens_per_batch: int = Field(default=2048, ge=1, description="padded tokens in one forward pass")
+    tasks: list[str] = Field(
+        default=[],
+        description="asked of base and main hybrid, as by `radistill evaluate --tasks`; data come from the hub",
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="examples of each task; of recall, for each length; null is the task's number"
+    )
+    contexts: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, min_length=1, description="tokens of recall's texts; null is its own lengths"
+    )
+    server: ServerSettings | None = Field(
+        default=None,
+        description="who writes the answers to the tasks: `vllm`, those of base and hybrid; or an address, where a "
+        "server of the base writes those of the base alone. Tasks that read a text have none; null is none",
+    )
+    samples: int = Field(default=3, ge=0, description="answers shown side by side in the report")

@@ -41,6 +41,11 @@ def likeliest_is(logits: Tensor, tokens: Tensor) -> Tensor:
     return (top.indices == tokens) & ~top.values.isnan()
 
 
+def confidences(logits: Tensor) -> Tensor:
+    """The largest probability of each distribution, [...], of logits [..., vocab] as they are: at temperature 1."""
+    return logits.float().softmax(dim=-1).amax(dim=-1)
+
+
 def rounds_of(agreement: Sequence[bool], draft_length: int, unsure: Sequence[bool] | None = None) -> list[int]:
     """Accepted tokens in each round of greedy draft-and-verify over one response.
 
@@ -103,11 +108,7 @@ def likeliest_acceptance(target: Tensor, draft: Tensor) -> Tensor:
 
 
 def mean_accepted_length(agreements: Iterable[Tensor], draft_length: int) -> float:
-    """Accepted tokens a round, averaged over all rounds of all responses.
-
-    Args:
-        agreements: one [tokens] bool tensor a response.
-        draft_length: tokens drafted in a round.
+    """Accepted tokens a round, averaged over all rounds of all responses, with an agreement [tokens] (bool) each.
 
     Returns:
         A number from 0 to `draft_length`; 0.0 where there are no rounds.

@@ -9,7 +9,7 @@ stored state read the tokens of a verification in one pass, others one by one (`
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ from transformers.cache_utils import (
 from radistill.models.anatomy import Component
 from radistill.models.cache_names import cache_argument
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
+from radistill.models.sequences import image_arguments
 from radistill.speculation.drafters import known_tokens
 from radistill.speculation.masks import shadowed
 from radistill.speculation.states import Copies, History, read_at_once, store, stored
@@ -41,6 +43,8 @@ class RowCache(DynamicCache):
     Attributes:
         width: slots of each row, padding included.
         lengths: tokens of each row.
+        shifts: [rows, 1], how much further each row's positions are than its number of tokens: an image may take fewer
+            positions than tokens (Qwen2.5-VL, arXiv 2502.13923); 0 else.
         stepped: layers whose state-space blocks are known to read a verification token by token.
     """
 
@@ -52,6 +56,7 @@ class RowCache(DynamicCache):
         self.layers = [_without_window(layer) for layer in self.layers]
         self.width = 0
         self.lengths = [0] * rows
+        self.shifts = torch.zeros(rows, 1, dtype=torch.long)
         self.stepped: set[int] = set()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -105,6 +110,7 @@ class RowCache(DynamicCache):
             if _holds_keys(layer):
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
         self.lengths = [self.lengths[row] for row in rows]
+        self.shifts = self.shifts[list(rows)]
         self.roll_back([0] * len(rows), {})
 
 
@@ -148,7 +154,13 @@ def verifying(model: Model, cache: RowCache) -> Iterator[History]:
 
 
 def read_tokens(
-    model: Model, cache: RowCache, tokens: Tensor, *, keep: int = 0, counts: Sequence[int] | None = None
+    model: Model,
+    cache: RowCache,
+    tokens: Tensor,
+    *,
+    keep: int = 0,
+    counts: Sequence[int] | None = None,
+    images: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Run the network, as it is masked at the moment, over new tokens.
 
@@ -158,6 +170,7 @@ def read_tokens(
         tokens: [batch, time]; one that the network does not know is read as padding (`known_tokens`).
         keep: compute logits after this many last tokens; 0 for all.
         counts: how many of the last tokens of each row are no padding; None for all.
+        images: what the network is given besides, where the tokens are a prompt with images.
 
     Returns:
         Logits, [batch, keep or time, vocab].
@@ -167,12 +180,19 @@ def read_tokens(
     lengths = [length + (time if counts is None else counts[row]) for row, length in enumerate(cache.lengths)]
     padding = torch.tensor([cache.width + time - length for length in lengths], device=tokens.device)[:, None]
     slots = torch.arange(cache.width + time, device=tokens.device)
+    mask, positions = (slots >= padding).long(), (slots[cache.width :] - padding).clamp(min=0)
+    places = getattr(model.network.base_model, "get_rope_index", None)
+    if images and places is not None:
+        positions, cache.shifts = places(tokens, attention_mask=mask, **images)
+    else:
+        positions = positions + cache.shifts.to(positions.device)
     output = model.network(
         input_ids=tokens,
-        attention_mask=(slots >= padding).long(),
-        position_ids=(slots[cache.width :] - padding).clamp(min=0),
+        attention_mask=mask,
+        position_ids=positions,
         use_cache=True,
         logits_to_keep=keep,
+        **(images or {}),
         **{cache_argument(model.network): cache},
     )
     cache.width += time
@@ -180,8 +200,13 @@ def read_tokens(
     return output.logits
 
 
-def read_prompts(model: Model, cache: RowCache, prompts: Sequence[Sequence[int]]) -> None:
-    """Fill an empty cache with prompts, which may be empty."""
+def read_prompts(
+    model: Model,
+    cache: RowCache,
+    prompts: Sequence[Sequence[int]],
+    images: Sequence[Images | None] = (),
+) -> None:
+    """Fill an empty cache with prompts, which may be empty, and their images, where there are some."""
     counts = [len(prompt) for prompt in prompts]
     width = max(counts)
     if width == 0:
@@ -192,7 +217,8 @@ def read_prompts(model: Model, cache: RowCache, prompts: Sequence[Sequence[int]]
     tokens = torch.full((len(prompts), width), model.pad_token_id)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-    read_tokens(model, cache, tokens, keep=1, counts=counts)
+    shown = {name: tensor.to(model.network.device) for name, tensor in image_arguments(images, tokens).items()}
+    read_tokens(model, cache, tokens, keep=1, counts=counts, images=shown)
 
 
 def _without_window(layer: Any) -> Any:

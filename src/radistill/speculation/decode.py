@@ -6,7 +6,7 @@ rest. Greedy, the text is the target's own; sampled, it has the target's distrib
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from radistill.errors import RadistillError
 from radistill.files import hash_json
 from radistill.models.endings import end_tokens
-from radistill.models.generation import check_prompts, check_sampling, evaluating
+from radistill.models.generation import check_prompts, check_sampling, check_shown, evaluating
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens, verifying
 from radistill.speculation.drafters import Draft, Drafter
 from radistill.speculation.drafting import Drafting
@@ -77,6 +78,15 @@ class Decoded:
         """Tokens of all responses over `seconds`: the throughput tau of RAD."""
         return self.tokens / self.seconds
 
+    @property
+    def summary(self) -> str:
+        """In one line, for a person."""
+        return (
+            f"{self.tokens} tokens in {self.seconds:.2f} s, {self.tokens_per_second:.1f} tokens/s; "
+            f"accepted {self.accepted} of {self.drafted} proposed ({self.acceptance_rate:.0%}), "
+            f"{self.mean_accepted_length:.2f} a round in {self.rounds} rounds"
+        )
+
 
 @torch.inference_mode()
 def speculative_generate(
@@ -93,6 +103,7 @@ def speculative_generate(
     draft_cache: str = "separate",
     confidence: float | None = None,
     on_tokens: Callable[[int, list[int]], None] | None = None,
+    images: Sequence[Images | None] | None = None,
 ) -> Decoded:
     """Answer token sequences as `models.generation.generate` does, with drafts that the model verifies.
 
@@ -114,6 +125,8 @@ def speculative_generate(
         draft_cache: "separate", or "shared" to draft on the target's keys, values and states; of a mask only.
         confidence: end a draft early, with the token whose distribution has no probability of this size.
         on_tokens: called in each round with the index of a prompt and its new tokens.
+        images: for each prompt, what its image tokens stand for; None where none has images. They run one at a time. A
+            drafter that reads no images drafts without them.
 
     Returns:
         Responses of 1 to `max_new_tokens` tokens, an end token kept, and the accepted tokens of every round.
@@ -123,45 +136,34 @@ def speculative_generate(
             out of range, a mask that does not fit, a drafter with another tokenizer, texts in whose course LongRoPE
             changes the rotation, or logits of the target that are no numbers.
     """
-    for name, value in {
-        "draft_length": draft_length,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }.items():
-        if value < 1:
-            raise RadistillError(f"generate: {name} is {value}, but it starts at 1")
     if draft_cache not in DRAFT_CACHES:
         raise RadistillError(f"generate: draft_cache is {draft_cache!r}; it can be {' or '.join(DRAFT_CACHES)}")
-    if confidence is not None and not 0 <= confidence <= 1:
-        raise RadistillError(f"generate: confidence is {confidence}; it is a probability, from 0 to 1")
-    check_sampling(temperature, top_p)
-    check_prompts(prompts, model.network)
     draft = Draft.of(model, drafter)
+    counts = {"draft_length": draft_length, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    check_request((model, draft.model), prompts, counts, temperature, top_p, confidence)
+    shown = check_shown(model, prompts, images)
+    if batch_size > 1 and any(one is not None for one in shown):
+        raise RadistillError(f"generate: batch_size is {batch_size}, but prompts with images run one at a time; set 1")
     if draft_cache == "shared" and draft.model is not model:
         raise RadistillError(
             "generate: draft_cache is 'shared', but another model cannot read the target's cache; let it be separate"
         )
-    for reader in (model, draft.model):
-        _check_room(prompts, reader)
-        _check_rotation(prompts, max_new_tokens, reader)
 
     started = time.perf_counter()
     # Prompts of similar length run together, the longest first: what does not fit into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    texts = [_Text(index, list(map(int, prompts[index])), max_new_tokens) for index in order]
+    texts = [Text(index, prompts[index], max_new_tokens, shown[index]) for index in order]
     stops = end_tokens(model)
     with evaluating(model.network, draft.model.network):
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
-            rule: Rule = Greedy()
-            if temperature:
-                seeds = [int(hash_json([seed, text.index])[:15], 16) for text in batch]
-                rule = Sampling(temperature, top_p, seeds)
+            rule = rule_of(temperature, top_p, [[seed, text.index] for text in batch])
             prefixes = [text.tokens[:-1] for text in batch]
             drafting = Drafting(
                 draft,
                 rule,
                 prompts=prefixes if draft_cache == "separate" else None,
+                images=[text.images for text in batch],
                 stops=stops,
                 confidence=confidence,
             )
@@ -175,14 +177,16 @@ def speculative_generate(
     )
 
 
-class _Text:
+class Text:
     """A prompt and the response that grows behind it."""
 
-    def __init__(self, index: int, prompt: list[int], max_new_tokens: int) -> None:
+    def __init__(self, index: int, prompt: Sequence[int], max_new_tokens: int, images: Images | None = None) -> None:
         self.index = index
-        self.tokens = prompt
-        self.accepted: list[int] = []
+        self.images = images
+        self.tokens = list(map(int, prompt))
+        self.accepted: list[int] = []  # tokens in each round
         self.drafted: list[int] = []
+        self.branched: list[int] = []  # where branches are drafted: those of all of them
         self._prompt_length = len(prompt)
         self._end = len(prompt) + max_new_tokens
 
@@ -208,7 +212,7 @@ class _Text:
 
 def _decode(
     model: Model,
-    texts: Sequence[_Text],
+    texts: Sequence[Text],
     drafting: Drafting,
     rule: Rule,
     draft_length: int,
@@ -217,7 +221,7 @@ def _decode(
 ) -> None:
     """Play rounds until every text of a batch is finished."""
     cache = RowCache(model.network.config, len(texts))
-    read_prompts(model, cache, [text.tokens[:-1] for text in texts])
+    read_prompts(model, cache, [text.tokens[:-1] for text in texts], [text.images for text in texts])
     while texts:
         last = torch.tensor([text.tokens[-1:] for text in texts], device=model.network.device)
         proposal = drafting.propose(cache, last, [min(draft_length, text.room) for text in texts])
@@ -248,38 +252,76 @@ def verify(
     Returns:
         For each row the number of accepted tokens and the token that follows them, and what a roll-back needs.
     """
-    with verifying(model, cache) as history:
-        logits = read_tokens(model, cache, torch.cat([last, proposal.tokens], dim=1))
-    if logits.isnan().any():
-        raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")
+    logits, history = read_proposal(model, cache, last, proposal.tokens)
     judgement = rule.judge(proposal, logits)
     return judgement.accepted.tolist(), judgement.following.tolist(), history
 
 
-def _check_rotation(prompts: Sequence[Sequence[int]], max_new_tokens: int, model: Model) -> None:
-    """Refuse texts in whose course the rotary embedding changes: what a cache holds of them would be rotated wrongly.
+def read_proposal(model: Model, cache: RowCache, last: Tensor, tokens: Tensor) -> tuple[Tensor, History]:
+    """Let the target read the last token of the text, [batch, 1], and proposed ones, [batch, drafted].
 
-    LongRoPE (arXiv 2402.13753) rotates every token of a text by its length: up to the original context, or beyond.
+    Returns:
+        Logits, [batch, drafted + 1, vocab], and what a roll-back needs.
+
+    Raises:
+        RadistillError: if a logit is NaN.
     """
-    rope = getattr(model.network.config.get_text_config(), "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope" or not prompts:
-        return
-    switch: int = rope["original_max_position_embeddings"]
+    with verifying(model, cache) as history:
+        logits = read_tokens(model, cache, torch.cat([last, tokens], dim=1))
+    if logits.isnan().any():
+        raise RadistillError(f"{model.source}: the model's logits are NaN, so no token can be chosen")
+    return logits, history
+
+
+def rule_of(temperature: float, top_p: float, seeds: Sequence[object]) -> Rule:
+    """How tokens are chosen: greedily at temperature 0, else sampled, each row with a seed made of its plain data."""
+    if not temperature:
+        return Greedy()
+    return Sampling(temperature, top_p, [int(hash_json(seed)[:15], 16) for seed in seeds])
+
+
+def check_request(
+    models: tuple[Model, Model],
+    prompts: Sequence[Sequence[int]],
+    counts: Mapping[str, int],
+    temperature: float,
+    top_p: float,
+    confidence: float | None,
+) -> None:
+    """Refuse what cannot be decoded.
+
+    Args:
+        models: the target and what drafts, which may be the target.
+        prompts: token ids.
+        counts: settings that start at 1, by name, `max_new_tokens` among them.
+        temperature, top_p, confidence: as in `speculative_generate`.
+
+    Raises:
+        RadistillError: on settings out of range, tokens that the target does not know, prompts that fill a model's
+            context, and texts in whose course LongRoPE changes the rotation.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise RadistillError(f"generate: {name} is {value}, but it starts at 1")
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise RadistillError(f"generate: confidence is {confidence}; it is a probability, from 0 to 1")
+    check_sampling(temperature, top_p)
+    check_prompts(prompts, models[0].network)
     lengths = [len(prompt) for prompt in prompts]
-    # The last token of a prompt is read with the first drafts.
-    if min(lengths) - 1 <= switch < max(lengths) + max_new_tokens:
-        raise RadistillError(
-            f"generate: {model.source} rotates texts of more than {switch:,} tokens in another way (rope_type "
-            f"longrope), which a cache cannot follow; keep each prompt and its response within {switch:,} tokens, "
-            f"or let every prompt be longer than {switch + 1:,}"
-        )
-
-
-def _check_room(prompts: Sequence[Sequence[int]], model: Model) -> None:
-    context = model.context_length
-    for index, prompt in enumerate(prompts):
-        if context is not None and len(prompt) >= context:
+    for model in models:
+        for index, length in enumerate(lengths):
+            if model.context_length is not None and length >= model.context_length:
+                raise RadistillError(
+                    f"generate: prompt {index} has {length} tokens, but the context of {model.source} is "
+                    f"{model.context_length}, and the response needs some of it; shorten the prompt"
+                )
+        # LongRoPE (arXiv 2402.13753) rotates every token of a text by the text's length: up to the original context, or
+        # beyond. What a cache holds would be rotated wrongly. The last token of a prompt is read with the first drafts.
+        rope = getattr(model.network.config.get_text_config(), "rope_parameters", None) or {}
+        switch = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+        if switch and lengths and min(lengths) - 1 <= switch < max(lengths) + counts["max_new_tokens"]:
             raise RadistillError(
-                f"generate: prompt {index} has {len(prompt)} tokens, but the context of {model.source} is {context}, "
-                "and the response needs some of it; shorten the prompt"
+                f"generate: {model.source} rotates texts of more than {switch:,} tokens in another way (rope_type "
+                f"longrope), which a cache cannot follow; keep each prompt and its response within {switch:,} tokens, "
+                f"or let every prompt be longer than {switch + 1:,}"
             )

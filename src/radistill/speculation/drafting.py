@@ -6,11 +6,14 @@ cache instead: that saves memory and a pass over the prompt, and it reads what t
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from radistill.models.anatomy import Component
+from radistill.models.pictures import Images
+from radistill.speculation.acceptance import confidences
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens
 from radistill.speculation.drafters import Draft
 from radistill.speculation.masks import masked
@@ -27,16 +30,17 @@ class Drafting:
         rule: Rule,
         *,
         prompts: Sequence[Sequence[int]] | None,
+        images: Sequence[Images | None] = (),
         stops: frozenset[int],
         confidence: float | None,
     ) -> None:
         """Nothing is drafted yet, but the prompts are read.
 
         Args:
-            draft: what proposes tokens.
-            rule: how it chooses tokens.
+            draft, rule: what proposes tokens, and how it chooses them.
             prompts: the text so far, but for its last token, to be read into a cache of the draft's own; None to draft
                 on copies of the target's cache, which only the masked target itself can.
+            images: those of each prompt, where there are some.
             stops: tokens that end a response, and with it a proposal.
             confidence: a proposal ends with the first token whose distribution has no probability of this size (by the
                 draft's logits as they are, whatever the temperature); None never ends it.
@@ -54,7 +58,8 @@ class Drafting:
         if prompts is not None:
             self._own = RowCache(draft.model.network.config, len(prompts))
             with masked(draft.model, draft.mask):
-                read_prompts(draft.model, self._own, prompts)
+                shown = [draft.prompt(*one) for one in zip_longest(prompts, images)]
+                read_prompts(draft.model, self._own, [tokens for tokens, _ in shown], [seen for _, seen in shown])
 
     def propose(self, target: RowCache, last: Tensor, limits: Sequence[int]) -> Proposal:
         """Draft up to `limits[b]` tokens for row b.
@@ -134,7 +139,7 @@ class Drafting:
         broken = logits.isnan().any(dim=-1).tolist()
         unsure = [False] * len(tokens)
         if self._confidence is not None:
-            unsure = (logits.float().softmax(dim=-1).amax(dim=-1) < self._confidence).tolist()
+            unsure = (confidences(logits) < self._confidence).tolist()
         going_on = []
         for row in rows:
             if broken[row]:

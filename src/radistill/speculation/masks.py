@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from radistill.errors import RadistillError
+from radistill.mixers.fast.swap import is_swapped
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.speculation.substitutes import Substitutes
@@ -36,15 +37,9 @@ class ComponentMask:
         parts = [Component(component) for component in components]
         return cls(frozenset((layer, part) for layer in layers for part in parts))
 
-    @property
-    def first_layer(self) -> int | None:
-        """The lowest layer that is touched, or None for an empty mask."""
-        return min((layer for layer, _ in self.skipped), default=None)
-
     def first_difference(self, other: "ComponentMask", num_layers: int) -> int:
         """The lowest layer at which two masks differ; `num_layers` where they are the same."""
-        first = ComponentMask(self.skipped ^ other.skipped).first_layer
-        return num_layers if first is None else first
+        return min((layer for layer, _ in self.skipped ^ other.skipped), default=num_layers)
 
 
 @contextmanager
@@ -55,10 +50,7 @@ def masked(model: Model, mask: ComponentMask, substitutes: Substitutes | None = 
     for it. A skipped module adds exactly zero to the residual stream and writes nothing to a cache. An attention whose
     keys and values later layers read still computes them: only what it adds is left out.
 
-    Args:
-        model: changed inside the block only.
-        mask: what is off.
-        substitutes: what runs in place of a masked attention, instead of nothing.
+    With substitutes, these run in place of masked attentions, instead of nothing.
 
     Raises:
         RadistillError: if the model has no such layer, the layer no such component, or the attention no substitute.
@@ -100,13 +92,16 @@ def masked_modules(model: Model, mask: ComponentMask) -> list[tuple[nn.Module, i
 @contextmanager
 def shadowed(module: nn.Module, forward: Any) -> Iterator[None]:
     """Let `module` run `forward` instead of its class's own inside the block."""
-    if "forward" in vars(module):
+    fast = vars(module).get("forward")
+    if fast is not None and not is_swapped(fast):
         raise RuntimeError("this module's forward is already shadowed; masks do not nest")
     module.__dict__["forward"] = forward
     try:
         yield
     finally:
         del module.__dict__["forward"]
+        if fast is not None:
+            module.__dict__["forward"] = fast
 
 
 def _silent(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

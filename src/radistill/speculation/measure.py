@@ -81,10 +81,6 @@ class Outcome:
     costs: RoundCosts
     payoff: Payoff
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, with the verdict."""
-        return asdict(self) | {"verdict": self.payoff.verdict}
-
 
 @dataclass(frozen=True)
 class DrafterFigures:
@@ -103,27 +99,21 @@ class DrafterFigures:
     outcomes: list[Outcome]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, without the acceptance of single tokens."""
-        acceptances = [asdict(one) for one in self.acceptances]
-        for one in acceptances:
-            del one["tokens"]
-        return asdict(self) | {
-            "acceptances": acceptances,
-            "outcomes": [outcome.to_json() for outcome in self.outcomes],
-        }
+        """Plain data, with the verdicts, and without the acceptance of single tokens."""
+        plain = asdict(self)
+        for acceptance in plain["acceptances"]:
+            del acceptance["tokens"]
+        for outcome, of in zip(plain["outcomes"], self.outcomes, strict=True):
+            outcome["verdict"] = of.payoff.verdict
+        return plain
 
 
 def check_drafter(target: Model, drafter: Drafter, contexts: Sequence[int] = ()) -> None:
     """Refuse a drafter that cannot draft for a target, or that is larger: it can only slow it down.
 
-    Args:
-        target: verifies.
-        drafter: a mask or another model.
-        contexts: tokens that both have to hold.
-
     Raises:
         RadistillError: for another tokenizer, a larger model, a mask of components that the target does not have, or a
-            context that is too long.
+            context, in tokens, that is too long for one of them.
     """
     draft = Draft.of(target, drafter)
     if isinstance(drafter, ComponentMask):
@@ -156,8 +146,7 @@ def measure_drafter(
     """Measure acceptance and costs of a drafter with a cache of its own, and whether it pays.
 
     Args:
-        target: verifies.
-        drafter: a mask, with which the target drafts for itself, or another model.
+        target, drafter: the pair; with a mask the target drafts for itself.
         documents: by temperature, prompts with the responses that the target itself wrote at this temperature.
         contexts: tokens in the caches while steps are timed.
         batch_sizes: rows that run at once meanwhile.
@@ -179,18 +168,8 @@ def measure_drafter(
     outcomes = []
     with progress("timing", turns, "turns") as advance:
         for context, batch_size in product(contexts, batch_sizes):
-            costs = _costs(
-                partial(
-                    time_rounds,
-                    target,
-                    drafter,
-                    context=context,
-                    batch_size=batch_size,
-                    repeats=repeats,
-                    advance=advance,
-                ),
-                sampled,
-            )
+            time = partial(time_rounds, target, drafter, context=context, batch_size=batch_size, repeats=repeats)
+            costs = _costs(partial(time, advance=advance), sampled)
             outcomes += [
                 Outcome(one.temperature, one.rule, costs[one.rule], Payoff.of(one.tokens, costs[one.rule]))
                 for one in acceptances
@@ -210,11 +189,7 @@ def acceptance_of(
 ) -> dict[str, list[list[float]]]:
     """The probability that each response token's draft is accepted, from teacher-forced passes of both.
 
-    Args:
-        target: wrote the responses, at this temperature.
-        drafter: a mask or another model.
-        documents: prompts and responses.
-        temperature: 0 for greedy decoding.
+    The target wrote the responses of the documents at this temperature, 0 for greedy decoding.
 
     Returns:
         By rule (`greedy` at temperature 0; above it `sampled`, sum_v min(p_v, q_v), and `likeliest`, p(argmax q)), for

@@ -30,6 +30,21 @@ class Estimate:
         """The weighted mean of documents that each have a sum and a weight."""
         return cls(float(np.sum(sums) / np.sum(weights)), bootstrap_mean(sums, weights))
 
+    @property
+    def above_one(self) -> str:
+        """In one word whether it is: yes or no if its interval lies above or below 1, else perhaps."""
+        low, high = self.interval
+        return "yes" if low > 1 else "perhaps" if high > 1 else "no"
+
+
+def best_in_words(speedup: Estimate, draft_length: int) -> str:
+    """Whether speculation pays at its best draft length, and how much."""
+    (low, high), word = speedup.interval, speedup.above_one
+    return (
+        f"{word}: {'at best ' if word == 'no' else ''}{speedup.value:.2f} times plain decoding (draft length "
+        f"{draft_length}, 95 % interval {low:.2f} to {high:.2f})"
+    )
+
 
 class Rounds(NamedTuple):
     """What is expected of the rounds over one text.
@@ -164,12 +179,7 @@ class RoundCosts:
 
 
 def speedups(texts: Sequence[Sequence[float]], costs: RoundCosts) -> dict[int, float]:
-    """Speed of speculation over that of plain decoding, by draft length.
-
-    Args:
-        texts: for each text, the acceptance of each of its tokens.
-        costs: of the rounds.
-    """
+    """Speed of speculation over that of plain decoding, by draft length, from the acceptance of each token of texts."""
     tokens = sum(map(len, texts))
     return {
         length: tokens * costs.plain / sum(rounds_over(text, length).seconds(costs) for text in texts)
@@ -228,23 +238,13 @@ class Payoff:
         )
 
     @property
-    def answer(self) -> str:
-        """In one word whether it pays: yes or no if its interval lies above or below 1, else perhaps."""
-        low, high = self.speedup.interval
-        return "yes" if low > 1 else "perhaps" if high > 1 else "no"
-
-    @property
     def verdict(self) -> str:
         """In one line whether it pays."""
-        (low, high), word = self.speedup.interval, self.answer
-        best = (
-            f"{word}: {'at best ' if word == 'no' else ''}{self.speedup.value:.2f} times plain decoding "
-            f"(draft length {self.draft_length}, 95 % interval {low:.2f} to {high:.2f}); "
-        )
+        best = best_in_words(self.speedup, self.draft_length)
         if self.break_even is None:
-            return f"{best}it would not pay even if every token were accepted"
-        needs = "it needs" if word == "yes" else "it would need"
-        return f"{best}{needs} {self.break_even:.0%} acceptance and has {self.acceptance:.0%}"
+            return f"{best}; it would not pay even if every token were accepted"
+        needs = "it needs" if self.speedup.above_one == "yes" else "it would need"
+        return f"{best}; {needs} {self.break_even:.0%} acceptance and has {self.acceptance:.0%}"
 
 
 def _speedup_interval(texts: Sequence[Sequence[float]], costs: RoundCosts, draft_length: int) -> tuple[float, float]:

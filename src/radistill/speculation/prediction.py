@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from radistill.models.loading import Model
-from radistill.models.sequences import Document
-from radistill.speculation.acceptance import likeliest_is, rounds_of
+from radistill.models.pictures import Images
+from radistill.models.sequences import Document, image_arguments
+from radistill.speculation.acceptance import confidences, likeliest_is, rounds_of
 from radistill.speculation.drafters import Draft, Drafter
 
 
@@ -49,19 +50,24 @@ def predict_rounds(
     """
     logits = Draft.of(model, drafter).response_logits(document)
     agreement = likeliest_is(logits, logits.new_tensor(document.tokens[document.response_start :], dtype=torch.long))
-    unsure = None
-    if confidence is not None:
-        unsure = (logits.float().softmax(dim=-1).amax(dim=-1) < confidence).tolist()
+    unsure = None if confidence is None else (confidences(logits) < confidence).tolist()
     return {length: rounds_of(agreement.tolist(), length, unsure) for length in draft_lengths}
 
 
 @torch.inference_mode()
-def find_parting(model: Model, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> Parting | None:
-    """The first token in which two responses of a model to a prompt differ, or None."""
+def find_parting(
+    model: Model,
+    prompt: Sequence[int],
+    one: Sequence[int],
+    other: Sequence[int],
+    images: Images | None = None,
+) -> Parting | None:
+    """The first token in which two responses of a model to a prompt, perhaps with images, differ, or None."""
     if list(one) == list(other):
         return None
     both = min(len(one), len(other))
     position = next((index for index in range(both) if one[index] != other[index]), both)
     text = torch.tensor([[*prompt, *one[:position]]], device=model.network.device)
-    largest = model.network(input_ids=text, use_cache=False).logits[0, -1].float().topk(2).values
+    shown = {name: tensor.to(text.device) for name, tensor in image_arguments([images], text).items()}
+    largest = model.network(input_ids=text, use_cache=False, **shown).logits[0, -1].float().topk(2).values
     return Parting(position, (largest[0] - largest[1]).item())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from radistill.models.loading import Model
-from radistill.models.logits import ResponseLogits, response_logits
+from radistill.models.logits import ResponseStates, response_states
 from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked, shadowed
 from radistill.speculation.substitutes import Substitutes
@@ -22,20 +22,28 @@ from radistill.speculation.substitutes import Substitutes
 class PrefixCache:
     """What the full model, and one masked model beside it, hand from layer to layer, for one batch.
 
-    Holds at most 2 x (layers + 1) x batch x time x hidden numbers in the model's dtype, on the model's device.
+    Holds at most 2 x (layers / every) x batch x time x hidden numbers in the model's dtype, on the model's device.
     """
 
-    def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None = None) -> None:
-        """Nothing is run yet: the first to run and keep is the full model, which every other can start from."""
+    def __init__(self, model: Model, batch: Batch, substitutes: Substitutes | None = None, every: int = 1) -> None:
+        """Nothing is run yet: the first to run and keep is the full model, which every other can start from.
+
+        Args:
+            model, batch: the model, and what it reads.
+            substitutes: what runs in place of masked attentions.
+            every: of so many layers one has its input kept, the output of the last layer among them.
+        """
         self._model = model
         self._batch = batch
         self._substitutes = substitutes
-        # By mask, the input of every layer, and last the output of the last layer.
-        self._kept: dict[ComponentMask, list[Tensor]] = {}
+        layers = model.anatomy.num_layers
+        self._places = {layer for layer in range(1, layers + 1) if (layers - layer) % every == 0}
+        # By mask and layer, the input of that layer; one beyond the last is the output of the last.
+        self._kept: dict[ComponentMask, dict[int, Tensor]] = {}
         self._in_tuples = False
 
-    def run(self, mask: ComponentMask, *, keep: bool = False) -> ResponseLogits:
-        """Logits of the masked model on the batch: the same, to the last bit, as a masked forward from the start.
+    def run(self, mask: ComponentMask, *, keep: bool = False) -> ResponseStates:
+        """What the masked model's logits are made of: the same, to the last bit, as in a masked forward from the start.
 
         Args:
             mask: what to skip.
@@ -49,25 +57,29 @@ class PrefixCache:
             self._starting_at(base, first),
         ):
             if not keep:
-                return response_logits(self._model.network, self._batch)
-            with self._recording(first) as recorded:
-                logits = response_logits(self._model.network, self._batch)
-        full = {kept: states for kept, states in self._kept.items() if kept == ComponentMask()}
-        self._kept = {**full, mask: [*(self._kept[base][:first] if first else []), *recorded]}
-        return logits
+                return response_states(self._model.network, self._batch)
+            with self._recording() as recorded:
+                states = response_states(self._model.network, self._batch)
+        full = {kept: inputs for kept, inputs in self._kept.items() if kept == ComponentMask()}
+        before = {layer: inputs for layer, inputs in self._kept.get(base, {}).items() if layer < first}
+        self._kept = {**full, mask: before | {layer: inputs for layer, inputs in recorded.items() if layer >= first}}
+        return states
 
     def keeps(self, mask: ComponentMask) -> bool:
         """Whether what the layers hand on under `mask` is remembered."""
         return mask in self._kept
 
     def _start(self, mask: ComponentMask) -> tuple[ComponentMask, int]:
-        """The remembered mask with the most layers in common, and the first layer at which they differ."""
+        """The remembered mask from which least is left to compute, and the layer to start at; 0 is from the start."""
         anatomy = self._model.anatomy
         # A layer that is passed over leaves no keys for the layers that borrow them.
         most = min(anatomy.lenders, default=anatomy.num_layers)
-        common = {kept: min(mask.first_difference(kept, anatomy.num_layers), most) for kept in self._kept}
-        best = max(common, key=common.__getitem__, default=ComponentMask())
-        return best, common.get(best, 0)
+        starts = {}
+        for kept, inputs in self._kept.items():
+            common = min(mask.first_difference(kept, anatomy.num_layers), most)
+            starts[kept] = max((layer for layer in inputs if layer <= common), default=0)
+        best = max(starts, key=starts.__getitem__, default=ComponentMask())
+        return best, starts.get(best, 0)
 
     @contextmanager
     def _starting_at(self, base: ComponentMask, first: int) -> Iterator[None]:
@@ -86,20 +98,23 @@ class PrefixCache:
             yield
 
     @contextmanager
-    def _recording(self, first: int) -> Iterator[list[Tensor]]:
-        """Record the inputs of the layers from `first` on, and the output of the last."""
+    def _recording(self) -> Iterator[dict[int, Tensor]]:
+        """Record the inputs of the layers that are kept, and the output of the last."""
         layers = self._model.anatomy.layers(self._model.network)
-        recorded: list[Tensor] = []
+        recorded: dict[int, Tensor] = {}
 
-        def record_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorded.append(args[0] if args else kwargs["hidden_states"])
+        def recorder(layer: int) -> Any:
+            def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                recorded[layer] = args[0] if args else kwargs["hidden_states"]
+
+            return record
 
         def record_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # Some architectures' layers return a tuple that starts with the hidden states.
             self._in_tuples = isinstance(output, tuple)
-            recorded.append(output[0] if isinstance(output, tuple) else output)
+            recorded[len(layers)] = output[0] if isinstance(output, tuple) else output
 
         with layers[-1].register_forward_hook(record_output), ExitStack() as stack:
-            for layer in layers[first:]:
-                stack.enter_context(layer.register_forward_pre_hook(record_input, with_kwargs=True))
+            for layer in self._places - {len(layers)}:
+                stack.enter_context(layers[layer].register_forward_pre_hook(recorder(layer), with_kwargs=True))
             yield recorded

@@ -5,8 +5,7 @@ A mask is written as words: `attention:6,7 mlp:0-3` names a component and its la
 of every layer that has it.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Component
@@ -21,11 +20,10 @@ def component_off(model: Model, component: Component) -> ComponentMask:
     Raises:
         RadistillError: if no layer has it.
     """
-    layers = range(model.anatomy.num_layers)
-    having = [layer for layer in layers if model.anatomy.modules(model.network, layer, component)]
-    if not having:
+    mask = _parts(model, range(model.anatomy.num_layers), (component,))
+    if not mask.skipped:
         raise RadistillError(f"mask: {component.value}-off: no layer of this model has {component.value}")
-    return ComponentMask(frozenset((layer, component) for layer in having))
+    return mask
 
 
 def early_exit(model: Model, kept: int) -> ComponentMask:
@@ -38,7 +36,7 @@ def early_exit(model: Model, kept: int) -> ComponentMask:
     layers = model.anatomy.num_layers
     if not 1 <= kept < layers:
         raise RadistillError(f"mask: exit:{kept} must leave after 1 to {layers - 1} of this model's {layers} layers")
-    return _whole_layers(model, range(kept, layers))
+    return _parts(model, range(kept, layers))
 
 
 def layer_skip(model: Model, percent: int) -> ComponentMask:
@@ -55,28 +53,22 @@ def layer_skip(model: Model, percent: int) -> ComponentMask:
             f"mask: layer-skip:{percent}% skips {count} layers; it must be 1 to {layers - 1} of {layers}"
         )
     first = (layers - count) // 2
-    return _whole_layers(model, range(first, first + count))
+    return _parts(model, range(first, first + count))
 
 
 def default_masks(model: Model) -> dict[str, ComponentMask]:
     """The drafts worth comparing in any model: without a component, without the middle third, and two early exits."""
     layers = model.anatomy.num_layers
-    masks = {
-        f"{component.value}-off": component_off(model, component)
-        for component in Component
-        if any(model.anatomy.modules(model.network, layer, component) for layer in range(layers))
-    }
+    without = {f"{component.value}-off": _parts(model, range(layers), (component,)) for component in Component}
+    masks = {name: mask for name, mask in without.items() if mask.skipped}
     if layers > 1:
         masks["layer-skip:33%"] = layer_skip(model, 33)
     exits = sorted({layers // 2, layers * 3 // 4} - {0, layers})
     return masks | {f"exit:{kept}": early_exit(model, kept) for kept in exits}
 
 
-PRESETS: dict[str, Callable[[Model], ComponentMask]] = {
-    f"{component.value}-off": partial(component_off, component=component) for component in Component
-}
-
-_HELP = f"write attention:6,7, ssm:0-5, mlp:3, exit:24 or layer-skip:33%, or a preset ({', '.join(PRESETS)})"
+_PRESETS = {f"{component.value}-off": component for component in Component}
+_HELP = f"write attention:6,7, ssm:0-5, mlp:3, exit:24 or layer-skip:33%, or a preset ({', '.join(_PRESETS)})"
 
 
 def parse_mask(text: str, model: Model) -> ComponentMask:
@@ -109,8 +101,8 @@ def describe_mask(mask: ComponentMask) -> str:
 
 
 def _word(word: str, model: Model) -> ComponentMask:
-    if word in PRESETS:
-        return PRESETS[word](model)
+    if word in _PRESETS:
+        return component_off(model, _PRESETS[word])
     name, _, numbers = word.partition(":")
     if name == "layer-skip" and numbers.endswith("%"):
         return layer_skip(model, _number(numbers[:-1], word))
@@ -133,15 +125,10 @@ def _word(word: str, model: Model) -> ComponentMask:
     return ComponentMask(frozenset((layer, Component(name)) for layer in layers))
 
 
-def _whole_layers(model: Model, layers: Iterable[int]) -> ComponentMask:
-    return ComponentMask(
-        frozenset(
-            (layer, component)
-            for layer in layers
-            for component in Component
-            if model.anatomy.modules(model.network, layer, component)
-        )
-    )
+def _parts(model: Model, layers: Iterable[int], components: Iterable[Component] = tuple(Component)) -> ComponentMask:
+    """Those of the components that these layers have."""
+    every = ((layer, component) for layer in layers for component in components)
+    return ComponentMask(frozenset(part for part in every if model.anatomy.modules(model.network, *part)))
 
 
 def _number(text: str, word: str) -> int:

@@ -10,11 +10,10 @@ from radistill.models.generation import evaluating
 from radistill.models.loading import Model
 from radistill.models.timing import timed
 from radistill.speculation.caches import RowCache, read_prompts, read_tokens
-from radistill.speculation.decode import verify
+from radistill.speculation.decode import rule_of, verify
 from radistill.speculation.drafters import Draft, Drafter
 from radistill.speculation.drafting import Drafting
 from radistill.speculation.payoff import RoundCosts
-from radistill.speculation.sampling import Greedy, Rule, Sampling
 
 REPEATS = 7
 _DRAFTED = (1, 2, 4, 8, 16)
@@ -38,9 +37,7 @@ def time_rounds(
     rows that are rolled back by different numbers of tokens are moved. The caches grow by some hundred tokens at most.
 
     Args:
-        target: verifies.
-        drafter: a mask or another model.
-        context: tokens in the caches.
+        target, drafter: the pair, with `context` tokens in the caches.
         batch_size: rows that run at once.
         sampled: draw tokens instead of taking the likeliest.
         repeats: timed turns.
@@ -78,7 +75,7 @@ class _Clock:
         self._target = draft.target
         self._device = draft.target.network.device
         self._source = draft.model.source
-        self._rule, self._plain_rule = (_rule(batch_size, sampled) for _ in range(2))
+        self._rule, self._plain_rule = (rule_of(float(sampled), 1.0, [0] * batch_size) for _ in range(2))
         self._last = torch.zeros(batch_size, 1, dtype=torch.long, device=self._device)
         prompts = [[token % draft.target.anatomy.vocab_size for token in range(context - 1)]] * batch_size
         self._cache = RowCache(self._target.network.config, batch_size)
@@ -120,7 +117,3 @@ class _Clock:
             self._drafting.settle(proposal, accepted)
 
         return proposing, timed(finish, self._device)[0]
-
-
-def _rule(rows: int, sampled: bool) -> Rule:
-    return Sampling(1.0, 1.0, [0] * rows) if sampled else Greedy()

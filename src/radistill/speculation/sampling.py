@@ -6,7 +6,7 @@ min(1, p(x) / q(x)); after a rejection it draws from norm(max(0, p - q)). What c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,38 +45,22 @@ class Judgement(NamedTuple):
     following: Tensor
 
 
-class Rule(Protocol):
-    """How draft and target choose tokens."""
-
-    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens [batch] for logits [batch, vocab], and the distributions that they were drawn from, if they were."""
-        ...
-
-    def judge(self, proposal: Proposal, logits: Tensor) -> Judgement:
-        """Judge a proposal by the target's logits before and after each token, [batch, drafted + 1, vocab]."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows of the batch."""
-        ...
-
-
 class Greedy:
     """The likeliest token; a drafted token is accepted where it is the target's."""
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The likeliest tokens, [batch]."""
+        """Tokens [batch] for logits [batch, vocab], and the distributions that they were drawn from: none."""
         return logits.argmax(dim=-1), None
 
     def judge(self, proposal: Proposal, logits: Tensor) -> Judgement:
-        """Accept what the target would have written."""
+        """Judge a proposal by the target's logits before and after each token, [batch, drafted + 1, vocab]."""
         own = logits.argmax(dim=-1)
         agree = (proposal.tokens == own[:, :-1]) & proposal.proposed()
         accepted = agree.long().cumprod(dim=1).sum(dim=1)
         return Judgement(accepted, own.gather(1, accepted[:, None]).squeeze(1))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Nothing is kept for a row."""
+        """Keep only these rows of the batch; nothing is kept for a row."""
 
 
 class Sampling:
@@ -97,7 +81,7 @@ class Sampling:
         self._drafted = 0  # tokens in this round
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Draw one token for each row."""
+        """Draw one token for each row, [batch]; the distributions are [batch, vocab]."""
         probabilities = distribution(logits, self.temperature, self.top_p)
         uniform = self._uniform(self._drafted, 1)[:, 0, 0].to(logits.device)
         self._drafted += 1
@@ -135,6 +119,10 @@ class Sampling:
                 self._numbers[row] = torch.cat([self._numbers[row], more])
             found.append(self._numbers[row][written + start :][:count])
         return torch.stack(found)
+
+
+Rule = Greedy | Sampling
+"""How draft and target choose tokens."""
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:

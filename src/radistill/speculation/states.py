@@ -6,7 +6,7 @@ short convolutions. Copies take the memory of a state for each token, a pass onl
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,6 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from radistill.mixers.fast.replay import Replay, listening
-
-
-class States(Protocol):
-    """The states of one layer after each of the last tokens that it has read."""
-
-    def without(self, dropped: Sequence[int]) -> list[Tensor]:
-        """What `stored` lists, as it was before the last `dropped[b]` tokens of row b."""
-
-
-History = dict[int, States]
-"""By layer."""
 
 
 class Copies:
@@ -39,6 +28,7 @@ class Copies:
         self._copies.append([table[key].clone() for table, key in stored(layer)])
 
     def without(self, dropped: Sequence[int]) -> list[Tensor]:
+        """What `stored` lists, as it was before the last `dropped[b]` tokens of row b."""
         rows = [self._copies[-1 - drop] for drop in dropped]
         return [torch.stack([of_row[number][row] for row, of_row in enumerate(rows)]) for number in range(len(rows[0]))]
 
@@ -57,10 +47,15 @@ class OnePass:
         self._window, self._time, self._replay = window, time, replay
 
     def without(self, dropped: Sequence[int]) -> list[Tensor]:
+        """As `Copies.without`."""
         counts = self._time - torch.tensor(dropped, device=self._window.device)
         slots = counts[:, None] + torch.arange(self._window.shape[-1] - self._time, device=counts.device)
         memory = self._window.take_along_dim(slots[:, None], dim=2)
-        return [memory] if self._replay is None else [memory, self._replay.state_after(counts)]
+        return [memory] if self._replay is None else [memory, self._replay(counts)]
+
+
+History = dict[int, Copies | OnePass]
+"""By layer, its states after each of the last tokens that it has read."""
 
 
 def read_at_once(cache: Any, layer: int, time: int, forward: Callable[[], Tensor]) -> tuple[Tensor, OnePass] | None:
@@ -72,8 +67,7 @@ def read_at_once(cache: Any, layer: int, time: int, forward: Callable[[], Tensor
 
     Args:
         cache: of the whole network.
-        layer: index of the layer.
-        time: number of tokens.
+        layer, time: index of the layer, and number of tokens.
         forward: runs the block on them.
 
     Returns:

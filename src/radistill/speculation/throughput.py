@@ -29,11 +29,7 @@ def measure_throughput(
 ) -> Throughput:
     """Decode the prompts of documents greedily, one at a time, as Draft & Verify does (arXiv 2309.08168).
 
-    Args:
-        model: the target.
-        documents: their prompts are answered, with as many tokens as their longest response has.
-        mask: what the draft skips.
-        draft_length: tokens drafted in a round.
+    Each is answered with as many tokens as the longest response of the documents has.
 
     Raises:
         RadistillError: as `speculative_generate`.

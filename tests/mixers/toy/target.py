@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from radistill.conversion.assembly import assemble
 from radistill.conversion.targets import Target, TargetSettings
-from radistill.models.anatomy import Architecture
+from radistill.models.architectures import Architecture
 from radistill.models.loading import Model
 from toy.mixer import AVERAGE, Average, AverageGeometry
 

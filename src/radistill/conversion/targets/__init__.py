@@ -7,14 +7,14 @@ from transformers import PreTrainedConfig
 
 from radistill.conversion.targets.cut import Cut
 from radistill.conversion.targets.granite_hybrid import GraniteHybrid
-from radistill.conversion.targets.interface import GGUFFormat
 from radistill.conversion.targets.interface import Target as Target
 from radistill.conversion.targets.interface import TargetSettings as TargetSettings
-from radistill.conversion.targets.plain_gguf import FORMATS
+from radistill.conversion.targets.massv import Massv
+from radistill.conversion.targets.plain_gguf import FORMATS, GGUFFormat
 from radistill.conversion.targets.qwen3_5 import Qwen35
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Initialisation, Mixer
-from radistill.models.anatomy import ARCHITECTURES
+from radistill.models.architectures import ARCHITECTURES
 
 TARGETS: dict[str, Target] = {}
 DEFAULT = "granite-hybrid"
@@ -30,6 +30,7 @@ def register_target(target: Target) -> None:
 register_target(GraniteHybrid())
 register_target(Qwen35())
 register_target(Cut())
+register_target(Massv())
 
 
 def validate_target(value: Any) -> TargetSettings:
@@ -89,12 +90,7 @@ def obstacles_of(config: PreTrainedConfig) -> tuple[str | None, dict[str, list[s
 def target_for(
     config: PreTrainedConfig, source: str, named: TargetSettings | dict[str, Any] | str | None = None
 ) -> TargetSettings:
-    """The target that was named or, if none was, the first that can hold a model, with its defaults.
-
-    Args:
-        config: the model's.
-        source: what the user calls it.
-        named: as in `target_settings`; None where the choice is left open.
+    """The target that was `named` (see `target_settings`) or, if none was, the first that can hold a model.
 
     Raises:
         RadistillError: if none can, with what stands in the way of each; as `target_settings`.

@@ -13,7 +13,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radistill.conversion.assembly import assemble
 from radistill.conversion.targets.interface import Target, TargetSettings
-from radistill.mixers.nothing import NoGeometry
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 
@@ -41,10 +40,6 @@ class Cut(Target):
         if kind in self.model_types:
             return []
         return [f"another architecture than can be cut (model_type={kind!r}; {', '.join(self.model_types)})"]
-
-    def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> NoGeometry:
-        """There are no new blocks."""
-        return NoGeometry()
 
     def build(
         self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False

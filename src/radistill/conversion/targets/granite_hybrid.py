@@ -6,27 +6,22 @@ fields is in `docs/reference/conversion.md`.
 """
 
 import copy
-import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 
-from radistill.conversion.assembly import assemble
 from radistill.conversion.targets.granite_hybrid_gguf import FORMAT
-from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings, dictated
+from radistill.conversion.targets.interface import CARRIED, LINEAR_LAYER, Count, Hybrid, TargetSettings, dictated
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Mixer
 from radistill.mixers.mamba2 import MAMBA2
 from radistill.mixers.mamba2.geometry import Mamba2Geometry
-from radistill.models.anatomy import ARCHITECTURES, anatomy_of
+from radistill.models.anatomy import anatomy_of
+from radistill.models.architectures import ARCHITECTURES
 from radistill.models.features import blocking_features
 from radistill.models.loading import Model
-
-# The names that every transformers since 5.17 uses inside; on loading it also takes IBM's "mamba" and "attention".
-SSM_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
 
 _CARRIED = (*CARRIED, "intermediate_size", "rope_parameters")
 _LONGROPE = (
@@ -35,7 +30,6 @@ _LONGROPE = (
     "it does not, so keep a prompt and its response on one side."
 )
 _EXPERTS = ".block_sparse_moe."
-Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 class GraniteHybridSettings(TargetSettings):
@@ -55,14 +49,13 @@ class GraniteHybridSettings(TargetSettings):
     )
 
 
-class GraniteHybrid(Target):
+class GraniteHybrid(Hybrid):
     """See `Target` for what each member promises."""
 
     settings = GraniteHybridSettings
     model_types = ("granitemoehybrid",)
     mixers: ClassVar[tuple[Mixer, ...]] = (MAMBA2,)
-    keeps = 1
-    keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
+    block = "mamba"
     gguf = FORMAT
 
     def check(self, config: PreTrainedConfig) -> list[str]:
@@ -86,53 +79,54 @@ class GraniteHybrid(Target):
         assert isinstance(settings, GraniteHybridSettings)
         heads = config.num_attention_heads
         if _has_ssm(config):
-            geometry = Mamba2Geometry.of(config)
             asked = {name: getattr(settings, name) for name in ("groups", "state", "expand", "conv_kernel")}
             asked["groups"] = heads if settings.groups == "heads" else settings.groups
-            dictated(geometry, asked, "SSM layers")
-        else:
-            head_dim = config.hidden_size // heads
-            expand = settings.expand or 1
-            groups = heads * expand if settings.groups == "heads" else settings.groups or 1
-            if heads * expand % groups:
-                raise RadistillError(
-                    f"target.groups is {groups}, which does not divide the {heads * expand} SSM heads; take 1, 'heads' "
-                    "or a divisor"
-                )
-            geometry = Mamba2Geometry(
-                heads=heads * expand,
-                head_dim=head_dim,
-                groups=groups,
-                state=settings.state or head_dim,
-                expand=expand,
-                conv_kernel=settings.conv_kernel or 4,
-            )
-        if geometry.groups > 1 and not _norm_is_grouped():
+            return dictated(Mamba2Geometry.of(config), asked, "SSM layers")
+        head_dim = config.hidden_size // heads
+        expand = settings.expand or 1
+        groups = heads * expand if settings.groups == "heads" else settings.groups or 1
+        if heads * expand % groups:
             raise RadistillError(
-                f"target.groups is {geometry.groups}, but this transformers normalises over all groups at once, unlike "
-                "Mamba-2, vLLM and newer releases; upgrade to transformers 5.23 or take groups: 1"
+                f"target.groups is {groups}, which does not divide the {heads * expand} SSM heads; take 1, 'heads' or "
+                "a divisor"
             )
-        return geometry
+        state, conv_kernel = settings.state or head_dim, settings.conv_kernel or 4
+        return Mamba2Geometry(heads * expand, head_dim, groups, state, expand, conv_kernel)
 
     def build(
         self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False
     ) -> PreTrainedModel:
         """Build the student; its new blocks hold NaN until an initialisation fills them."""
+        config = self.student_config(model.network.config, replace, settings)
+        biases = ("self_attn.q_proj.bias", "self_attn.qkv_proj.bias")
+        config.attention_bias = any(name.endswith(biases) for name in model.network.state_dict())
+        return self.assembled(GraniteMoeHybridForCausalLM, config, model, replace, _source_names, share=share)
+
+    def student_config(
+        self, config: PreTrainedConfig, replace: Sequence[int], settings: TargetSettings
+    ) -> PreTrainedConfig:
+        """Config of the student, given the source's, the layers that are replaced, and the settings."""
         assert isinstance(settings, GraniteHybridSettings)
-        network = model.network
-        source = model.anatomy.unfused(network.state_dict())
-        biased = any(name.endswith("self_attn.q_proj.bias") for name in source)
-        config = student_config(network.config, replace, settings, attention_bias=biased)
-        config.dtype = network.dtype
-        config._attn_implementation = network.config._attn_implementation
-        return assemble(
-            GraniteMoeHybridForCausalLM,
-            config,
-            source,
-            _source_names,
-            new=tuple(f"model.layers.{layer}.mamba." for layer in replace),
-            dropped=tuple(f"model.layers.{layer}.self_attn." for layer in replace),
-            share=share,
+        student = super().student_config(config, replace, settings)
+        student.mamba_chunk_size = settings.chunk_size or student.mamba_chunk_size
+        return student
+
+    def new_config(self, config: PreTrainedConfig, fields: dict[str, Any]) -> PreTrainedConfig:
+        """Config of a student whose source is of another architecture; `fields` are layers and blocks."""
+        carried: dict[str, Any] = {name: copy.deepcopy(getattr(config, name)) for name in _CARRIED}
+        # Granite's own multipliers where the source has them; otherwise those that make it Llama.
+        llama = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+        llama["attention_multiplier"] = (config.hidden_size // config.num_attention_heads) ** -0.5
+        carried |= {name: getattr(config, name, value) for name, value in llama.items()}
+        return GraniteMoeHybridConfig(
+            **carried,
+            **fields,
+            mamba_chunk_size=256,
+            shared_intermediate_size=config.intermediate_size,
+            num_local_experts=0,
+            # Zero as in IBM's dense checkpoints: llama.cpp's converter takes any other value for a mixture of experts.
+            num_experts_per_tok=0,
+            position_embedding_type="rope",
         )
 
     def weight_shapes(self, config: PreTrainedConfig) -> dict[str, list[int]]:
@@ -159,56 +153,6 @@ class GraniteHybrid(Target):
         ]
 
 
-def student_config(
-    config: PreTrainedConfig, replace: Sequence[int], settings: GraniteHybridSettings, *, attention_bias: bool
-) -> GraniteMoeHybridConfig:
-    """Config of the student.
-
-    Args:
-        config: the source's.
-        replace: layers whose attention is replaced.
-        settings: geometry of the new blocks.
-        attention_bias: whether the source's q, k and v projections have biases.
-    """
-    geometry = GraniteHybrid().geometry(config, settings)
-    mamba = geometry.config_fields()
-    replaced = set(replace)
-    if isinstance(config, GraniteMoeHybridConfig):
-        student = copy.deepcopy(config)
-        kinds = [SSM_LAYER if layer in replaced else kind for layer, kind in enumerate(config.layer_types or ())]
-        for name, value in {**mamba, "layer_types": kinds}.items():
-            setattr(student, name, value)
-        student.mamba_chunk_size = settings.chunk_size or config.mamba_chunk_size
-        return student
-
-    carried: dict[str, Any] = {name: copy.deepcopy(getattr(config, name)) for name in _CARRIED}
-    head_dim = config.hidden_size // config.num_attention_heads
-    # Granite's own multipliers where the source has them.
-    carried |= {name: getattr(config, name, value) for name, value in _multipliers(head_dim).items()}
-    return GraniteMoeHybridConfig(
-        **carried,
-        **mamba,
-        mamba_chunk_size=settings.chunk_size or 256,
-        layer_types=[SSM_LAYER if layer in replaced else ATTENTION_LAYER for layer in range(config.num_hidden_layers)],
-        shared_intermediate_size=config.intermediate_size,
-        num_local_experts=0,
-        # Zero as in IBM's dense checkpoints: llama.cpp's converter takes any other value for a mixture of experts.
-        num_experts_per_tok=0,
-        position_embedding_type="rope",
-        attention_bias=attention_bias,
-    )
-
-
-def _multipliers(head_dim: int) -> dict[str, float]:
-    """The values of Granite's multipliers that make it Llama."""
-    return {
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
-        "attention_multiplier": head_dim**-0.5,
-    }
-
-
 def _source_names(name: str) -> tuple[str, ...]:
     """Parameters of a Llama-like source that, joined along the first dimension, are the student's parameter `name`."""
     if name.endswith("shared_mlp.input_linear.weight"):
@@ -218,10 +162,4 @@ def _source_names(name: str) -> tuple[str, ...]:
 
 
 def _has_ssm(config: PreTrainedConfig) -> bool:
-    return isinstance(config, GraniteMoeHybridConfig) and SSM_LAYER in (config.layer_types or ())
-
-
-def _norm_is_grouped() -> bool:
-    """Whether the gated norm works group by group, as Mamba-2 defines it. transformers before 5.23 ignores groups."""
-    norm = modeling_granitemoehybrid.GraniteMoeHybridRMSNormGated
-    return "group_size" in inspect.signature(norm.__init__).parameters
+    return isinstance(config, GraniteMoeHybridConfig) and LINEAR_LAYER in (config.layer_types or ())

@@ -1,21 +1,22 @@
 """What a target is: an architecture that students can have."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
-from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter
-from pydantic import BaseModel
-from torch import Tensor
+from pydantic import BaseModel, Field
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from radistill.conversion.assembly import assemble
+from radistill.conversion.targets.plain_gguf import GGUFFormat
 from radistill.errors import RadistillError
 from radistill.mixers.interface import Geometry, Mixer
-from radistill.mixers.nothing import NOTHING
-from radistill.models.anatomy import Architecture, Component
+from radistill.mixers.nothing import NOTHING, NoGeometry
+from radistill.models.anatomy import Component
+from radistill.models.architectures import Architecture
 from radistill.models.checkpoint import quiet
 from radistill.models.loading import Model
 
@@ -39,41 +40,25 @@ CARRIED = (
 """Fields that mean the same in the config of a Llama-like source and in a student's."""
 
 
+# The names that every transformers since 5.17 uses inside; on loading it also takes IBM's "mamba" and "attention".
+LINEAR_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+G = TypeVar("G", bound=Geometry)
+
+
 class TargetSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of a target, which a recipe tells apart by `kind`: a literal with a default in each class of its own."""
 
     kind: str
 
 
-@dataclass(frozen=True)
-class GGUFFormat:
-    """How llama.cpp wants the students of one target.
+def dictated(own: G, asked: Mapping[str, Any], layers: str) -> G:
+    """The geometry of blocks that the source has already, if settings fit it: an architecture knows only one.
 
-    Attributes:
-        architecture: llama.cpp's name of it.
-        float32: kinds of matrices that are never stored in fewer bits.
-        obstacles: features of a student that llama.cpp cannot compute, by name; empty if it can hold it.
-        write_settings: adds the model's sizes, multipliers, positions and kinds of layers to the metadata.
-        extra: tensors of the file, by name, that no weight of the folder holds.
-        translate: the tensors of the file, by name, that hold one weight of the folder, given its name, itself (or its
-            shape on the meta device) and the config. Raises a `RadistillError` for a weight that has no place.
-    """
-
-    architecture: MODEL_ARCH
-    float32: tuple[MODEL_TENSOR, ...]
-    obstacles: Callable[[PreTrainedConfig], list[str]]
-    write_settings: Callable[[GGUFWriter, PreTrainedConfig], None]
-    extra: Callable[[PreTrainedConfig], dict[str, Tensor]]
-    translate: Callable[[str, Tensor, PreTrainedConfig], dict[str, Tensor]]
-
-
-def dictated(own: Geometry, asked: Mapping[str, Any], layers: str) -> None:
-    """Check settings against blocks that the source has already: an architecture knows only one geometry.
-
-    Args:
-        own: of the source's blocks.
-        asked: what the settings say, by the names of the geometry's fields; None is left open.
-        layers: what layers with such blocks are called.
+    What the settings say, `asked`, has the names of the geometry's fields; None is left open.
 
     Raises:
         RadistillError: naming the first setting that says otherwise.
@@ -84,6 +69,7 @@ def dictated(own: Geometry, asked: Mapping[str, Any], layers: str) -> None:
                 f"target.{name} is {value}, but this model's {layers} have {getattr(own, name)}, and new ones must be "
                 "like them; leave the field out"
             )
+    return own
 
 
 def weight_shapes(config: PreTrainedConfig) -> dict[str, list[int]]:
@@ -107,7 +93,7 @@ class Target(ABC):
         keeps_because: why.
         rounding: for number formats in which the architecture cannot store a source's weights as they are, the largest
             difference of any logit that this may make, in units of the logits' root mean square.
-        architecture: its entry in the table of `models.anatomy`, where that has none.
+        architecture: its entry in the table of `models.architectures`, where that has none.
         gguf: how llama.cpp wants its students; None where it cannot run them.
     """
 
@@ -138,13 +124,13 @@ class Target(ABC):
     def check(self, config: PreTrainedConfig) -> list[str]:
         """Features of a source model that this architecture cannot hold, by name; empty if it can hold it."""
 
-    @abstractmethod
     def geometry(self, config: PreTrainedConfig, settings: TargetSettings) -> Geometry:
-        """Shape of the new blocks for this source.
+        """Shape of the new blocks for this source; without mixers, there are none.
 
         Raises:
             RadistillError: if the settings do not fit the source.
         """
+        return NoGeometry()
 
     @abstractmethod
     def build(
@@ -172,3 +158,62 @@ class Target(ABC):
     def remarks(self, config: PreTrainedConfig) -> list[str]:
         """What engines and their versions make of a student, in sentences for its card."""
         return []
+
+
+class Hybrid(Target):
+    """A target whose layers have attention or a block of one kind, as its config's `layer_types` say.
+
+    Attributes:
+        block: what a layer calls such a block.
+    """
+
+    block: ClassVar[str]
+    keeps = 1
+    keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
+
+    @abstractmethod
+    def new_config(self, config: PreTrainedConfig, fields: dict[str, Any]) -> PreTrainedConfig:
+        """Config of a student whose source is of another architecture.
+
+        Args:
+            config: the source's.
+            fields: the kinds of layers, and the shape of the new blocks.
+        """
+
+    def student_config(
+        self, config: PreTrainedConfig, replace: Sequence[int], settings: TargetSettings
+    ) -> PreTrainedConfig:
+        """Config of the student, given the source's, the layers that are replaced, and the settings."""
+        own = config.model_type in self.model_types
+        before = config.layer_types if own else [ATTENTION_LAYER] * config.num_hidden_layers
+        kinds = [LINEAR_LAYER if layer in replace else kind for layer, kind in enumerate(before or ())]
+        geometry: Any = self.geometry(config, settings)
+        fields = {**geometry.config_fields(), "layer_types": kinds}
+        if not own:
+            return self.new_config(config, fields)
+        student = copy.deepcopy(config)
+        for name, value in fields.items():
+            setattr(student, name, value)
+        return student
+
+    def assembled(
+        self,
+        network_class: type[PreTrainedModel],
+        config: PreTrainedConfig,
+        model: Model,
+        replace: Sequence[int],
+        source_names: Callable[[str], tuple[str, ...]],
+        **how: Any,
+    ) -> PreTrainedModel:
+        """`assembly.assemble` with NaN in the blocks of the layers `replace`, and without their attention."""
+        config.dtype = model.network.dtype
+        config._attn_implementation = model.network.config._attn_implementation
+        return assemble(
+            network_class,
+            config,
+            model.anatomy.unfused(model.network.state_dict()),
+            source_names,
+            new=tuple(f"model.layers.{layer}.{self.block}." for layer in replace),
+            dropped=tuple(f"model.layers.{layer}.self_attn." for layer in replace),
+            **how,
+        )

@@ -1,60 +1,60 @@
-"""How llama.cpp wants plain Transformers, such as a drafter that is served beside its target."""
+"""How llama.cpp wants models: plain Transformers, such as a drafter beside its target, and what hybrids share."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import gguf
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
+import torch
+from gguf import MODEL_ARCH, MODEL_TENSOR, GGUFWriter, RopeScalingType
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from radistill.conversion.targets.granite_hybrid_gguf import ROTARY_DIVISORS, rope_of, rotary_divisors, rotary_pairs
-from radistill.conversion.targets.interface import GGUFFormat
 from radistill.errors import RadistillError
 
-_YARN = {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"}
+ROTARY_DIVISORS = f"{gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
+
 # What each kind of rotary scaling may say besides its kind and the base.
 _SCALINGS = {
     "default": set[str](),
     "linear": {"factor"},
-    "yarn": _YARN,
+    "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
 
+# Kind, what its name ends with, and form of a tensor in the file.
+Piece = tuple[MODEL_TENSOR, str, Tensor]
+
 
 @dataclass(frozen=True)
-class _Plain:
-    """One of llama.cpp's architectures of plain Transformers.
+class GGUFFormat:
+    """How llama.cpp wants the models of one of its architectures. This class itself is for plain Transformers.
 
     Attributes:
-        kind: which.
+        architecture: which.
+        scalings: the kinds of rotary scaling that it computes. `llama3` goes by a tensor of divisors.
         neighbours: whether it rotates entries 2i and 2i+1 of a head together, where transformers rotates i and
             i + size/2.
-        scalings: the kinds of rotary scaling that it computes. `llama3` goes by a tensor of divisors.
         biased: whether its attention may have biases that the config turns on.
+        float32: kinds of matrices that are never stored in fewer bits.
     """
 
-    kind: MODEL_ARCH
-    neighbours: bool
-    scalings: tuple[str, ...]
-    biased: bool
-
-    @property
-    def name(self) -> str:
-        return gguf.MODEL_ARCH_NAMES[self.kind]
+    architecture: MODEL_ARCH
+    scalings: tuple[str, ...] = ("default", "linear", "yarn")
+    neighbours: bool = False
+    biased: bool = True
+    float32: tuple[MODEL_TENSOR, ...] = ()
 
     def obstacles(self, config: PreTrainedConfig) -> list[str]:
-        """Features of a model that this architecture cannot compute, by name."""
+        """Features of a model that this architecture cannot compute, by name; empty if it can hold it."""
         found, rope = [], rope_of(config)
         kind = rope["rope_type"]
-        unknown = sorted(rope.keys() - {"rope_type", "rope_theta"} - _SCALINGS.get(kind, set()))
         if kind not in self.scalings:
             found.append(f"rotary scaling of type {kind} (only {', '.join(self.scalings)})")
-        elif unknown:
-            found.append(f"{unknown[0]}={rope[unknown[0]]} in the rotary positions")
+        elif unread := self.unread(rope):
+            found.append(f"{unread[0]}={rope[unread[0]]} in the rotary positions")
         if config.hidden_act != "silu":
             found.append(f"activation {config.hidden_act} (hidden_act; only silu)")
         if not self.biased and getattr(config, "attention_bias", False):
@@ -64,39 +64,52 @@ class _Plain:
             found.append(f"a sliding window (sliding_window={window})")
         return found
 
-    def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
-        """Add the model's sizes and positions to the metadata."""
-        write_sizes(writer, config)
-        writer.add_rope_dimension_count(_head_size(config))
-        rope = rope_of(config)
-        writer.add_rope_freq_base(rope["rope_theta"])
-        if rope["rope_type"] == "linear":
-            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(rope["factor"])
-        elif rope["rope_type"] == "yarn":
-            self._write_yarn(writer, rope)
+    def unread(self, rope: dict[str, Any]) -> list[str]:
+        """Rotary parameters that have no place in a file of this architecture."""
+        return sorted(rope.keys() - {"rope_type", "rope_theta"} - _SCALINGS[rope["rope_type"]])
 
-    def _write_yarn(self, writer: GGUFWriter, rope: Mapping[str, Any]) -> None:
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
+    def write_settings(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
+        """Add the model's sizes, multipliers, positions and kinds of layers to the metadata."""
+        write_sizes(writer, config)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head_size(config))
+        writer.add_value_length(head_size(config))
+        self.write_positions(writer, config)
+
+    def write_positions(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
+        """Add the rotary base and its scaling to the metadata."""
+        rope = rope_of(config)
+        rotated = int(head_size(config) * rope.get("partial_rotary_factor", 1.0))
+        writer.add_rope_dimension_count(rotated)
+        writer.add_rope_freq_base(rope["rope_theta"])
+        if rope["rope_type"] in ("linear", "yarn"):
+            writer.add_rope_scaling_type(RopeScalingType[rope["rope_type"].upper()])
+            writer.add_rope_scaling_factor(rope["factor"])
+        if rope["rope_type"] != "yarn":
+            return
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         if (stretch := rope.get("attention_factor")) is not None:
             # llama.cpp multiplies YaRN's own factor by it.
-            own = 1.0 + 0.1 * math.log(rope["factor"])
-            writer.add_rope_scaling_attn_factors(stretch / own)
+            writer.add_rope_scaling_attn_factors(stretch / (1.0 + 0.1 * math.log(rope["factor"])))
         if (fast := rope.get("beta_fast")) is not None:
             writer.add_rope_scaling_yarn_beta_fast(fast)
         if (slow := rope.get("beta_slow")) is not None:
             writer.add_rope_scaling_yarn_beta_slow(slow)
 
     def extra(self, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """Divisors of the rotary frequencies, where they are scaled one by one."""
+        """Tensors of the file, by name, that no weight holds: divisors of rotary frequencies that are scaled each."""
         if rope_of(config)["rope_type"] != "llama3":
             return {}
-        return {ROTARY_DIVISORS: rotary_divisors(config, _head_size(config))[0]}
+        return {ROTARY_DIVISORS: rotary_divisors(config)[0]}
 
     def translate(self, name: str, tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-        """The GGUF tensor, by name, that holds one weight of the folder.
+        """The tensors of the file, by name, that hold one weight of the folder.
+
+        Args:
+            name: the weight's.
+            tensor: the weight, or its shape on the meta device.
+            config: the model's.
 
         Raises:
             RadistillError: for a weight that has no place in this architecture.
@@ -104,54 +117,83 @@ class _Plain:
         layer, part = "0", name
         if name.startswith("model.layers."):
             _, _, layer, part = name.split(".", 3)
-            part = f"model.layers.0.{part}"
-        stem, _, suffix = part.rpartition(".")
-        kind = _names(self.kind).get_type(stem)
-        if kind is None:
+        pieces = self.pieces(part, tensor, config)
+        if not pieces:
+            architecture = gguf.MODEL_ARCH_NAMES[self.architecture]
             raise RadistillError(
-                f"{name}: llama.cpp's {self.name} has no place for this weight, so this model has no GGUF"
+                f"{name}: llama.cpp's {architecture} has no place for this weight, so this model has no GGUF"
             )
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(stem.split(".")[-1])
-        if heads is not None and self.neighbours:
-            tensor = rotary_pairs(tensor, heads)
-        return {f"{gguf.TENSOR_NAMES[kind].format(bid=layer)}.{suffix}": tensor}
+        return {gguf.TENSOR_NAMES[kind].format(bid=layer) + suffix: value for kind, suffix, value in pieces}
 
-    @property
-    def format(self) -> GGUFFormat:
-        """As an export asks for it."""
-        return GGUFFormat(self.kind, (), self.obstacles, self.write_settings, self.extra, self.translate)
+    def pieces(self, part: str, tensor: Tensor, config: PreTrainedConfig) -> list[Piece]:
+        """As `translate`, for a weight as it is called within its layer; nothing for one that has no place."""
+        stem, _, suffix = part.rpartition(".")
+        names = _names(self.architecture)
+        kind = names.get_type(f"model.layers.0.{stem}") or names.get_type(stem)
+        if kind is None:
+            return []
+        heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+        if stem in heads and self.neighbours and rotates(config):
+            tensor = rotary_pairs(tensor, heads[stem])
+        return [(kind, f".{suffix}", tensor)]
 
 
 @cache
 def _names(kind: MODEL_ARCH) -> gguf.TensorNameMap:
+    """llama.cpp's names by transformers'; what a layer's parts are called does not depend on its number."""
     return gguf.get_tensor_name_map(kind, 1)
 
 
-def write_sizes(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    """Add the sizes that every Transformer has to the metadata."""
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(_head_size(config))
-    writer.add_value_length(_head_size(config))
+def rotary_pairs(tensor: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of a query or key projection (or its bias) for llama.cpp's rotation.
+
+    transformers rotates entry i of a head together with entry i + size/2, llama.cpp entries 2i and 2i+1. The scores are
+    the same when queries and keys are reordered alike.
+    """
+    return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def _head_size(config: PreTrainedConfig) -> int:
+def rotary_divisors(config: PreTrainedConfig) -> tuple[Tensor, float]:
+    """By what transformers divides each rotary frequency, where they are scaled, and its factor of queries and keys."""
+    rope = rope_of(config)
+    scaled, stretch = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    size = head_size(config)
+    plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return (plain / scaled.double()).float(), float(stretch)
+
+
+def rope_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config's rotary parameters, with the defaults of what it leaves out."""
+    said = config.rope_parameters if rotates(config) else None
+    return {"rope_type": "default", "rope_theta": 10000.0} | dict(said or {})
+
+
+def rotates(config: PreTrainedConfig) -> bool:
+    """Whether a model has rotary positions; Granite's hybrids may have none."""
+    return getattr(config, "position_embedding_type", "rope") == "rope"
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    """Channels of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-_LLAMA = _Plain(MODEL_ARCH.LLAMA, neighbours=True, scalings=("default", "linear", "yarn", "llama3"), biased=True).format
-_QWEN = ("default", "linear", "yarn")
+def write_sizes(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Add the sizes that every architecture has to the metadata."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count(config.num_attention_heads)
+
+
+_LLAMA = GGUFFormat(MODEL_ARCH.LLAMA, ("default", "linear", "yarn", "llama3"), neighbours=True)
 
 FORMATS: dict[str, GGUFFormat] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": _Plain(MODEL_ARCH.QWEN2, neighbours=False, scalings=_QWEN, biased=True).format,
-    "qwen3": _Plain(MODEL_ARCH.QWEN3, neighbours=False, scalings=_QWEN, biased=False).format,
+    "qwen2": GGUFFormat(MODEL_ARCH.QWEN2),
+    "qwen3": GGUFFormat(MODEL_ARCH.QWEN3, biased=False),
 }
 """By transformers' model type."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,8 +33,7 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from radistill.conversion.assembly import assemble
-from radistill.conversion.targets.interface import CARRIED, Target, TargetSettings, dictated
+from radistill.conversion.targets.interface import CARRIED, Count, Hybrid, TargetSettings, dictated
 from radistill.conversion.targets.qwen3_5_gguf import FORMAT
 from radistill.errors import RadistillError
 from radistill.mixers.gdn import GDN
@@ -43,8 +42,6 @@ from radistill.mixers.interface import Mixer
 from radistill.models.anatomy import anatomy_of
 from radistill.models.features import MIXTURE, blocking_features
 from radistill.models.loading import Model
-
-LINEAR_LAYER, ATTENTION_LAYER = "linear_attention", "full_attention"
 
 _CARRIED = (*CARRIED, "head_dim", "attention_bias")
 # Qwen3.5 with experts has one more, which every token passes. Of zeros it is silent, and as no gradient reaches it, it
@@ -79,7 +76,6 @@ _FORMS = {
         {"shared_expert_intermediate_size": _SILENT_WIDTH},
     ),
 }
-Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 class Qwen35Settings(TargetSettings):
@@ -97,14 +93,13 @@ class Qwen35Settings(TargetSettings):
     conv_kernel: Count | None = Field(None, description="taps of the causal convolution; default 4")
 
 
-class Qwen35(Target):
+class Qwen35(Hybrid):
     """See `Target` for what each member promises."""
 
     settings = Qwen35Settings
     model_types = tuple(form.model_type for form in _FORMS.values())
     mixers: ClassVar[tuple[Mixer, ...]] = (GDN,)
-    keeps = 1
-    keeps_because = "transformers' cache of this architecture counts tokens in an attention layer"
+    block = "linear_attn"
     gguf = FORMAT
     rounding = MappingProxyType({torch.bfloat16: 0.1, torch.float16: 0.02})
 
@@ -123,13 +118,11 @@ class Qwen35(Target):
         """Shape of the new blocks. A source that has such blocks dictates it: the architecture knows only one."""
         assert isinstance(settings, Qwen35Settings)
         anatomy = anatomy_of(config)
-        chosen = {name: getattr(settings, name) for name in GDNGeometry.__dataclass_fields__}
+        chosen = {name: getattr(settings, name) for name in GDNGeometry.names}
         if chosen["key_heads"] == "heads":
             chosen["key_heads"] = anatomy.num_heads
         if anatomy.ssm_layers:
-            own = GDNGeometry.of(config)
-            dictated(own, chosen, "linear layers")
-            return own
+            return dictated(GDNGeometry.of(config), chosen, "linear layers")
         defaults = GDNGeometry(anatomy.num_kv_heads, anatomy.num_heads, anatomy.head_dim, anatomy.head_dim, 4)
         geometry = GDNGeometry(**{name: chosen[name] or getattr(defaults, name) for name in chosen})
         if geometry.value_heads % geometry.key_heads:
@@ -143,49 +136,28 @@ class Qwen35(Target):
         self, model: Model, replace: Sequence[int], settings: TargetSettings, *, share: bool = False
     ) -> PreTrainedModel:
         """Build the student; its new blocks hold NaN until an initialisation fills them."""
-        network = model.network
-        own = network.config.model_type in self.model_types
-        config = self.student_config(network.config, replace, settings)
-        config.dtype = network.dtype
-        config._attn_implementation = network.config._attn_implementation
-        return assemble(
-            _form(network.config.model_type).network,
-            config,
-            network.state_dict(),
+        source = model.network.config
+        as_stored = partial(_written, head_dim=model.anatomy.head_dim)
+        return self.assembled(
+            _form(source.model_type).network,
+            self.student_config(source, replace, settings),
+            model,
+            replace,
             lambda name: (name,),
-            new=tuple(f"model.layers.{layer}.linear_attn." for layer in replace),
-            dropped=tuple(f"model.layers.{layer}.self_attn." for layer in replace),
             share=share,
-            written=(lambda name, tensor: tensor) if own else partial(_written, head_dim=model.anatomy.head_dim),
+            written=(lambda name, tensor: tensor) if source.model_type in self.model_types else as_stored,
             silent=_SILENT,
         )
 
-    def student_config(
-        self, config: PreTrainedConfig, replace: Sequence[int], settings: TargetSettings
-    ) -> PreTrainedConfig:
-        """Config of the student, given the source's, the layers that are replaced, and the settings."""
-        replaced = set(replace)
-        linear = self.geometry(config, settings).config_fields()
-        if config.model_type in self.model_types:
-            student = copy.deepcopy(config)
-            kinds = [LINEAR_LAYER if layer in replaced else kind for layer, kind in enumerate(config.layer_types)]
-            for name, value in {**linear, "layer_types": kinds}.items():
-                setattr(student, name, value)
-            return student
+    def new_config(self, config: PreTrainedConfig, fields: dict[str, Any]) -> PreTrainedConfig:
+        """Config of a student whose source is a Qwen3; `fields` are layers and blocks."""
         form = _form(config.model_type)
         carried: dict[str, Any] = {name: copy.deepcopy(getattr(config, name)) for name in (*_CARRIED, *form.carried)}
         half = config.head_dim // 2
         rope = {"partial_rotary_factor": 1.0, **copy.deepcopy(config.rope_parameters)}
-        return form.config(
-            **carried,
-            **linear,
-            **form.added,
-            # Text has one position in all three sections, so that any split of the frequencies is the same.
-            rope_parameters={**rope, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]},
-            layer_types=[
-                LINEAR_LAYER if layer in replaced else ATTENTION_LAYER for layer in range(config.num_hidden_layers)
-            ],
-        )
+        # Text has one position in all three sections, so that any split of the frequencies is the same.
+        rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+        return form.config(**carried, **fields, **form.added, rope_parameters=rope)
 
     def remarks(self, config: PreTrainedConfig) -> list[str]:
         """Which versions of transformers load it, and what vLLM has."""

@@ -22,19 +22,22 @@ class Problem:
     Attributes:
         trials: judges a set of layers that go; larger is better. It ends the search by an exception when its tokens
             are spent; the best set judged by then is the answer (`radistill.diagnosis.search`).
-        candidates: the layers that have attention, or what `Trials.parts` has instead.
-        budget: how many of them are to be chosen, or at most.
+        budget: how many of the `candidates` are to be chosen, or at most.
         seed: of every random choice.
         folder: where a resumable search keeps its state; None keeps it in memory.
         free: whether fewer layers than the budget may be chosen; the objective then has a penalty (`Penalised`).
     """
 
     trials: Trials
-    candidates: Sequence[int]
     budget: int
-    seed: int
+    seed: int = 0
     folder: Path | None = None
     free: bool = False
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        """The layers that have attention, or what `Trials.parts` has instead."""
+        return self.trials.candidates
 
     @property
     def sizes(self) -> range:
@@ -97,6 +100,11 @@ def only_this_layer(trials: Trials) -> str:
     gone = "skipped" if trials.substitutes is None else "replaced by its fitted block"
     part = "this layer's attention" if trials.components == (Component.ATTENTION,) else "this layer"
     return f"with only {part} {gone}"
+
+
+def of_layers_alone(trials: Trials) -> str:
+    """What `each_alone` measures, in words."""
+    return f"{trials.objective.name} {only_this_layer(trials)}"
 
 
 def passes_by_rank(sizes: range) -> int:

@@ -3,26 +3,20 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 from pydantic import Field
 
 from radistill.console import note, progress
-from radistill.diagnosis.objectives import objective_from
-from radistill.diagnosis.plan import By
-from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, only_this_layer
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant, of_layers_alone
 from radistill.diagnosis.shared_study import WORKER, SharedStudy, open_study, study_url
-from radistill.diagnosis.trials import Trials
 from radistill.diagnosis.workers import working
 from radistill.effects import NOT_COUNTED
 from radistill.errors import RadistillError
 from radistill.files import hash_json
-from radistill.models.anatomy import Component
-from radistill.models.loading import load
-from radistill.models.sequences import Document
 
 
 class Bayes(Selector):
@@ -49,14 +43,6 @@ class Bayes(Selector):
         "Null keeps the study in the run folder",
     )
 
-    def obstacle(self, by: By) -> str | None:
-        """Several processes need drafts that each of them can make."""
-        if by == "replaceability" and self.workers > 1:
-            return (
-                f"diagnose.selector.workers is {self.workers}, and fitted blocks stay in the process that fitted them"
-            )
-        return None
-
     def most_passes(self, candidates: int, sizes: range) -> int:
         """One for each judged set."""
         return self.trials + (candidates if self.warm_start else 0)
@@ -74,7 +60,10 @@ class Bayes(Selector):
             RadistillError: if the storage cannot be used, or several workers have none.
         """
         problem.trials.listener = None  # each set is a trial of this search's own study
-        url = self._url(problem)
+        url = self.storage
+        if url is None and problem.folder is not None:
+            problem.folder.mkdir(parents=True, exist_ok=True)
+            url = study_url(problem.folder)
         if self.workers > 1 and url is None:
             raise RadistillError(
                 f"diagnose.selector.workers is {self.workers}, but the study is only in memory; "
@@ -82,7 +71,8 @@ class Bayes(Selector):
             )
         singles = self._shared(url, problem, "layers") if self.warm_start else None
         sets = self._shared(url, problem, "sets")
-        with working(join_search, self._search(problem, url) if self.workers > 1 else {}, self.workers) as workers:
+        as_one_worker = self.model_copy(update={"workers": 1, "storage": url})
+        with working(partial(as_one_worker.select, problem), self.workers) as workers:
 
             def look_after() -> None:
                 gone = workers.fallen()
@@ -106,7 +96,7 @@ class Bayes(Selector):
         best = sets.study.best_trial.user_attrs["layers"]
         if scores is None:
             return Selection(best, *self._marginal(problem, sets.complete()))
-        return Selection(best, scores, f"{problem.trials.objective.name} {only_this_layer(problem.trials)}")
+        return Selection(best, scores, of_layers_alone(problem.trials))
 
     def _single_layers(
         self, problem: Problem, singles: SharedStudy, look_after: Callable[[], None]
@@ -129,44 +119,8 @@ class Bayes(Selector):
             kept = [trial.values[0] for trial in trials if layer not in trial.user_attrs["layers"]]
             if gone and kept:
                 scores[layer] = sum(gone) / len(gone) - sum(kept) / len(kept)
-        return (
-            scores,
-            f"mean {problem.trials.objective.name} of the judged sets with this layer, less that of the others",
-        )
-
-    def _url(self, problem: Problem) -> str | None:
-        if self.storage is not None:
-            return self.storage
-        if problem.folder is None:
-            return None
-        problem.folder.mkdir(parents=True, exist_ok=True)
-        return study_url(problem.folder)
-
-    def _search(self, problem: Problem, url: str | None) -> dict[str, Any]:
-        """What `join_search` needs to know, in another process."""
-        trials, network = problem.trials, problem.trials.model.network
-        return {
-            "model": {
-                "source": trials.model.source,
-                "dtype": str(network.dtype).removeprefix("torch."),
-                "device": str(network.device),
-                "trust_remote_code": type(network).__module__.startswith("transformers_modules."),
-            },
-            "fingerprint": trials.model.fingerprint,
-            **{
-                name: [[document.id, document.tokens, document.response_start] for document in documents]
-                for name, documents in (("documents", trials.documents), ("retrieval", trials.retrieval))
-            },
-            "objective": trials.objective.to_json(),
-            "tokens_per_batch": trials.tokens_per_batch,
-            "components": list(trials.components),
-            "selector": self.model_copy(update={"workers": 1, "storage": url}).model_dump(mode="json"),
-            "candidates": list(problem.candidates),
-            "budget": problem.budget,
-            "free": problem.free,
-            "seed": problem.seed,
-            "folder": None if problem.folder is None else str(problem.folder),
-        }
+        name = problem.trials.objective.name
+        return scores, f"mean {name} of the judged sets with this layer, less that of the others"
 
     def _shared(self, url: str | None, problem: Problem, kind: Literal["layers", "sets"]) -> SharedStudy:
         trials = problem.trials
@@ -196,34 +150,6 @@ class Bayes(Selector):
         elif kind == "sets":
             note(f"search: {len(shared.complete())} of {self.trials} sets are judged in {self.storage}")
         return shared
-
-
-def join_search(search: dict[str, Any]) -> None:
-    """Take part in the search that another process described (`Bayes._search`), until it ends.
-
-    Raises:
-        RadistillError: if the model that is found under the name is another one.
-    """
-    model = load(**search["model"])
-    if model.fingerprint != search["fingerprint"]:
-        raise RadistillError(f"{model.source}: is not the model that is searched; save that one and load it from there")
-    documents, retrieval = (
-        [Document(id, tuple(tokens), start) for id, tokens, start in search[kind]]
-        for kind in ("documents", "retrieval")
-    )
-    folder = None if search["folder"] is None else Path(search["folder"])
-    objective = objective_from(search["objective"])
-    trials = Trials(
-        model,
-        documents,
-        objective,
-        retrieval=retrieval,
-        tokens_per_batch=search["tokens_per_batch"],
-        folder=folder,
-        components=[Component(component) for component in search["components"]],
-    )
-    problem = Problem(trials, search["candidates"], search["budget"], search["seed"], folder, search["free"])
-    Bayes.model_validate(search["selector"]).select(problem)
 
 
 def _worker(trial: FrozenTrial) -> str:

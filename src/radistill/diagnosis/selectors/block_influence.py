@@ -7,15 +7,15 @@ are averaged over tokens.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector, best_by_rank, passes_by_rank
 from radistill.models.anatomy import Component
-from radistill.models.loading import Model
-from radistill.models.sequences import Batch
 from radistill.speculation.masks import ComponentMask, masked
 
 
@@ -33,11 +33,9 @@ class BlockInfluence(Selector):
         trials = problem.trials
         # The attention of every layer is computed twice, once with its layer and once for what it adds: at most 2.
         trials.spend(2 * trials.calibration_tokens)
-        sums = torch.zeros(len(problem.candidates), dtype=torch.float64)
-        tokens = 0
-        for batch in trials.batches:
-            sums += similarities(trials.model, batch, problem.candidates, trials.components)
-            tokens += int(batch.attention_mask.sum())
+        measure = partial(similarities, layers=problem.candidates, components=trials.components)
+        sums = torch.stack(trials.each(measure)).sum(dim=0)
+        tokens = sum(len(document.tokens) for document in trials.documents)
         scores = dict(zip(problem.candidates, (sums / tokens).tolist(), strict=True))
         part = "attention" if trials.components == (Component.ATTENTION,) else "the layer"
         return Selection(
@@ -46,7 +44,7 @@ class BlockInfluence(Selector):
 
 
 def similarities(
-    model: Model, batch: Batch, layers: Sequence[int], components: Sequence[Component] = (Component.ATTENTION,)
+    full: FullModel, layers: Sequence[int], components: Sequence[Component] = (Component.ATTENTION,)
 ) -> Tensor:
     """Cosine similarity of the residual stream before and after these components of each layer, summed over tokens.
 
@@ -56,6 +54,7 @@ def similarities(
     Returns:
         [layers], float64. A token whose residual stream is zero on one side counts as 0.
     """
+    model, batch = full.model, full.batch
     blocks = model.anatomy.layers(model.network)
     found: dict[int, Tensor] = {}
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, only_this_layer
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, of_layers_alone
 from radistill.diagnosis.selectors.greedy import Costs
 from radistill.diagnosis.trials import OutOfTokens
 
@@ -39,7 +39,7 @@ class Curve(Selector):
         """
         trials = problem.trials
         scores = each_alone(problem)
-        kind = f"{trials.objective.name} {only_this_layer(trials)}"
+        kind = of_layers_alone(trials)
         try:
             self._follow(problem, scores)
         except OutOfTokens:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from radistill.console import progress
+from radistill.diagnosis.full_model import FullModel
 from radistill.diagnosis.selectors.base import Problem, Selection, Selector, most_redundant
+from radistill.diagnosis.trials import Trials
 from radistill.models.anatomy import Component
 from radistill.models.loading import Model
 from radistill.speculation.substitutes import Substitutes
@@ -49,11 +52,8 @@ class Gates(Selector):
                 trials.spend(2 * trials.calibration_tokens)
                 total = problem.budget * min(1.0, step / (self.ramp * self.steps))
                 shares = scaled_to(shares, total)
-                gates = (1 - shares).requires_grad_()
-                with gated(trials.model, problem.candidates, gates, trials.substitutes, trials.components):
-                    kl = trials.differentiate()
-                assert gates.grad is not None
-                shares = updated(shares, -gates.grad, self.learning_rate)
+                kl, gradient = differentiate(trials, problem.candidates, 1 - shares)
+                shares = updated(shares, -gradient, self.learning_rate)
                 status = f"KL {kl:.4f}"
                 if step % self.judge_every == 0 or step == self.steps:
                     scores = dict(zip(problem.candidates, shares.tolist(), strict=True))
@@ -65,6 +65,25 @@ class Gates(Selector):
         lost = "is off" if trials.substitutes is None else "its fitted block has"
         part = "this layer's attention" if trials.components == (Component.ATTENTION,) else "this layer"
         return Selection(best, scores, f"trained share of {part} that {lost}, not capped at 1")
+
+
+def differentiate(trials: Trials, layers: Sequence[int], gates: Tensor) -> tuple[float, Tensor]:
+    """KL(target || model with gates) in nats, mean over response tokens, and its gradient [layers]."""
+    parts = trials.each(partial(_gradient, layers=layers, gates=gates, components=trials.components))
+    losses, gradients = zip(*parts, strict=True)
+    return sum(losses) / trials.response_tokens, torch.stack(gradients).sum(dim=0) / trials.response_tokens
+
+
+def _gradient(
+    full: FullModel, layers: Sequence[int], gates: Tensor, components: Sequence[Component]
+) -> tuple[float, Tensor]:
+    """The KL of one batch, summed over its response tokens, and its gradient by the gates."""
+    gates = gates.detach().clone().requires_grad_()
+    with gated(full.model, layers, gates, full.substitutes, components):
+        loss = full.divergence()
+        loss.backward()
+    assert gates.grad is not None
+    return loss.item(), gates.grad
 
 
 def updated(shares: Tensor, costs: Tensor, rate: float) -> Tensor:

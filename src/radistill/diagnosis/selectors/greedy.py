@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from radistill.console import progress
-from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, only_this_layer
+from radistill.diagnosis.selectors.base import Problem, Selection, Selector, each_alone, most_redundant, of_layers_alone
 from radistill.diagnosis.trials import Trials
 
 
@@ -50,7 +50,7 @@ class Greedy(Selector):
                     break
                 chosen = better
                 advance(1, f"best {trials.value(chosen):.4f}")
-        return Selection(sorted(chosen), scores, f"{trials.objective.name} {only_this_layer(trials)}")
+        return Selection(sorted(chosen), scores, of_layers_alone(trials))
 
     def _steps(self, problem: Problem, costs: "Costs", chosen: set[int]) -> Iterator[set[int]]:
         """Sets that differ from `chosen` in one layer, or in one pair of layers, the most promising first."""

@@ -53,9 +53,9 @@ def chunked_sum(
     Returns:
         A scalar, in float32 at least; 0 with zero gradients for no tokens.
     """
-    teacher, student, sizes = _prepared(teacher, student, chunk_numbers, piece_numbers)
+    work = _Work.of(loss, teacher, student, chunk_numbers, piece_numbers)
     with torch.autocast(student.hidden.device.type, enabled=False):
-        return _ChunkedSum.apply(loss, teacher, student, sizes, student.hidden, *student.output[:2])
+        return _ChunkedSum.apply(work, work.student.hidden, *work.student.output[:2])
 
 
 @torch.no_grad()
@@ -67,114 +67,102 @@ def token_losses(
     piece_numbers: int | None = None,
 ) -> Tensor:
     """The terms of `chunked_sum`, [tokens], in float32 at least, without gradients."""
-    teacher, student, sizes = _prepared(teacher, student, chunk_numbers, piece_numbers)
+    work = _Work.of(loss, teacher, student, chunk_numbers, piece_numbers)
     with torch.autocast(student.hidden.device.type, enabled=False):
-        return _values(loss, teacher, student, sizes, _Gradients(student.hidden, *student.output[:2], (False,) * 3))
-
-
-def _prepared(
-    teacher: ResponseStates | TopK | None, student: ResponseStates, chunk_numbers: int, piece_numbers: int | None
-) -> tuple[ResponseStates | TopK | None, ResponseStates, "_Sizes"]:
-    """Both in the format of matrix products, and what is done at a time."""
-    vocabulary = min(known.vocabulary for known in (teacher, student) if known is not None)
-    device = student.hidden.device.type
-    if piece_numbers is None:
-        piece_numbers = _PIECE_ON_CPU if device == "cpu" else _PIECE_ON_GPU
-    sizes = _Sizes(vocabulary, max(1, chunk_numbers // vocabulary), max(1, piece_numbers // vocabulary))
-    if torch.is_autocast_enabled(device):
-        # Once, and not in every chunk; autograd takes the gradients back to the formats of before.
-        dtype = torch.get_autocast_dtype(device)
-        teacher = _cast(teacher, dtype) if isinstance(teacher, ResponseStates) else teacher
-        student = _cast(student, dtype)
-    return teacher, student, sizes
-
-
-class _Sizes(NamedTuple):
-    """Entries of the vocabulary that count, tokens in one chunk, tokens in one piece of it."""
-
-    vocabulary: int
-    chunk: int
-    piece: int
+        return work.values(_Gradients(work.student, (False, False, False)))
 
 
 class _ChunkedSum(torch.autograd.Function):
     """The sum, with its gradients computed in the forward."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        loss: TokenLoss,
-        teacher: ResponseStates | TopK | None,
-        student: ResponseStates,
-        sizes: _Sizes,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        # Autograd wants to see what gradients flow to as arguments of their own.
-        student = student._replace(hidden=hidden, output=student.output._replace(weight=weight, bias=bias))
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[4:])
-        values = _values(loss, teacher, student, sizes, gradients)
+    def forward(ctx: Any, work: "_Work", *inputs: Tensor | None) -> Tensor:
+        # The inputs are in `work` too; autograd wants to see what gradients flow to as arguments of their own.
+        gradients = _Gradients(work.student, ctx.needs_input_grad[1:])
+        values = work.values(gradients)
         ctx.save_for_backward(*gradients.found())
-        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias)]
+        ctx.dtypes = [None if part is None else part.dtype for part in inputs]
         return values.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return None, None, None, None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
+        return None, *(None if part is None else (part * gradient).to(dtype) for part, dtype in found)
 
 
-def _values(
-    loss: TokenLoss,
-    teacher: ResponseStates | TopK | None,
-    student: ResponseStates,
-    sizes: _Sizes,
-    gradients: "_Gradients",
-) -> Tensor:
-    """[tokens], the loss of each; `gradients` gets those that it wants."""
-    hidden = student.hidden
-    # One place for each token: a small tensor for each piece, left between large ones that come and go, would keep the
-    # allocator from using their memory again.
-    values = torch.zeros(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
-    for start in range(0, len(hidden), sizes.chunk):
-        _take_chunk(loss, teacher, student, slice(start, start + sizes.chunk), sizes, gradients, values)
-    return values
+class _Work(NamedTuple):
+    """What is summed, and how much of it at a time.
 
+    Attributes:
+        loss, teacher, student: as in `chunked_sum`, the latter two in the format of matrix products.
+        vocabulary: entries that count.
+        chunk: tokens in one chunk.
+        piece: tokens in one piece of it.
+    """
 
-def _take_chunk(
-    loss: TokenLoss,
-    teacher: ResponseStates | TopK | None,
-    student: ResponseStates,
-    rows: slice,
-    sizes: _Sizes,
-    gradients: "_Gradients",
-    values: Tensor,
-) -> None:
-    """Write the loss of a chunk's tokens to `values`. A function of its own, so that its logits go before the next."""
-    raw = student.raw_logits(rows, sizes.vocabulary)
-    of_teacher = teacher.logits(rows, sizes.vocabulary) if isinstance(teacher, ResponseStates) else teacher
-    if isinstance(of_teacher, TopK):
-        of_teacher = of_teacher[rows]
-    targets, values = student.targets[rows], values[rows]
-    for start in range(0, len(raw), sizes.piece):
-        piece = slice(start, start + sizes.piece)
-        leaf = raw[piece].detach().requires_grad_(gradients.wanted)
-        with torch.set_grad_enabled(gradients.wanted):
-            known = None if of_teacher is None else of_teacher[piece].to(raw.device)
-            of_tokens = loss(known, student.output.shape(leaf), targets[piece])
-            if gradients.wanted:
-                # The logits are not needed any more, and their gradient takes their place.
-                raw[piece] = torch.autograd.grad(of_tokens.sum(), leaf)[0]
-        values[piece] = of_tokens.detach()
-    gradients.add(rows, raw)
+    loss: TokenLoss
+    teacher: ResponseStates | TopK | None
+    student: ResponseStates
+    vocabulary: int
+    chunk: int
+    piece: int
+
+    @classmethod
+    def of(
+        cls,
+        loss: TokenLoss,
+        teacher: ResponseStates | TopK | None,
+        student: ResponseStates,
+        chunk_numbers: int,
+        piece_numbers: int | None,
+    ) -> "_Work":
+        """The arguments are those of `chunked_sum`."""
+        vocabulary = min(known.vocabulary for known in (teacher, student) if known is not None)
+        device = student.hidden.device.type
+        if piece_numbers is None:
+            piece_numbers = _PIECE_ON_CPU if device == "cpu" else _PIECE_ON_GPU
+        if torch.is_autocast_enabled(device):
+            # Once, and not in every chunk; autograd takes the gradients back to the formats of before.
+            dtype = torch.get_autocast_dtype(device)
+            teacher = _cast(teacher, dtype) if isinstance(teacher, ResponseStates) else teacher
+            student = _cast(student, dtype)
+        chunk, piece = (max(1, numbers // vocabulary) for numbers in (chunk_numbers, piece_numbers))
+        return cls(loss, teacher, student, vocabulary, chunk, piece)
+
+    def values(self, gradients: "_Gradients") -> Tensor:
+        """[tokens], the loss of each; `gradients` gets those that it wants."""
+        hidden = self.student.hidden
+        # One place for each token: a small tensor for each piece, left between large ones that come and go, would keep
+        # the allocator from using their memory again.
+        values = torch.zeros(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
+        for start in range(0, len(hidden), self.chunk):
+            self._take_chunk(slice(start, start + self.chunk), gradients, values)
+        return values
+
+    def _take_chunk(self, rows: slice, gradients: "_Gradients", values: Tensor) -> None:
+        """Write the loss of a chunk's tokens to `values`. In a method, so that its logits are gone before the next."""
+        raw = self.student.raw_logits(rows, self.vocabulary)
+        of_teacher = None if self.teacher is None else self.teacher.logits(rows, self.vocabulary)
+        targets, values = self.student.targets[rows], values[rows]
+        for start in range(0, len(raw), self.piece):
+            piece = slice(start, start + self.piece)
+            leaf = raw[piece].detach().requires_grad_(gradients.wanted)
+            with torch.set_grad_enabled(gradients.wanted):
+                known = None if of_teacher is None else of_teacher[piece].to(raw.device)
+                of_tokens = self.loss(known, self.student.output.shape(leaf), targets[piece])
+                if gradients.wanted:
+                    # The logits are not needed any more, and their gradient takes their place.
+                    raw[piece] = torch.autograd.grad(of_tokens.sum(), leaf)[0]
+            values[piece] = of_tokens.detach()
+        gradients.add(rows, raw)
 
 
 class _Gradients:
     """Gradients of the sum with respect to hidden states, weight and bias: those that are wanted, chunk by chunk."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(self, student: ResponseStates, wanted: tuple[bool, bool, bool]) -> None:
+        hidden, (weight, bias, _) = student.hidden, student.output
         dtype = _accumulator(weight)
         self._inputs = hidden, weight
         self.wanted = any(wanted)

@@ -42,11 +42,22 @@ class TopK:
 
     def __getitem__(self, rows: slice | Tensor) -> "TopK":
         """Some of the tokens."""
-        return TopK(self.ids[rows], self.log_probabilities[rows], self.tail[rows], self.best[rows], self.vocabulary)
+        return self._with(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "TopK":
         """The same on another device."""
-        ids, logs, tail, best = (part.to(device) for part in (self.ids, self.log_probabilities, self.tail, self.best))
+        return self._with(lambda part: part.to(device))
+
+    def at(self, tokens: Tensor) -> "TopK":
+        """Some of the tokens, [kept], whose places may be on another device."""
+        return self[tokens.to(self.ids.device)]
+
+    def logits(self, rows: slice, vocabulary: int) -> "TopK":
+        """What stands in the place of the logits of some of the tokens."""
+        return self[rows]
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "TopK":
+        ids, logs, tail, best = map(change, (self.ids, self.log_probabilities, self.tail, self.best))
         return TopK(ids, logs, tail, best, self.vocabulary)
 
     @property

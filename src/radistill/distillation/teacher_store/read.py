@@ -1,33 +1,85 @@
-"""Distributions of a store, a few documents at a time."""
+"""Distributions of a store: how they lie on disk, and reading them, a few documents at a time.
 
-from collections.abc import Sequence
+`<folder>/<first letters of the key>/` holds shards, each with the response tokens of consecutive documents and a
+checksum of them, and `store.json`, which follows when all of them are there. The key is a hash of everything that the
+numbers depend on.
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from radistill.distillation.losses.top_k import TopK
-from radistill.distillation.teacher_store.layout import (
-    CHECKSUM,
-    FORMATS,
-    HEADER,
-    bytes_per_token,
-    checksum,
-    response_tokens,
-    shard_path,
-    shards,
-    store_folder,
-)
 from radistill.errors import RadistillError
 from radistill.files import hash_json, read_json
 from radistill.models.checkpoint import shapes_in
 from radistill.models.sequences import Document, hash_documents
 
+HEADER = "store.json"
+CHECKSUM = "crc32"
+
+SHARD_TOKENS = 2**15
+"""Tokens of the documents of one shard, prompts included, at least: what a kill can cost the teacher."""
+
+FORMATS = {
+    "ids": torch.int32,
+    "log_probabilities": torch.float16,
+    "tail": torch.float32,
+    "best": torch.int32,
+}
+"""Number formats of the tensors of a shard; those of `TopK`, response token after response token."""
+
 _IN_MEMORY = {"ids": torch.long, "log_probabilities": torch.float32, "tail": torch.float32, "best": torch.long}
+
+
+def shards(documents: Sequence[Document]) -> list[list[Document]]:
+    """The documents of each shard, equal ones once; the order is that of the documents."""
+    made: list[list[Document]] = []
+    room = 0
+    for document in {document.content: document for document in documents}.values():
+        if room <= 0:
+            made.append([])
+            room = SHARD_TOKENS
+        made[-1].append(document)
+        room -= len(document.tokens)
+    return made
+
+
+def store_folder(folder: Path, key: str) -> Path:
+    """Where in `folder` the store with a key lies."""
+    return folder / key[:16]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """File of a shard."""
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the tensors of a shard, which its file holds beside them."""
+    found = 0
+    for name in FORMATS:
+        found = crc32(tensors[name].numpy().data, found)
+    return f"{found:08x}"
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of which token has which id."""
+    return hash_json(tokenizer.get_vocab())
+
+
+def bytes_per_token(top_k: int) -> int:
+    """Bytes of one response token's distribution."""
+    sizes = {name: dtype.itemsize for name, dtype in FORMATS.items()}
+    return top_k * (sizes["ids"] + sizes["log_probabilities"]) + sizes["tail"] + sizes["best"]
 
 
 class StoredTeacher:
@@ -65,7 +117,7 @@ class StoredTeacher:
             row = 0
             for document in part:
                 self._places[document.content] = (index, row)
-                row += response_tokens(document)
+                row += document.response_tokens
             self.tokens += row
 
     @property
@@ -89,7 +141,7 @@ class StoredTeacher:
                     if shard not in opened:
                         opened[shard] = stack.enter_context(safe_open(path, framework="pt"))
                     for name, parts in found.items():
-                        parts.append(opened[shard].get_slice(name)[row : row + response_tokens(document)])
+                        parts.append(opened[shard].get_slice(name)[row : row + document.response_tokens])
                 except (OSError, SafetensorError) as error:
                     raise RadistillError(
                         f"{path}: cannot be read ({error}); remove it and {HEADER} beside it to have it written again"
@@ -106,7 +158,7 @@ class StoredTeacher:
 
 def is_whole(path: Path, part: Sequence[Document], top_k: int) -> bool:
     """Whether the shard of some documents is there, as it was written."""
-    rows = sum(map(response_tokens, part))
+    rows = sum(document.response_tokens for document in part)
     wanted = {name: [rows, *([top_k] if name in ("ids", "log_probabilities") else [])] for name in FORMATS}
     try:
         if shapes_in(path) != wanted:

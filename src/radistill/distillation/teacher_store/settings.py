@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from radistill.effects import NOT_COUNTED
+from radistill.models.server.settings import ServerSettings
 
 
 class TeacherStoreSettings(BaseModel, extra="forbid"):
@@ -18,6 +19,11 @@ class TeacherStoreSettings(BaseModel, extra="forbid"):
     )
     tokens_per_batch: int = Field(
         default=2048, ge=1, description="padded tokens in one forward of the teacher while it writes"
+    )
+    server: ServerSettings | None = Field(
+        default=None,
+        description="an address: vLLM's server, which reads in the teacher's place (`--max-logprobs` there must allow "
+        "`top_k`); the teacher's weights are then not loaded for it; null is none",
     )
     folder: Annotated[str | None, NOT_COUNTED] = Field(
         default=None,

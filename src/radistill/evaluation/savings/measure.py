@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,9 @@ from radistill.speculation.masks import ComponentMask
 CONTEXTS = (512, 1024, 2048, 4096)
 CACHE_LENGTHS = (4096, 32_768, 131_072)
 """Lengths for which the cache is stated; it follows from the config, so no model has to read that much."""
+
+LONG = 16_384
+"""From here on a pass takes so long that one to warm up would only cost time."""
 
 _NO_MATTER = ("contexts", "beyond_context")
 """Settings that make no other figures of a context."""
@@ -71,7 +74,7 @@ class SavingsSettings:
         contexts: tokens that are read before decoding; None is those of `CONTEXTS` that both models can hold.
         batch_size: sequences at once, of plain decoding; self-speculation decodes one.
         decode_tokens: decoding steps after each context.
-        repeats: timed passes of each model over each context, after one to warm up.
+        repeats: timed passes of each model over each context, after one to warm up where it is short.
         draft_length: tokens that self-speculation drafts in a round; None leaves it out.
         beyond_context: allow contexts beyond the models' own. What they write there means nothing, but its speed does.
     """
@@ -89,9 +92,10 @@ def measure_savings(
 ) -> dict[str, Any]:
     """Measure both models and write the figures to `path`, after each context.
 
-    Passes of base and hybrid alternate, so that what slows the machine down for a while slows both. The pass that warms
-    up is also the one whose memory is watched, and is not timed. What `path` holds already, measured with the same
-    models and settings on the same machine, is not measured again.
+    Passes of base and hybrid alternate, so that what slows the machine down for a while slows both. The first pass over
+    a context is the one whose memory is watched. It also warms up and is not timed, unless the context is so long that
+    it takes minutes. What `path` holds already, measured with the same models and settings on the same machine, is not
+    measured again.
 
     Args:
         base, hybrid: what is compared.
@@ -101,7 +105,7 @@ def measure_savings(
 
     Returns:
         What was written: `models` (by `base` and `hybrid`: weights, bytes of the cache) and `contexts` (for each, by
-        model: medians of tokens a second, peak memory, self-speculation).
+        model: medians of tokens a second, peak memory, self-speculation; and `ratios` of speeds in the same turn).
 
     Raises:
         RadistillError: if a model cannot hold a context, or `path` holds something else.
@@ -151,22 +155,31 @@ def _at(
             name: stack.enter_context(engine.reading(model, (length, settings.decode_tokens), settings.batch_size))
             for name, model in models.items()
         }
-        for repeat in range(settings.repeats + 1):
+        for repeat in range(0 if length < LONG else 1, settings.repeats + 1):
             for name, model in models.items():
-                if repeat == 0:
-                    with peak_memory(model.network.device) as peak:
-                        readers[name](prompts[name])
+                with nullcontext() if name in peaks else peak_memory(model.network.device) as peak:
+                    passed = readers[name](prompts[name])
+                if peak is not None:
                     peaks[name] = peak.bytes
-                else:
-                    passes[name].append(readers[name](prompts[name]))
+                passes[name] += [passed] if repeat else []
                 if name in drafts and settings.draft_length is not None:
                     steps = settings.decode_tokens
                     found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, steps)
                     drafted[name] += [found] if repeat and found else []
-    return {"context": length} | {
+    return {"context": length, "ratios": _ratios(passes["base"], passes["hybrid"])} | {
         name: _figures(passes[name], peaks[name], drafted.get(name, []), length * settings.batch_size, settings)
         for name in models
     }
+
+
+def _ratios(base: Sequence[Pass], hybrid: Sequence[Pass]) -> dict[str, list[float]]:
+    """Speed of the hybrid over that of the base, turn by turn: the median, the smallest and the largest."""
+    pairs = list(zip(base, hybrid, strict=True))
+    found = {
+        "prefill": [one.prefill_seconds / other.prefill_seconds for one, other in pairs],
+        "decode": [statistics.median(one.step_seconds) / statistics.median(other.step_seconds) for one, other in pairs],
+    }
+    return {name: [statistics.median(each), min(each), max(each)] for name, each in found.items()}
 
 
 def _figures(

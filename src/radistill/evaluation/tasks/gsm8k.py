@@ -3,8 +3,8 @@
 `gsm8k` is a zero-shot conversation, `gsm8k-fewshot` a text of eight worked examples, which base models take as well.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from radistill.data.examples import Example
 from radistill.evaluation.exact_match import is_correct, result_of
@@ -31,34 +31,24 @@ def judge(example: Example, response: str) -> Verdict:
     return Verdict(is_correct(response, example.verifier), extract_answer(response))
 
 
-def _conversations(model: Model, settings: TaskSettings) -> list[Example]:
-    return [
-        Example.of_user(f"gsm8k-{number}", f"{row['question']}\n\n{INSTRUCTION}", verifier=_verifier(row))
-        for number, row in enumerate(_read(settings, "gsm8k"), start=1)
-    ]
-
-
-def _texts(model: Model, settings: TaskSettings) -> list[Example]:
-    return [
-        Example(f"gsm8k-{number}", text=f"{_WORKED}Question: {row['question']}\nAnswer:", verifier=_verifier(row))
-        for number, row in enumerate(_read(settings, "gsm8k-fewshot"), start=1)
-    ]
-
-
-def _read(settings: TaskSettings, name: str) -> list[dict[str, Any]]:
-    hub = ("openai/gsm8k", "main", "test")
-    return read_rows((name, "gsm8k"), settings, hub, ("question", "answer"), lambda row: without_number(row["answer"]))
-
-
-def _verifier(row: dict[str, Any]) -> dict[str, str]:
-    return {"kind": "answer", "answer": str(row["answer"])}
+def _examples(name: str, model: Model, settings: TaskSettings) -> list[Example]:
+    hub, fields = ("openai/gsm8k", "main", "test"), ("question", "answer")
+    rows = read_rows((name, "gsm8k"), settings, hub, fields, lambda row: without_number(row["answer"]))
+    found = []
+    for number, row in enumerate(rows, start=1):
+        id, verifier = f"gsm8k-{number}", {"kind": "answer", "answer": str(row["answer"])}
+        if name == "gsm8k":
+            found.append(Example.of_user(id, f"{row['question']}\n\n{INSTRUCTION}", verifier=verifier))
+        else:
+            found.append(Example(id, text=f"{_WORKED}Question: {row['question']}\nAnswer:", verifier=verifier))
+    return found
 
 
 TASKS = (
-    Generated("gsm8k", _conversations, judge, max_new_tokens=512, data_names=("gsm8k",)),
+    Generated("gsm8k", partial(_examples, "gsm8k"), judge, max_new_tokens=512, data_names=("gsm8k",)),
     Generated(
         "gsm8k-fewshot",
-        _texts,
+        partial(_examples, "gsm8k-fewshot"),
         judge,
         max_new_tokens=256,
         stops=("\nQuestion:",),

@@ -8,6 +8,7 @@ from typing import Protocol
 from radistill.data.examples import Example
 from radistill.evaluation.results import Row
 from radistill.models.loading import Model
+from radistill.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,14 @@ class Generated:
 
 
 class Measure(Protocol):
-    """Runs a task to its end and hands over its rows as they come; what it has done it may keep in `cache`."""
+    """Runs a task to its end and hands over its rows as they come; what it has done it may keep in `cache`.
 
-    def __call__(self, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None: ...
+    Of several processes, all call it, and each row is handed over by one.
+    """
+
+    def __call__(
+        self, model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path, processes: Processes
+    ) -> None: ...
 
 
 @dataclass(frozen=True)

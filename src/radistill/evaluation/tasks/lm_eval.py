@@ -10,6 +10,7 @@ from radistill.evaluation.results import Row
 from radistill.evaluation.tasks.interface import Measured, TaskSettings
 from radistill.models.checkpoint import one_line
 from radistill.models.loading import Model
+from radistill.processes import Processes
 
 _METRICS = ("acc", "exact_match", "exact_match,none", "em")
 
@@ -22,8 +23,11 @@ def task(name: str) -> Measured:
     """
     harness = _harness()
 
-    def measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
-        for row in _rows(_evaluate(harness, name, model, settings, cache), name):
+    def measure(
+        model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path, processes: Processes
+    ) -> None:
+        # The harness knows of no other processes of ours.
+        for row in _rows(_evaluate(harness, name, model, settings, cache), name) if processes.is_main else ():
             keep(row)
 
     return Measured(f"lm-eval:{name}", measure, data_names=(f"lm-eval:{name}",))

@@ -19,31 +19,38 @@ from radistill.files import hash_json
 from radistill.models.loading import Model
 from radistill.models.logits import response_states
 from radistill.models.sequences import Document, batches, collate, hash_documents
+from radistill.processes import Processes
 
 _TOKENS_PER_BATCH = 2048
 _NUMBERS_AT_ONCE = 2**24
 
 
-def _measure(model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path) -> None:
+def _measure(
+    model: Model, settings: TaskSettings, keep: Callable[[Row], None], cache: Path, processes: Processes
+) -> None:
     """Texts count from their second token, conversations only in their response; long ones are read in windows."""
     examples = _examples(settings)
     windows: dict[str, list[Document]] = {example.id: _windows(model, example) for example in examples}
-    nats: dict[str, float] = {}
     groups = batches([document for parts in windows.values() for document in parts], _TOKENS_PER_BATCH)
     keys = [hash_json([model.fingerprint, hash_documents(group)]) for group in groups]
-    finished = read_batches(cache)
-    waiting = dict(enumerate(examples))
-    with progress("perplexity", len(groups), "batches", done=sum(key in finished for key in keys)) as advance:
-        for group, key in zip(groups, keys, strict=True):
-            if key not in finished:
-                finished[key] = _nats(model, group)
-                append_batch(cache, key, finished[key])
-                advance()
-            nats |= zip((part.id for part in group), finished[key], strict=True)
-            for number, example in list(waiting.items()):
-                if all(part.id in nats for part in windows[example.id]):
-                    keep(_row(number, example, windows[example.id], nats))
-                    del waiting[number]
+    finished = processes.decide(lambda: read_batches(cache))
+    left = [number for number, key in enumerate(keys) if key not in finished]
+
+    def measure(number: int) -> list[float]:
+        found = _nats(model, groups[number])
+        append_batch(cache, keys[number], found)
+        return found
+
+    with progress("perplexity", len(groups), "batches", done=len(groups) - len(left)) as advance:
+        found = processes.share(left, measure, lambda done: advance(len(done)))
+    finished |= zip((keys[number] for number in left), found, strict=True)
+    nats = {
+        part.id: value
+        for group, key in zip(groups, keys, strict=True)
+        for part, value in zip(group, finished[key], strict=True)
+    }
+    for number, example in enumerate(examples) if processes.is_main else ():
+        keep(_row(number, example, windows[example.id], nats))
 
 
 def _row(number: int, example: Example, parts: list[Document], nats: dict[str, float]) -> Row:

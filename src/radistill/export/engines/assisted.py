@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 
 from radistill.models.generation import evaluating
 from radistill.models.loading import Model
+from radistill.models.pictures import Images
+from radistill.models.sequences import image_arguments
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Assisted:
     seconds: float
 
 
-def assisted(target: Model, draft: Model, prompt: Sequence[int], count: int, draft_length: int) -> Assisted:
-    """Answer a prompt with up to `count` tokens; the assistant proposes `draft_length` in each round.
+def assisted(
+    target: Model, draft: Model, prompt: Sequence[int], count: int, draft_length: int, images: Images | None = None
+) -> Assisted:
+    """Answer a prompt, perhaps with images, with up to `count` tokens; the assistant proposes `draft_length` a round.
 
     Where the vocabularies are padded differently, transformers wants both tokenizers and takes tokens by their texts.
     """
@@ -54,6 +58,7 @@ def assisted(target: Model, draft: Model, prompt: Sequence[int], count: int, dra
                 max_new_tokens=count,
                 do_sample=False,
                 **options,
+                **{name: tensor.to(ids.device) for name, tensor in image_arguments([images], ids).items()},
             )[0]
         finally:
             settings.update(**kept)
@@ -78,9 +83,7 @@ def _passes(*networks: nn.Module) -> Iterator[Counter[nn.Module]]:
     def count(network: nn.Module, args: object, output: object) -> None:
         counts[network] += 1
 
-    handles = [network.register_forward_hook(count) for network in networks]
-    try:
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(network.register_forward_hook(count))
         yield counts
-    finally:
-        for handle in handles:
-            handle.remove()

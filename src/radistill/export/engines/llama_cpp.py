@@ -1,23 +1,25 @@
 """llama.cpp through xllamacpp's server: token ids in, token ids out, no tokenizer and no cache in between."""
 
-import json
 import os
 import re
 import sys
 import tempfile
-import urllib.request
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import Reader
 from radistill.evaluation.savings.speed import Pass
 from radistill.export.gguf import write_gguf
 from radistill.models.loading import Model
+from radistill.models.server.client import Client
+from radistill.models.server.settings import ServerSettings
 
 _QUIET, _SAYS_SIZES = -1, 4
 
@@ -37,12 +39,11 @@ def as_gguf(model: Model, path: Path, dtype: str | None = None) -> Path:
     return path
 
 
-class LlamaCpp:
-    """A GGUF file, loaded by llama.cpp on the CPU; one text at a time.
+class LlamaCpp(Client):
+    """A GGUF file, loaded by llama.cpp on the CPU, behind its HTTP server on this machine.
 
     Attributes:
         version: of the package that brings llama.cpp.
-        address: of its HTTP server, on this machine.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LlamaCpp:
         *,
         exact: bool = True,
         threads: int = 1,
+        slots: int = 1,
         verbosity: int = _QUIET,
     ) -> None:
         """Load a file, and the file of another model that drafts for it.
@@ -65,6 +67,7 @@ class LlamaCpp:
             draft_length: tokens drafted in a round.
             exact: keep keys and values in float32, and do without flash attention; otherwise as llama.cpp would itself.
             threads: of the CPU. llama.cpp's wait for one another by spinning, so that more than are free slow it down.
+            slots: texts that it works on at once, each with `context` tokens.
             verbosity: how much llama.cpp writes to standard error.
 
         Raises:
@@ -74,7 +77,7 @@ class LlamaCpp:
         self.version = f"xllamacpp {xllamacpp.__version__}"
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup = context, 1, False
+        params.n_ctx, params.n_parallel, params.warmup = context * slots, slots, False
         params.verbosity = verbosity
         params.sampling.temp = 0.0
         parts = [params]
@@ -97,7 +100,7 @@ class LlamaCpp:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise RadistillError(f"{path}: llama.cpp cannot load this ({error})") from None
-        self.address = self._server.listening_address
+        super().__init__(ServerSettings(url=self._server.listening_address, requests=slots, retries=0))
         # Ended before its loop runs, the server waits for ever; an answer shows that it does. It also warms up.
         self.greedy([0], 1)
 
@@ -111,10 +114,6 @@ class LlamaCpp:
         """Token ids of a text, special tokens in it included."""
         return list(self.ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
 
-    def ask(self, path: str, content: dict[str, Any]) -> Any:
-        """The server's answer to a JSON request."""
-        return ask(self.address + path, content)
-
 
 def _package() -> Any:
     try:
@@ -124,22 +123,15 @@ def _package() -> Any:
     return xllamacpp
 
 
-def ask(url: str, content: dict[str, Any]) -> Any:
-    """The answer of a server on this machine to a JSON request, however long it takes."""
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def with_cache_bytes(path: Path, context: int, threads: int = 1) -> tuple[LlamaCpp, int]:
+def with_cache_bytes(path: Path, context: int, threads: int = 1, slots: int = 1) -> tuple[LlamaCpp, int]:
     """A file as llama.cpp would load it itself, and the bytes of keys, values and states that it makes room for.
 
     It says these only where it says everything, and goes on doing so; so the file is loaded once for the sizes, and
     once more, while nobody listens.
     """
     with _standard_error() as log:
-        LlamaCpp(path, context, exact=False, verbosity=_SAYS_SIZES)
-        engine = LlamaCpp(path, context, exact=False, threads=threads)
+        LlamaCpp(path, context, exact=False, slots=slots, verbosity=_SAYS_SIZES)
+        engine = LlamaCpp(path, context, exact=False, threads=threads, slots=slots)
         text = log()
     sizes = re.findall(r"(?:KV|RS) buffer size = +([0-9.]+) MiB", text)
     return engine, round(sum(map(float, sizes)) * 2**20)
@@ -159,22 +151,39 @@ class LlamaCppEngine:
         """As `Engine`; the first token is decoded with the context, as servers do.
 
         Raises:
-            RadistillError: for several sequences at once, or a model that has no GGUF.
+            RadistillError: for a model that has no GGUF.
         """
-        if batch_size != 1:
-            raise RadistillError("savings: llama.cpp is timed with one sequence; leave --batch-size at 1")
         path = self._folder / f"{model.fingerprint[:16]}.gguf"
         if not path.exists():
             as_gguf(model, path, self.dtype)
         longest, steps = sum(room) + 1, room[1]
-        server, held = with_cache_bytes(path, longest, torch.get_num_threads())
+        if model.context_length is not None and longest > model.context_length:
+            _claim_context(path, longest)
+        server, held = with_cache_bytes(path, longest, torch.get_num_threads(), batch_size)
+
+        def seconds(tokens: Sequence[int], count: int) -> float:
+            """Of every sequence of the batch, each as a request of its own."""
+            started = time.perf_counter()
+            for _ in server.at_once(lambda _: server.greedy(list(tokens), count, ignore_eos=True), range(batch_size)):
+                pass
+            return time.perf_counter() - started
 
         def read(tokens: Sequence[int]) -> Pass:
+            if batch_size > 1:
+                prefill = seconds(tokens, 1)
+                return Pass(prefill, [(seconds(tokens, steps + 1) - prefill) / steps] * steps, held)
             found = server.greedy(list(tokens), steps + 1, ignore_eos=True)["timings"]
             # Its time is that of the steps after the first token, which it counts all the same.
             return Pass(found["prompt_ms"] / 1000, [found["predicted_ms"] / 1000 / steps] * steps, held)
 
         yield read
+
+
+def _claim_context(path: Path, tokens: int) -> None:
+    """Let a GGUF file say that its model reads so many tokens: llama.cpp's server takes no text beyond what it says."""
+    file = GGUFReader(path, "r+")
+    architecture = file.fields["general.architecture"].contents()
+    file.fields[f"{architecture}.context_length"].parts[-1][0] = tokens
 
 
 @contextmanager

@@ -32,6 +32,24 @@ def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return result.transpose(1, 2)
 
 
+def convolution_step(x: Tensor, memory: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`causal_convolution` of one token, without gradients. The memory is changed in place.
+
+    Args:
+        x: [batch, channels].
+        memory: the last inputs, [batch, channels, taps].
+        weight: [channels, taps]; the last tap reads the present.
+        bias: [channels].
+
+    Returns:
+        [batch, channels].
+    """
+    window = torch.cat([memory[..., 1:], x[..., None]], dim=-1)
+    memory.copy_(window)
+    y = (window.to(torch.promote_types(x.dtype, torch.float32)) * weight).sum(-1)
+    return F.silu(y if bias is None else y.add_(bias), inplace=True).to(x.dtype)
+
+
 class _CausalConvolution(torch.autograd.Function):
     """On [batch, time, channels]."""
 

@@ -5,40 +5,33 @@ needs the outputs of all, and then the state after some. A scan that is listened
 `Replay` for the second; the state between the two is nobody's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radistill.mixers.fast.decay import without_subnormals
+from radistill.mixers.fast.chunks import without_subnormals
+
+Replay = Callable[[Tensor], Tensor]
+"""What a scan over [batch, time] leaves behind: given counts, [batch] of 0 to time, the recurrent state whose row b has
+read the first `counts[b]` tokens."""
 
 
-class Replay(Protocol):
-    """What a scan over [batch, time] has left behind."""
-
-    def state_after(self, counts: Tensor) -> Tensor:
-        """The recurrent state whose row b has read the first `counts[b]` tokens; counts are [batch], 0 to time."""
-
-
+@dataclass
 class Tape:
     """Listens to the scan of one block.
 
     Attributes:
+        state: what the block has stored; None before its first token.
         replay: of the scan; None as long as no function of ours has started from the stored state.
     """
 
-    def __init__(self, state: Tensor | None) -> None:
-        """`state` is what the block has stored; None before its first token."""
-        self._state = state
-        self.replay: Replay | None = None
-
-    def is_for(self, initial_state: Tensor | None) -> bool:
-        """Whether a scan that starts from `initial_state` is the one that is meant."""
-        return initial_state is self._state and self.replay is None
+    state: Tensor | None
+    replay: Replay | None = None
 
 
 _tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
@@ -61,7 +54,7 @@ def listening(state: Tensor | None) -> Iterator[Tape]:
 def tape_for(initial_state: Tensor | None) -> Tape | None:
     """The tape that waits for a scan that starts from this state, if there is one."""
     tape = _tape.get()
-    return tape if tape is not None and tape.is_for(initial_state) else None
+    return tape if tape is not None and tape.state is initial_state and tape.replay is None else None
 
 
 class FewDecays:

@@ -1,14 +1,15 @@
 """The shape of a Gated DeltaNet block, as targets choose it and initialisations need it, and its parts."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+
+from radistill.mixers.interface import ConfigGeometry, Norm
 
 
 @dataclass(frozen=True)
-class GDNGeometry:
+class GDNGeometry(ConfigGeometry):
     """Sizes of one Gated DeltaNet block (arXiv 2412.06464).
 
     Attributes:
@@ -19,16 +20,19 @@ class GDNGeometry:
         conv_kernel: taps of the causal depthwise convolution over queries, keys and values.
     """
 
+    names: ClassVar[dict[str, str]] = {
+        "key_heads": "linear_num_key_heads",
+        "value_heads": "linear_num_value_heads",
+        "key_dim": "linear_key_head_dim",
+        "value_dim": "linear_value_head_dim",
+        "conv_kernel": "linear_conv_kernel_dim",
+    }
+
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
     conv_kernel: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "GDNGeometry":
-        """The geometry of the blocks that a config describes in transformers' fields `linear_*`."""
-        return cls(**{field: getattr(config, name) for field, name in _FIELDS.items()})
 
     @property
     def keys(self) -> int:
@@ -44,25 +48,6 @@ class GDNGeometry:
     def state_numbers(self) -> int:
         """A state [key_dim, value_dim] for each value head, and the convolution's memory."""
         return self.inner * self.key_dim + (2 * self.keys + self.inner) * self.conv_kernel
-
-    def config_fields(self) -> dict[str, Any]:
-        """The fields of a config from which `of` reads it."""
-        return {name: getattr(self, field) for field, name in _FIELDS.items()}
-
-
-_FIELDS = {
-    "key_heads": "linear_num_key_heads",
-    "value_heads": "linear_num_value_heads",
-    "key_dim": "linear_key_head_dim",
-    "value_dim": "linear_value_head_dim",
-    "conv_kernel": "linear_conv_kernel_dim",
-}
-
-
-class Norm(Protocol):
-    """The gated RMSNorm of one head; weight [value_dim]."""
-
-    weight: Tensor
 
 
 class GDNBlock(Protocol):

@@ -38,10 +38,10 @@ def write_settings(writer: GGUFWriter, geometry: GDNGeometry) -> None:
     writer.add_ssm_inner_size(geometry.inner)
 
 
-def translate(name: str, tensor: Tensor, geometry: GDNGeometry) -> tuple[MODEL_TENSOR, str, Tensor] | None:
-    """Kind, suffix and form of a block's parameter, named as in the block; None for one that has no place."""
+def translate(name: str, tensor: Tensor, geometry: GDNGeometry) -> list[tuple[MODEL_TENSOR, str, Tensor]]:
+    """Kind, suffix and form of a block's parameter, named as in the block; nothing for one that has no place."""
     if name not in _KINDS:
-        return None
+        return []
     match name:
         case "in_proj_qkv.weight" | "conv1d.weight":
             keys, values = tensor.split([2 * geometry.keys, geometry.inner])
@@ -55,7 +55,7 @@ def translate(name: str, tensor: Tensor, geometry: GDNGeometry) -> tuple[MODEL_T
             pass  # one for all heads
         case _:
             tensor = _spread(tensor, geometry)
-    return *_KINDS[name], tensor
+    return [(*_KINDS[name], tensor)]
 
 
 def _spread(tensor: Tensor, geometry: GDNGeometry) -> Tensor:

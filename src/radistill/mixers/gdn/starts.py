@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from radistill.mixers.gdn.geometry import GDNBlock, GDNGeometry
-from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation
+from radistill.mixers.interface import Attention, AttentionShape, Context, Initialisation, any_geometry
 from radistill.mixers.start import convolution, decays, linear_weight, pass_through, per_query_head
 
 _CONVOLUTION_NOISE = 0.3
@@ -106,10 +106,6 @@ def _scaled(rows: Tensor, attention: Attention, name: str) -> Tensor:
     return rows * norm(torch.ones(rows.shape[1], dtype=rows.dtype, device=rows.device))[:, None]
 
 
-def _any(geometry: GDNGeometry, shape: AttentionShape) -> list[str]:
-    return []
-
-
 def _same_output(geometry: GDNGeometry, shape: AttentionShape) -> list[str]:
     """`out_proj` must have the shape of `o_proj`."""
     if geometry.inner == shape.heads * shape.head_dim:
@@ -138,31 +134,33 @@ def _head_to_head(geometry: GDNGeometry, shape: AttentionShape) -> list[str]:
     return found
 
 
-RANDOM = Initialisation(
-    fill=fill_random,
-    obstacles=_any,
-    silent=True,
-    summary="drawn, with out_proj zero; starts as the skip draft",
-    rate=1e-3,
-)
-ZERO = Initialisation(
-    fill=fill_zero,
-    obstacles=_same_output,
-    silent=True,
-    summary="RAD: in_proj_z zero, out_proj from o_proj; starts as the skip draft",
-)
-TRANSFER = Initialisation(
-    fill=fill_transfer,
-    obstacles=_head_to_head,
-    silent=False,
-    summary="Mamba-in-the-Llama: Q, K, V, O become in_proj_qkv, out_proj (needs key_heads: heads)",
-    rate=1e-2,
-)
-FITTED = Initialisation(
-    fill=fill_fitted,
-    obstacles=_any,
-    silent=True,
-    needs_fit=True,
-    summary="from Q, K and V, then fitted to the attention by `align`: output projection in closed form, the rest by "
-    "regression",
-)
+STARTS = {
+    "zero": Initialisation(
+        fill=fill_zero,
+        obstacles=_same_output,
+        silent=True,
+        summary="RAD: in_proj_z zero, out_proj from o_proj; starts as the skip draft",
+    ),
+    "transfer": Initialisation(
+        fill=fill_transfer,
+        obstacles=_head_to_head,
+        silent=False,
+        summary="Mamba-in-the-Llama: Q, K, V, O become in_proj_qkv, out_proj (needs key_heads: heads)",
+        rate=1e-2,
+    ),
+    "random": Initialisation(
+        fill=fill_random,
+        obstacles=any_geometry,
+        silent=True,
+        summary="drawn, with out_proj zero; starts as the skip draft",
+        rate=1e-3,
+    ),
+    "fitted": Initialisation(
+        fill=fill_fitted,
+        obstacles=any_geometry,
+        silent=True,
+        needs_fit=True,
+        summary="from Q, K and V, then fitted to the attention by `align`: output projection in closed form, the rest "
+        "by regression",
+    ),
+}

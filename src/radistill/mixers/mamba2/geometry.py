@@ -1,14 +1,15 @@
 """The shape of a Mamba-2 block, as targets choose it and initialisations need it, and its parts."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+
+from radistill.mixers.interface import ConfigGeometry, Norm
 
 
 @dataclass(frozen=True)
-class Mamba2Geometry:
+class Mamba2Geometry(ConfigGeometry):
     """Sizes of one Mamba-2 block (arXiv 2405.21060) inside a model of width `hidden_size`.
 
     Attributes:
@@ -22,6 +23,17 @@ class Mamba2Geometry:
         proj_bias: whether the input and output projections have one.
     """
 
+    names: ClassVar[dict[str, str]] = {
+        "heads": "mamba_n_heads",
+        "head_dim": "mamba_d_head",
+        "groups": "mamba_n_groups",
+        "state": "mamba_d_state",
+        "expand": "mamba_expand",
+        "conv_kernel": "mamba_d_conv",
+        "conv_bias": "mamba_conv_bias",
+        "proj_bias": "mamba_proj_bias",
+    }
+
     heads: int
     head_dim: int
     groups: int
@@ -30,11 +42,6 @@ class Mamba2Geometry:
     conv_kernel: int
     conv_bias: bool = True
     proj_bias: bool = False
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Mamba2Geometry":
-        """The geometry of the blocks that a config describes in transformers' fields `mamba_*`."""
-        return cls(**{field: getattr(config, name) for field, name in _FIELDS.items()})
 
     @property
     def inner(self) -> int:
@@ -45,28 +52,6 @@ class Mamba2Geometry:
     def state_numbers(self) -> int:
         """A state for each channel, and the convolution's memory over the channels and the groups' B and C."""
         return self.inner * self.state + (self.inner + 2 * self.groups * self.state) * self.conv_kernel
-
-    def config_fields(self) -> dict[str, Any]:
-        """The fields of a config from which `of` reads it."""
-        return {name: getattr(self, field) for field, name in _FIELDS.items()}
-
-
-_FIELDS = {
-    "heads": "mamba_n_heads",
-    "head_dim": "mamba_d_head",
-    "groups": "mamba_n_groups",
-    "state": "mamba_d_state",
-    "expand": "mamba_expand",
-    "conv_kernel": "mamba_d_conv",
-    "conv_bias": "mamba_conv_bias",
-    "proj_bias": "mamba_proj_bias",
-}
-
-
-class Norm(Protocol):
-    """The gated RMSNorm; weight [inner]."""
-
-    weight: Tensor
 
 
 class Mamba2Block(Protocol):

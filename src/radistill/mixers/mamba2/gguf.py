@@ -46,10 +46,10 @@ def write_settings(writer: GGUFWriter, geometry: Mamba2Geometry) -> None:
     writer.add_ssm_time_step_rank(geometry.heads * copies)
 
 
-def translate(name: str, tensor: Tensor, geometry: Mamba2Geometry) -> tuple[MODEL_TENSOR, str, Tensor] | None:
-    """Kind, suffix and form of a block's parameter, named as in the block; None for one that has no place."""
+def translate(name: str, tensor: Tensor, geometry: Mamba2Geometry) -> list[tuple[MODEL_TENSOR, str, Tensor]]:
+    """Kind, suffix and form of a block's parameter, named as in the block; nothing for one that has no place."""
     if name not in _KINDS:
-        return None
+        return []
     inner, states, heads = geometry.inner, geometry.groups * geometry.state, geometry.heads
     segments = {
         "in_proj": [inner, inner, states, states, heads],
@@ -72,7 +72,7 @@ def translate(name: str, tensor: Tensor, geometry: Mamba2Geometry) -> tuple[MODE
             wide = -torch.exp(wide.float())[:, None]
         case "D":
             wide = wide[:, None]
-    return *_KINDS[name], wide
+    return [(*_KINDS[name], wide)]
 
 
 def _copies(geometry: Mamba2Geometry) -> int:

@@ -15,7 +15,7 @@ from radistill.console import note
 from radistill.errors import RadistillError
 from radistill.files import atomic_folder, hash_file
 from radistill.models.anatomy import anatomy_of
-from radistill.models.checkpoint import one_line, quiet
+from radistill.models.checkpoint import one_line, quiet, refusing
 from radistill.models.gguf.account import Account
 from radistill.models.gguf.file import read_contents
 from radistill.models.gguf.network import Weight, find_weights, read_architecture, read_config
@@ -99,17 +99,13 @@ def read_gguf(path: Path) -> Reading:
     tokenizer = read_tokenizer(account)
     rows = len(account.need("tokenizer.ggml.tokens", list))  # more than tokens where the embedding is padded
     stops = [token_id(account, role, rows) for role in ("eos", "eot", "eom")]
-    try:
+    with refusing(f"{path}: transformers refuses these sizes"):
         config = read_config(account, contents, rows)
         account.close()
         for role in ("bos", "eos", "pad", "unk"):
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
         anatomy_of(config)
         weights = find_weights(contents, config)
-    except RadistillError:
-        raise
-    except Exception as error:  # transformers validates with errors of many types
-        raise RadistillError(f"{path}: transformers refuses these sizes ({one_line(error)})") from None
     return Reading(config, weights, tokenizer, list(dict.fromkeys(token for token in stops if token is not None)))
 
 

@@ -11,6 +11,7 @@ _T = TypeVar("_T", int, float, str, bool, list[Any])
 # it was quantised, advice to samplers, and roles of tokens that nothing here asks for.
 _HARMLESS = (
     "general.",
+    "radistill.",  # the lineage of our own exports
     "quantize.",
     "mradermacher.",
     "split.",  # the file's reader has checked them

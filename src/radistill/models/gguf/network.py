@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from radistill.errors import RadistillError
-from radistill.models.checkpoint import quiet
 from radistill.models.gguf.account import Account
 from radistill.models.gguf.file import Contents, Stored
 from radistill.models.gguf.rotary import DIVISORS, rope_parameters
@@ -103,8 +102,7 @@ def read_config(account: Account, contents: Contents, tokens: int) -> PreTrained
     fields["rope_parameters"] = rope_parameters(
         account, arch, context, head_size, None if divisors is None else divisors.read(DIVISORS)
     )
-    with quiet():
-        return CONFIG_MAPPING[arch](**fields, architectures=[f"{arch.capitalize()}ForCausalLM"], dtype="float32")
+    return CONFIG_MAPPING[arch](**fields, architectures=[f"{arch.capitalize()}ForCausalLM"], dtype="float32")
 
 
 def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weight]:
@@ -114,7 +112,7 @@ def find_weights(contents: Contents, config: PreTrainedConfig) -> dict[str, Weig
         RadistillError: naming the weight that is missing or has another shape, or the tensor that has no place.
     """
     path = contents.parts[0]
-    with torch.device("meta"), quiet():
+    with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if config.tie_word_embeddings:

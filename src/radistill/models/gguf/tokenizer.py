@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from radistill.errors import RadistillError
-from radistill.models.checkpoint import check_templates, one_line
+from radistill.models.checkpoint import check_templates, refusing
 from radistill.models.gguf.account import Account
 
 _GPT2_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -210,12 +210,8 @@ def _byte_level(account: Account, rows: dict[str, int]) -> tuple[Tokenizer, bool
     for merge in dict.fromkeys(account.need("tokenizer.ggml.merges", list)):  # the first of equal ones counts
         space = merge.find(" ", 1)
         merges.append((merge[:space], merge[space + 1 :]))
-    try:
+    with refusing(f"{account.path}: tokenizer.ggml.merges do not fit the tokens"):
         backend = Tokenizer(models.BPE(rows, merges, ignore_merges=rule.whole_words))
-    except Exception as error:  # the library raises no more specific one
-        raise RadistillError(
-            f"{account.path}: tokenizer.ggml.merges do not fit the tokens ({one_line(error)})"
-        ) from None
     backend.pre_tokenizer = pre_tokenizers.Sequence(rule.steps)
     backend.decoder = decoders.ByteLevel()
     return backend, rule.begins

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from radistill.report.figures import Figure
-from radistill.report.numbers import integer, number, percent, significant
+from radistill.report.numbers import percent, significant
 from radistill.report.svg import Axes, Scale, Size, figure, key, line, marker, tag, text, value_scale
-from radistill.runs.contents import records
 from radistill.runs.read import Run
 
 _LOG_ABOVE = 30
@@ -22,19 +21,10 @@ class Fit:
     after: float | None
 
 
-def fits_of(run: Run) -> list[Fit]:
-    """The fitted layers, in order."""
-    fits = [
-        Fit(layer, number(row.get("unexplained_before")), number(row.get("unexplained_after")))
-        for row in records(run.main["align"].get("layers"))
-        if (layer := integer(row.get("layer"))) is not None
-    ]
-    return sorted(fits, key=lambda fit: fit.layer)
-
-
 def fit_figure(run: Run) -> Figure | None:
     """A dumbbell a layer, or None where nothing was fitted."""
-    fits = fits_of(run)
+    rows = sorted(run.main["align"].get("layers", []), key=lambda row: int(row["layer"]))
+    fits = [Fit(row["layer"], row.get("unexplained_before"), row.get("unexplained_after")) for row in rows]
     values = [value for fit in fits for value in (fit.before, fit.after) if value is not None]
     if not values:
         return None

@@ -4,7 +4,6 @@ import math
 
 from markupsafe import Markup
 
-from radistill.diagnosis.plan import Plan
 from radistill.report.figures import Figure
 from radistill.report.numbers import layer_list, significant
 from radistill.report.svg import Scale, Size, figure, line, marker, tag, text
@@ -13,18 +12,20 @@ from radistill.runs.read import Run
 _GAP = 3.0
 _TILE_HEIGHT = 28.0
 _SCORES_HEIGHT = 96.0
+_MEANINGS = {"attention": "attention kept", "replaced": "attention replaced by {}", "ssm": "already SSM"}
 
 
 def layers_figure(run: Run) -> Figure:
     """One tile a layer for the hybrid's plan and, below it, for each arm's; scores above where the plan has them."""
-    plans = [(hybrid.name, hybrid.replaced) for hybrid in run.hybrids if hybrid.plan is not None]
+    plans = [(hybrid.called, hybrid.replaced) for hybrid in run.hybrids if hybrid.plan is not None]
     scores = run.plan.scores or {}
     floor = _floor(list(scores.values()))
 
     def draw(size: Size) -> tuple[float, list[Markup]]:
         return _draw(size, run, plans, scores, floor)
 
-    described = "; ".join(f"{name} replaces {layer_list(layers)}" for name, layers in plans)
+    does = "cuts" if run.plan.whole_layers else "replaces"
+    described = "; ".join(f"{name} {does} {layer_list(layers)}" for name, layers in plans)
     notes = []
     if scores:
         measured = f"({run.plan.score_kind or 'kind not stated'})"
@@ -62,7 +63,8 @@ def _draw(
     rows = math.ceil(run.plan.num_layers / (12 if size.is_narrow else 40))
     columns = math.ceil(run.plan.num_layers / rows)
     pitch = min((size.width - left) / columns, 64.0)
-    elements = [text(left, 10, _score_name(run.plan), "axis-title")] if scores else []
+    kind = "redundancy score" if run.plan.by == "redundancy" else "score of the search"
+    elements = [text(left, 10, kind, "axis-title")] if scores else []
     top = 32.0 if scores else 6.0
     for row in range(rows):
         layers = range(row * columns, min((row + 1) * columns, run.plan.num_layers))
@@ -72,18 +74,10 @@ def _draw(
         for name, replaced in plans:
             elements.append(text(left - 8, top + _TILE_HEIGHT / 2 + 4, name, "row-label", "end"))
             for position, layer in enumerate(layers):
-                elements.append(
-                    _tile(
-                        left + position * pitch,
-                        top,
-                        pitch - _GAP,
-                        layer,
-                        name,
-                        _state(layer, replaced, run.plan),
-                        run.block,
-                        scores,
-                    )
-                )
+                state = "replaced" if layer in replaced else "ssm" if layer in run.plan.ssm_layers else "attention"
+                score = f", score {significant(scores[layer])}" if layer in scores else ""
+                said = f"{name}, layer {layer}: {_MEANINGS[state].format(run.block)}{score}"
+                elements.append(_tile(left + position * pitch, top, pitch - _GAP, layer, state, said))
             top += _TILE_HEIGHT + _GAP + 2
         top += 22 if scores else 12
     return top - 12, elements
@@ -118,18 +112,10 @@ def _score_row(
     return elements
 
 
-def _tile(
-    x: float, y: float, width: float, layer: int, plan: str, state: str, block: str, scores: dict[int, float]
-) -> Markup:
-    meaning = {
-        "attention": "attention kept",
-        "replaced": f"attention replaced by {block}",
-        "ssm": "already SSM",
-    }[state]
-    score = f", score {significant(scores[layer])}" if layer in scores else ""
+def _tile(x: float, y: float, width: float, layer: int, state: str, said: str) -> Markup:
     return tag(
         "g",
-        tag("title", f"{plan}, layer {layer}: {meaning}{score}"),
+        tag("title", said),
         *_box(x, y, width, _TILE_HEIGHT, state),
         text(x + width / 2, y + _TILE_HEIGHT / 2 + 4, str(layer), "number", "middle"),
         class_=f"tile {state}",
@@ -151,16 +137,6 @@ def _sample(state: str) -> Markup:
         viewBox="0 0 28 14",
         aria_hidden="true",
     )
-
-
-def _state(layer: int, replaced: list[int], plan: Plan) -> str:
-    if layer in replaced:
-        return "replaced"
-    return "ssm" if layer in plan.ssm_layers else "attention"
-
-
-def _score_name(plan: Plan) -> str:
-    return "redundancy score" if plan.by == "redundancy" else "score of the search"
 
 
 def _floor(values: list[float]) -> float:

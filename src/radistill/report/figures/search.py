@@ -6,13 +6,13 @@ from markupsafe import Markup
 
 from radistill.diagnosis.plan import SearchStep
 from radistill.report.figures import Figure
+from radistill.report.figures.lines import SHAPES
 from radistill.report.numbers import layer_list, significant
 from radistill.report.svg import Axes, Scale, Size, figure, key, marker, path, value_scale
 from radistill.runs.read import Run
 
 # What a search records for a draft whose logits overflow: as bad as can be, and off every scale.
 _FAILED = -1e6
-_SHAPES = ("circle", "square", "diamond", "triangle")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ def search_figure(run: Run) -> Figure | None:
     if len(trials) < 2:
         return None
     objective = str(run.plan.objective["name"])
-    kinds = list(dict.fromkeys(trial.kind for trial in trials))
+    kinds = dict.fromkeys(trial.kind for trial in trials)  # at most three
+    looks = {kind: (SHAPES[place], f"trial kind-{place}") for place, kind in enumerate(kinds)}
     complete = [trial for trial in trials if len(trial.layers) == len(replaced)]
     best = _best_so_far(complete)
     chosen = next((trial for trial in complete if trial.layers == replaced), None)
@@ -44,20 +45,16 @@ def search_figure(run: Run) -> Figure | None:
         radius = 2.6 if size.is_narrow else 3.4
         for trial in trials:
             judged = f"trial {trial.position} ({trial.kind}): {significant(trial.value, 4)}"
+            shape, style = looks[trial.kind]
             tooltip = f"{judged}; layers {layer_list(trial.layers)}"
-            style = f"trial kind-{kinds.index(trial.kind) % len(_SHAPES)}"
-            elements.append(
-                marker(_shape(kinds, trial.kind), x(trial.position), y(trial.value), radius, style, tooltip)
-            )
+            elements.append(marker(shape, x(trial.position), y(trial.value), radius, style, tooltip))
         if len(best) > 1:
             elements.append(path([(x(position), y(value)) for position, value in best], "best"))
         if chosen is not None:
             elements.append(marker("circle", x(chosen.position), y(chosen.value), radius + 4, "chosen"))
         return height, elements
 
-    legend = [
-        (key(_shape(kinds, kind), f"trial kind-{number_ % len(_SHAPES)}"), kind) for number_, kind in enumerate(kinds)
-    ]
+    legend = [(key(*look), kind) for kind, look in looks.items()]
     if len(best) > 1:
         legend.append((key("circle", "hidden", stroke="best"), "best so far"))
     if chosen is not None:
@@ -86,7 +83,3 @@ def _best_so_far(trials: list[_Trial]) -> list[tuple[float, float]]:
             corners.append((trial.position, corners[-1][1]))
         corners.append((trial.position, best))
     return corners
-
-
-def _shape(kinds: list[str], kind: str) -> str:
-    return _SHAPES[kinds.index(kind) % len(_SHAPES)]

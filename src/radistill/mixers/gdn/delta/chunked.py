@@ -2,7 +2,7 @@
 
 The rule reads from the state what it holds under a key, and writes the difference to the value that should be there.
 Inside a chunk of tokens that is a triangular system, between chunks the state carries it on (arXiv 2412.06464). The
-names below are those of one chunk of one head; `state` maps keys to values, [p, d], and is the one at its start:
+names below are those of one chunk of one head; `state` maps keys to values, [p, n], and is the one at its start:
 
     cum_i              sum of the log-decays g up to and including token i
     decay_ij           exp(cum_i - cum_j) for i >= j, else 0
@@ -12,8 +12,8 @@ names below are those of one chunk of one head; `state` maps keys to values, [p,
     next state         exp(cum_last) state + sum_j beta_j exp(cum_last - cum_j) delta_j k_j
 
 Legend of shapes: b batch, c chunks, k = c b, l tokens of a chunk, g key heads, r value heads of a key head, h = g r
-value heads, d key size, p value size. Keys are never repeated for their value heads: products with a state take all
-value heads of a key head as one wide matrix, [r p, d]. Values and all that is in their place have tokens innermost,
+value heads, n key size, p value size. Keys are never repeated for their value heads: products with a state take all
+value heads of a key head as one wide matrix, [r p, n]. Values and all that is in their place have tokens innermost,
 [k h, p, l], so that this layout is also the wide one, [k g, r p, l]. Chunks are outermost: what the loop over them
 takes is one piece of memory.
 """
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from radistill.mixers.fast.decay import crossing, pairwise, sum_before, sum_from, without_subnormals
+from radistill.mixers.fast.chunks import Chunks, crossing, pairwise, sum_before, sum_from, without_subnormals
 
 CHUNK = 64
 
@@ -72,18 +72,9 @@ def gated_delta_rule(
 
 class _GatedDeltaRule(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None,
-        normalise: bool,
-        chunk: int,
-    ) -> tuple[Tensor, Tensor]:
-        sizes = _Sizes(k, v, chunk)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, g, beta, initial_state, normalise, chunk = given
+        sizes = _Sizes(v, k, chunk)
         decays = _Decays(g, sizes)
         beta_h = sizes.by_head(beta)
         k_factor, q_factor = factors(k, normalise), factors(q, normalise).mul_(k.shape[-1] ** -0.5)
@@ -101,7 +92,7 @@ class _GatedDeltaRule(torch.autograd.Function):
         # From chunk to chunk.
         values = sizes.by_value_head(v)
         reads, deltas = values.new_empty(*values.shape[:-1], 2 * chunk), torch.empty_like(values)
-        states = v.new_empty(sizes.c + 1, sizes.b, sizes.h, sizes.p, sizes.d)
+        states = v.new_empty(sizes.c + 1, sizes.b, sizes.h, sizes.p, sizes.n)
         states[0] = 0 if initial_state is None else initial_state.mT
         inverses, weights, scaled = sizes.chunks(inverse), decays.to_end * beta_h, torch.empty_like(values[0])
         for i in range(sizes.c):
@@ -117,9 +108,7 @@ class _GatedDeltaRule(torch.autograd.Function):
         outputs.addcmul_(reads[..., chunk:], sizes.tokens(decays.from_start))
         o = sizes.by_token_of_values(outputs)
 
-        ctx.save_for_backward(
-            g, beta, k_factor, q_factor, kq, decay, scores, matrix, inverse, reads, deltas, states
-        )  # fmt: skip
+        ctx.save_for_backward(g, beta, k_factor, q_factor, kq, decay, scores, matrix, inverse, reads, deltas, states)
         ctx.sizes, ctx.normalise, ctx.has_initial_state = sizes, normalise, initial_state is not None
         return o, states[-1].mT.contiguous()
 
@@ -180,51 +169,32 @@ class _GatedDeltaRule(torch.autograd.Function):
         dg = crossing(exponents.mul_(columns)).add_(sum_from(read)).add_(sum_before(added.mul_(weights)))
         dg += whole.mul_(decays.through.view_as(whole))[..., None]
         dk, dq = sizes.by_key_token(dkq.view_as(kq), kq, k_factor, q_factor, ctx.normalise)
-        return (
-            dq,
-            dk,
-            sizes.by_token_of_values(derrors),
-            sizes.by_token(dg),
-            sizes.by_token(dbeta),
-            dstates[0].mT if ctx.has_initial_state else None,
-            None,
-            None,
-        )
+        dv, dg, dbeta = sizes.by_token_of_values(derrors), sizes.by_token(dg), sizes.by_token(dbeta)
+        return dq, dk, dv, dg, dbeta, dstates[0].mT if ctx.has_initial_state else None, None, None
 
 
-class _Sizes:
-    """How a sequence is cut, and the layouts between which its activations move. Every layout is a copy.
-
-    Attributes:
-        b, t, h, p, g, r, d, c, l: see the legend of this file; t is the number of tokens without filling.
-    """
-
-    def __init__(self, k: Tensor, v: Tensor, chunk: int) -> None:
-        self.b, self.t, self.h, self.p = v.shape
-        self.g, self.d = k.shape[2:]
-        self.r = self.h // self.g
-        self.l = chunk
-        self.c = -(-self.t // chunk)
+class _Sizes(Chunks):
+    """The layouts between which activations move. Every layout is a copy; see the legend of this file."""
 
     def by_key_head(self, k: Tensor, k_factor: Tensor, q: Tensor, q_factor: Tensor) -> Tensor:
-        """[b, t, g, d], times factors [b, t, g, 1], as [c, b g, 2 l, d]: the keys of a chunk, then its queries."""
-        result = k.new_empty(self.c, self.b, self.g, 2, self.l, self.d)
+        """[b, t, g, n], times factors [b, t, g, 1], as [c, b g, 2 l, n]: the keys of a chunk, then its queries."""
+        result = k.new_empty(self.c, self.b, self.g, 2, self.l, self.n)
         by_token = result.permute(3, 1, 0, 4, 2, 5)
         for target, tokens, factor in zip(by_token, (k, q), (k_factor, q_factor), strict=True):
-            torch.mul(self._filled(tokens), self._filled(factor), out=target)
-        return result.view(self.c, -1, 2 * self.l, self.d)
+            torch.mul(self.filled(tokens), self.filled(factor), out=target)
+        return result.view(self.c, -1, 2 * self.l, self.n)
 
     def by_key_token(
         self, dkq: Tensor, kq: Tensor, k_factor: Tensor, q_factor: Tensor, normalise: bool
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of keys and queries, [b, t, g, d] each, from that of what `by_key_head` returned."""
+        """Gradients of keys and queries, [b, t, g, n] each, from that of what `by_key_head` returned."""
         if normalise:  # a change along a unit vector does not count
             along = (dkq * kq).sum(-1, keepdim=True)
-            along[:, :, self.l :] *= self.d
+            along[:, :, self.l :] *= self.n
             dkq.addcmul_(kq, along, value=-1)
-        by_token = dkq.view(self.c, self.b, self.g, 2, self.l, self.d).permute(3, 1, 0, 4, 2, 5)
+        by_token = dkq.view(self.c, self.b, self.g, 2, self.l, self.n).permute(3, 1, 0, 4, 2, 5)
         dk, dq = (
-            (tokens * self._filled(factor)).flatten(1, 2)[:, : self.t]
+            (tokens * self.filled(factor)).flatten(1, 2)[:, : self.t]
             for tokens, factor in zip(by_token, (k_factor, q_factor), strict=True)
         )
         return dk, dq
@@ -232,7 +202,7 @@ class _Sizes:
     def by_value_head(self, tokens: Tensor) -> Tensor:
         """[b, t, h, p] as [c, b h, p, l]."""
         result = tokens.new_empty(self.c, self.b, self.h, self.p, self.l)
-        result.permute(1, 0, 4, 2, 3).copy_(self._filled(tokens))
+        result.permute(1, 0, 4, 2, 3).copy_(self.filled(tokens))
         return result.flatten(1, 2)
 
     def by_token_of_values(self, heads: Tensor) -> Tensor:
@@ -243,7 +213,7 @@ class _Sizes:
 
     def by_head(self, tokens: Tensor) -> Tensor:
         """[b, t, h] as [c, b g, r, l]."""
-        return self._filled(tokens).permute(1, 0, 3, 2).contiguous().view(self.c, -1, self.r, self.l)
+        return self.filled(tokens).permute(1, 0, 3, 2).contiguous().view(self.c, -1, self.r, self.l)
 
     def by_token(self, heads: Tensor) -> Tensor:
         """Undo `by_head`."""
@@ -264,13 +234,6 @@ class _Sizes:
     def for_heads(self, scores: Tensor) -> Iterable[Tensor]:
         """[k g, 2 l, l] as [c, b g, 1, l, l] of keys and of queries, which broadcast over the heads of a key head."""
         return scores.view(self.c, -1, 1, 2, self.l, self.l).unbind(3)
-
-    def _filled(self, tokens: Tensor) -> Tensor:
-        """[b, t, ...] as [b, c, l, ...], with zeros at the end."""
-        missing = self.c * self.l - self.t
-        if missing:
-            tokens = torch.cat([tokens, tokens.new_zeros(self.b, missing, *tokens.shape[2:])], dim=1)
-        return tokens.unflatten(1, (self.c, self.l))
 
 
 class _Decays:

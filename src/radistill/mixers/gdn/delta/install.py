@@ -1,36 +1,29 @@
 """Let the Gated DeltaNet blocks of a network, as transformers builds them, run our functions on a CPU."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from radistill.mixers.fast.gated_norm import norm_then_gate
 from radistill.mixers.fast.replay import tape_for
-from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
+from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours, one_token
 from radistill.mixers.gdn.delta.chunked import gated_delta_rule
-from radistill.mixers.gdn.delta.continued import continued_rule
-from radistill.mixers.gdn.delta.gated_norm import norm_then_gate
+from radistill.mixers.gdn.delta.step import block_step, continued_rule
 
 # Classes of transformers that norm, weigh and then gate by SiLU.
 _NORMS = {"Qwen3_5RMSNormGated", "Qwen3_5MoeRMSNormGated", "Qwen3NextRMSNormGated"}
 
-
-def use_fast_delta(network: nn.Module) -> None:
-    """Let Gated DeltaNet blocks run our convolution, rule and norm where transformers would run plain torch on a CPU.
-
-    How, and what stays as it is: see `radistill.mixers.fast.swap`.
-    """
-    _SWAP.use(network)
+# Classes whose projections are as in Qwen3.5.
+_BLOCKS = {"Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet"}
 
 
-def without_fast_delta(network: nn.Module) -> AbstractContextManager[None]:
-    """Undo `use_fast_delta` inside the block, to measure or test against transformers' own path."""
-    return _SWAP.without(network)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return type(module).__name__ in _NORMS and type(module).__module__.startswith("transformers.")
+def _shadow(module: nn.Module) -> Callable[..., Tensor] | None:
+    name = type(module).__name__ if type(module).__module__.startswith("transformers.") else ""
+    if name in _BLOCKS:
+        return partial(one_token, block_step)
+    return _norm if name in _NORMS else None
 
 
 def _rule(
@@ -62,4 +55,5 @@ def _norm(norm: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
 
 
 _RULE = frozenset({"query", "key", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"})
-_SWAP = Swap(slots={**CONVOLUTION, "torch_chunk_gated_delta_rule": Slot(_rule, _RULE)}, is_norm=_is_norm, norm=_norm)
+SWAP = Swap({**CONVOLUTION, "torch_chunk_gated_delta_rule": Slot(_rule, _RULE)}, _shadow)
+"""Our convolution, rule, norm and step wherever transformers would run plain torch on a CPU; see `fast.swap`."""

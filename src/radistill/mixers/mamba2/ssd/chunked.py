@@ -25,9 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from radistill.mixers.fast.decay import crossing, pairwise, sum_before, sum_from
+from radistill.mixers.fast.chunks import Chunks, crossing, pairwise, sum_before, sum_from
 
 CHUNK = 64
+
+# Numbers of the decays of a piece that is finished before the next one is read, where no gradient is wanted.
+_PIECE = 1 << 19
 
 # Below this, softplus(v) = exp(v) to the last bit of a float64.
 _TAIL = -40.0
@@ -66,26 +69,23 @@ def chunked_scan(
         y, [batch, time, heads, head_dim], and the last state, [batch, heads, head_dim, state].
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    inputs = [None if each is None else each.to(dtype) for each in (x, dt, A, B, C, D, dt_bias, initial_state)]
-    y, state = _ChunkedScan.apply(*inputs, dt_limit, min(chunk, x.shape[1]))
-    return y, state
+    x, dt, A, B, C, D, dt_bias = (each.to(dtype) for each in (x, dt, A, B, C, D, dt_bias))
+    state: Any = None if initial_state is None else initial_state.to(dtype)
+    # Where no gradient is wanted, piece by piece, so that what is done to a piece finds it in the cache.
+    piece = x.shape[1] if torch.is_grad_enabled() else chunk * max(1, _PIECE // (x.shape[0] * x.shape[2] * chunk**2))
+    outputs = []
+    for start in range(0, x.shape[1], piece):
+        x_p, dt_p, B_p, C_p = (each[:, start : start + piece] for each in (x, dt, B, C))
+        size = min(chunk, x_p.shape[1])
+        y, state = _ChunkedScan.apply(x_p, dt_p, A, B_p, C_p, D, dt_bias, state, dt_limit, size)
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        initial_state: Tensor | None,
-        dt_limit: tuple[float, float],
-        chunk: int,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        x, dt, A, B, C, D, dt_bias, initial_state, dt_limit, chunk = given
         sizes = _Sizes(x, B, chunk)
         steps = _Steps(dt, A, dt_bias, dt_limit, sizes)
         x_h, b_g, c_g = sizes.by_head(x), sizes.by_head(B), sizes.by_head(C)
@@ -142,40 +142,12 @@ class _ChunkedScan(torch.autograd.Function):
         dlog_step = dexponent.sum(-2).add_(added)
         dlog_decay = crossing(dexponent).add_(sum_from(read)).add_(sum_before(added))
         ddt, dA = steps.backward(dlog_step, dlog_decay.add_(whole.view(*read.shape[:-1], 1)))
-        return (
-            dx,
-            ddt,
-            dA,
-            sizes.by_token(dB),
-            sizes.by_token(dC),
-            dD,
-            ddt.sum((0, 1)),
-            dinitial if ctx.has_initial_state else None,
-            None,
-            None,
-        )
+        dB, dC = sizes.by_token(dB), sizes.by_token(dC)
+        return dx, ddt, dA, dB, dC, dD, ddt.sum((0, 1)), dinitial if ctx.has_initial_state else None, None, None
 
 
-class _Sizes:
-    """How a sequence is cut, and the layouts between which its activations move.
-
-    Attributes:
-        b, t, h, p, g, n, c, l, r: see the legend of this file; t is the number of tokens without filling.
-    """
-
-    def __init__(self, x: Tensor, B: Tensor, chunk: int) -> None:
-        self.b, self.t, self.h, self.p = x.shape
-        self.g, self.n = B.shape[2:]
-        self.r = self.h // self.g
-        self.l = chunk
-        self.c = -(-self.t // chunk)
-
-    def filled(self, tokens: Tensor, filling: float = 0.0) -> Tensor:
-        """[b, t, ...] as [b, c, l, ...], with `filling` at the end."""
-        missing = self.c * self.l - self.t
-        if missing:
-            tokens = torch.cat([tokens, tokens.new_full((self.b, missing, *tokens.shape[2:]), filling)], dim=1)
-        return tokens.unflatten(1, (self.c, self.l))
+class _Sizes(Chunks):
+    """The layouts between which activations move; see the legend of this file."""
 
     def by_head(self, tokens: Tensor) -> Tensor:
         """[b, t, heads or groups, size] as [k heads or groups, l, size]."""

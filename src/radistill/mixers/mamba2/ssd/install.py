@@ -1,36 +1,20 @@
 """Let the Mamba-2 blocks of a network, as transformers builds them, run our functions on a CPU."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridRMSNormGated
+from torch import Tensor
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid as granite
 
+from radistill.mixers.fast.gated_norm import gated_norm
 from radistill.mixers.fast.replay import tape_for
-from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours
+from radistill.mixers.fast.swap import CONVOLUTION, Slot, Swap, is_ours, one_token
 from radistill.mixers.mamba2.ssd.chunked import chunked_scan
-from radistill.mixers.mamba2.ssd.continued import continued_scan
-from radistill.mixers.mamba2.ssd.gated_norm import gated_norm
+from radistill.mixers.mamba2.ssd.layer import layer_forward, mlp_forward
+from radistill.mixers.mamba2.ssd.step import block_step, continued_scan
 
 _NO_LIMIT = (0.0, float("inf"))
-
-
-def use_fast_ssd(network: nn.Module) -> None:
-    """Let Mamba-2 blocks run our convolution, scan and gated norm wherever transformers would run plain torch on a CPU.
-
-    How, and what stays as it is: see `radistill.mixers.fast.swap`.
-    """
-    _SWAP.use(network)
-
-
-def without_fast_ssd(network: nn.Module) -> AbstractContextManager[None]:
-    """Undo `use_fast_ssd` inside the block, to measure or test against transformers' own path."""
-    return _SWAP.without(network)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return type(module) is GraniteMoeHybridRMSNormGated
 
 
 def _scan(
@@ -59,10 +43,15 @@ def _scan(
 def _norm(norm: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
     if gate is None or not is_ours(hidden_states, {}):
         return type(norm).forward(norm, hidden_states, gate)
-    # transformers before 5.23 has no group_size and normalises over all channels.
-    group_size = getattr(norm, "group_size", hidden_states.shape[-1])
-    return gated_norm(hidden_states, gate, norm.weight, norm.variance_epsilon, group_size)
+    return gated_norm(hidden_states, gate, norm.weight, norm.variance_epsilon, norm.group_size)
 
 
 _SCAN = frozenset({"D", "dt_bias", "initial_states", "dt_softplus", "dt_limit", "return_final_states"})
-_SWAP = Swap(slots={**CONVOLUTION, "mamba2_chunk_scan": Slot(_scan, _SCAN)}, is_norm=_is_norm, norm=_norm)
+_SHADOWS: dict[type, Callable[..., Tensor]] = {
+    granite.GraniteMoeHybridRMSNormGated: _norm,
+    granite.GraniteMoeHybridMambaLayer: partial(one_token, block_step),
+    granite.GraniteMoeHybridDecoderLayer: layer_forward,
+    granite.GraniteMoeHybridMLP: mlp_forward,
+}
+SWAP = Swap({**CONVOLUTION, "mamba2_chunk_scan": Slot(_scan, _SCAN)}, lambda module: _SHADOWS.get(type(module)))
+"""Our convolution, scan, norm and step wherever transformers would run plain torch on a CPU; see `fast.swap`."""

@@ -1,0 +1,104 @@
+"""vLLM through its OpenAI server, in a process of its own: token ids in, any number of sequences at once."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from radistill.evaluation.savings.measure import Reader
+from radistill.evaluation.savings.speed import Pass
+from radistill.models.loading import Model
+from radistill.models.server.vllm import no_vllm, vllm_server
+
+_PAUSE = 0.02
+_ROOM = 1.5, 2**28
+"""Cache that vLLM gets: this times what the model needs, and so many bytes more. It rounds blocks of tokens up until
+those of attention and of state spaces have one size."""
+
+
+class VllmEngine:
+    """vLLM as an engine of `savings`: each model is saved as a folder once, and has a server while it is measured."""
+
+    def __init__(self, dtype: str, folder: Path, python: Path | str = sys.executable) -> None:
+        """Let the models lie in a folder that the caller removes.
+
+        Args:
+            dtype: of weights, keys and values.
+            folder: where models go.
+            python: of the environment that has vLLM, which may be another one than this.
+
+        Raises:
+            RadistillError: if there is none.
+        """
+        asked = [str(python), "-c", "import vllm; print(vllm.__version__)"]
+        try:
+            found = subprocess.run(asked, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            raise no_vllm(str(python)) from None
+        self.name = f"vLLM {found.stdout.split()[-1]}"
+        self.dtype: str | None = dtype
+        self._folder, self._python = folder, str(python)
+
+    @contextmanager
+    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+        """As `Engine`; the first token is decoded with the context, as servers do.
+
+        Raises:
+            RadistillError: if vLLM cannot serve the model.
+        """
+        place = self._folder / model.fingerprint[:16]
+        if not place.exists():
+            model.save(place)
+        longest, steps = sum(room) + 1, room[1]
+        number = getattr(torch, str(self.dtype)).itemsize
+        needs = batch_size * (model.anatomy.kv_bytes(longest, number) + model.anatomy.ssm_state_bytes())
+        cache = round(_ROOM[0] * needs) + _ROOM[1]
+        options = ["--dtype", str(self.dtype), "--max-model-len", str(longest), "--max-num-seqs", str(batch_size)]
+        options += ["--kv-cache-memory-bytes", str(cache), "--no-enable-prefix-caching"]
+        with vllm_server(self._python, place, *options, name=model.source) as server:
+
+            def seconds(tokens: Sequence[int], count: int) -> float:
+                request = {"model": str(place), "prompt": [list(tokens)] * batch_size, "max_tokens": count}
+                started = time.perf_counter()
+                server.ask("/v1/completions", {**request, "temperature": 0, "ignore_eos": True})
+                return time.perf_counter() - started
+
+            held: list[int] = []
+
+            def read(tokens: Sequence[int]) -> Pass:
+                if not held:
+                    with _fullest(server.address) as share:
+                        seconds(tokens, steps + 1)
+                    held.append(round(share[0] * cache))
+                prefill = seconds(tokens, 1)
+                step = (seconds(tokens, steps + 1) - prefill) / steps
+                return Pass(prefill, [step] * steps, held[0])
+
+            yield read
+
+
+@contextmanager
+def _fullest(address: str) -> Iterator[list[float]]:
+    """Watch how full the cache is while the block runs: the list holds its largest share, by vLLM's own account."""
+    share, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_PAUSE):
+            with urllib.request.urlopen(f"{address}/metrics") as answer:
+                found = re.findall(r"^vllm:kv_cache_usage_perc\S* (\S+)$", answer.read().decode(), re.MULTILINE)
+            share[0] = max(share[0], *map(float, found))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield share
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,142 @@
+"""Savings by vLLM. Where there is none, a server stands in that answers what vLLM's answers, at known speeds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import small
+
+from radistill.cli import main
+from radistill.conversion import convert
+from radistill.errors import RadistillError
+from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.export.engines.vllm import VllmEngine
+from radistill.models.server.vllm import vllm_server
+
+FIRST, STEP = 0.05, 0.02
+SERVER = f"""
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+if "mamba" in open(options["--model"] + "/config.json").read() and {{fails!r}}:
+    print("ValueError: no room for the state\\nbye")
+    sys.exit(1)
+busy = []
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/dies":
+            print("RuntimeError: out of memory\\nEngineDeadError: see above", flush=True)
+            os._exit(1)
+        if self.path == "/v1/models":
+            return self.answer("{{{{}}}}")
+        share = 0.25 if busy else 0.0
+        self.answer("vllm:other 1\\nvllm:kv_cache_usage_perc{{{{engine=\\"0\\"}}}} %s\\n" % share)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["ignore_eos"] and len(asked["prompt"]) == int(options["--max-num-seqs"])
+        busy.append(1)
+        time.sleep({FIRST} + {STEP} * (asked["max_tokens"] - 1))
+        busy.pop()
+        self.answer("{{{{}}}}")
+
+    def answer(self, text):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer((options["--host"], int(options["--port"])), Answers).serve_forever()
+"""
+SETTINGS = SavingsSettings((32,), batch_size=3, decode_tokens=4, repeats=2, draft_length=None)
+
+
+def python(folder: Path, fails: bool = False) -> Path:
+    """Of an environment in which `vllm` is a server that stands in."""
+    server, found = folder / "server.py", folder / "python"
+    server.write_text(SERVER.format(fails=fails), encoding="utf-8")
+    found.write_text(
+        f'#!/bin/sh\nif [ "$1" = -c ]; then echo 0.99.0; else exec {sys.executable} {server} "$@"; fi\n',
+        encoding="utf-8",
+    )
+    found.chmod(0o755)
+    return found
+
+
+def test_speeds_cache_and_the_end_of_its_servers(tmp_path: Path) -> None:
+    base = small.model("llama", hidden_size=64)
+    hybrid = convert(base, [0, 2], init="random")
+    engine = VllmEngine("bfloat16", tmp_path / "models", python(tmp_path))
+    (tmp_path / "models").mkdir()
+    found = measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", engine)
+    assert (found["engine"], found["dtype"]) == ("vLLM 0.99.0", "bfloat16")
+    (row,) = found["contexts"]
+    for name, model in (("base", base), ("hybrid", hybrid)):
+        # A busy machine may take longer.
+        assert FIRST <= row[name]["first_token_seconds"] < 100 * FIRST
+        assert 3 / STEP / 100 < row[name]["decode_tokens_per_second"] < 3 / STEP * 2
+        needs = 3 * (model.anatomy.kv_bytes(37, 2) + model.anatomy.ssm_state_bytes())
+        assert row[name]["cache_bytes"] == round(0.25 * (round(1.5 * needs) + 2**28))
+    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+
+
+def test_a_model_that_it_cannot_serve(tmp_path: Path) -> None:
+    base = small.model("llama", hidden_size=64)
+    hybrid = convert(base, [0, 2], init="random")
+    engine = VllmEngine("bfloat16", tmp_path, python(tmp_path, fails=True))
+    with pytest.raises(RadistillError, match=r"vLLM cannot serve this \(ValueError: no room for the state\)"):
+        measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", engine)
+    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+
+
+def test_an_environment_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.save(tmp_path / "base", "llama")
+    command = ["savings", str(tmp_path / "base"), str(tmp_path / "base"), "--out", str(tmp_path / "s.json")]
+    command += ["--engine", "vllm", "--vllm", str(tmp_path / "nowhere"), "--dtype"]
+    for dtype, said in (("float32", "/nowhere has none; install it there"), ("q8_0", "vLLM takes float32, bfloat16")):
+        monkeypatch.setattr(sys, "argv", ["radistill", *command, dtype])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_that_dies_says_why_and_one_that_is_stopped_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    small.save(folder, "llama")
+    with (
+        pytest.raises(RadistillError, match=r"this: vLLM has ended \(RuntimeError: out of memory\)"),
+        vllm_server(str(python(tmp_path)), folder, name="this") as client,
+    ):
+        client.ask("/dies")
+    with pytest.raises(KeyboardInterrupt), vllm_server(str(python(tmp_path)), folder):
+        raise KeyboardInterrupt
+    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+
+
+@pytest.mark.slow
+def test_a_server_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path[:0] = {sys.path!r}
+import small
+from radistill.export.engines.vllm import VllmEngine
+engine = VllmEngine("float32", __import__("pathlib").Path({str(tmp_path)!r}), {str(python(tmp_path))!r})
+with engine.reading(small.model("llama"), (8, 4), 1):
+    print("serves", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"serves\n"
+        (server,) = psutil.Process(owner.pid).children()
+        owner.kill()
+    server.wait(30)  # raises if it goes on
