@@ -83,13 +83,25 @@ def test_no_text_commands_a_terminal(capsys: pytest.CaptureFixture[str]) -> None
     assert not console.is_terminal
 
 
+STATUS = "loss 0.092, 1,264 tok/s, on-policy 100%, held-out KL 0.368"
+
+
 def test_a_long_status_goes_on_in_a_second_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr("radistill.console.console", Console(file=stream, width=80))
+    monkeypatch.setattr("radistill.console.console", Console(file=stream, width=80, force_terminal=True))
     with progress("distill", 400, "steps") as advance:
-        advance(400, "loss 0.092, 1,264 tok/s, on-policy 100%, held-out KL 0.368")
-    assert "held-out KL 0.368" in " ".join(stream.getvalue().split())
-    assert "…" not in stream.getvalue()
+        advance(400, STATUS)
+    shown = Text.from_ansi(stream.getvalue()).plain
+    assert "held-out KL 0.368" in " ".join(shown.split())
+    assert "…" not in shown
+
+
+def test_a_finished_bar_is_one_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("distill", 400, "steps") as advance:
+        advance(400, STATUS)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("distill")
+    assert line.rstrip().endswith(STATUS)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -17,8 +17,8 @@ from radistill.texts import readable
 class _Console(Console):
     """Shows text as it is, because it may come from any file: without markup, and only what `readable` lets through."""
 
-    def __init__(self, stderr: bool = False, quiet: bool = False) -> None:
-        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+    def __init__(self, stderr: bool = False, quiet: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         if isinstance(renderable, str):
@@ -52,6 +52,8 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
     only the finished bar is printed, so that logs stay readable.
     """
     # In a narrow terminal the bar gives way first, then the status goes on in a second line: numbers are never cut.
+    # In a log, which has no width, the finished bar is one line.
+    shown = console if console.is_terminal else _Console(stderr=True, quiet=console.quiet, width=1000)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(5, console.width - 80))),
@@ -62,7 +64,7 @@ def progress(description: str, total: int, unit: str = "", done: int = 0) -> Ite
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[status]}", markup=False, table_column=Column(overflow="fold")),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=shown) as bar:
         task = bar.add_task(description, total=total, completed=done, status="")
 
         def advance(steps: int = 1, status: str | None = None) -> None:
