@@ -34,11 +34,11 @@ def generate(
     skip: Annotated[
         str | None, Option(help="Instead of a plan: layers whose attention is skipped (6,7,20-22), or a mask.")
     ] = None,
-    max_new_tokens: Annotated[int, Option(help="Longest answer, in tokens.")] = 128,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 128,
     draft_length: Annotated[int, Option(help="Tokens drafted in a round.")] = 4,
     temperature: Annotated[float, Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, Option(help="Sample among tokens of this total probability.")] = 1.0,
-    seed: Annotated[int, Option(help="For sampling.")] = 0,
+    seed: Annotated[int, Option(min=0, help="For sampling.")] = 0,
     confidence: Annotated[
         float | None, Option(help="End a draft where its largest probability is below this; 0.5 with --branches.")
     ] = None,

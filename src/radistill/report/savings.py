@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from radistill.console import table
+from radistill.evaluation.savings.measure import LONG
 from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
 from radistill.runs.contents import mapping, records
 
 _DECODING = "decode_tokens_per_second"
+_PASSES = f"passes after one to warm up (none from {LONG:,} tokens)"
 
 
 class SavingsRow(NamedTuple):
@@ -28,9 +30,8 @@ def savings_tables(savings: Mapping[str, Any]) -> Group:
     for row in cache_rows(savings):
         cache.add_row(*row)
     speed = table(
-        f"Medians of {settings['repeats']} passes after one to warm up (none from 16,384 tokens), batch "
-        f"{settings['batch_size']}, {savings['dtype']} on {savings['device']}, {savings['engine']}; "
-        f"memory beyond the weights. {crossover(savings)}",
+        f"Medians of {settings['repeats']} {_PASSES}, batch {settings['batch_size']}, {savings['dtype']} on "
+        f"{savings['device']}, {savings['engine']}; memory beyond the weights. {crossover(savings)}",
         *("context", "", *models),
     )
     for group in speed_rows(savings):
@@ -106,11 +107,10 @@ def savings_note(savings: dict[str, Any]) -> str:
     if str(where).startswith("cuda"):
         processor = str(machine.get("accelerators", "unknown accelerator")).strip("[]'")
     return (
-        f"Medians of {settings.get('repeats', '?')} passes after one to warm up (none from 16,384 tokens), base and "
-        f"hybrid in turns, batch {settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} "
-        f"({processor}), {savings.get('engine', 'transformers')}. {crossover(savings)} Peak memory is "
-        "beyond the weights. With a draft: self-speculation, the base without the attention that the hybrid replaces, "
-        "the hybrid without any."
+        f"Medians of {settings.get('repeats', '?')} {_PASSES}, base and hybrid in turns, "
+        f"batch {settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}), "
+        f"{savings.get('engine', 'transformers')}. {crossover(savings)} Peak memory is beyond the weights. With "
+        "a draft: self-speculation, the base without the attention that the hybrid replaces, the hybrid without any."
     )
 
 
