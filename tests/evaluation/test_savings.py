@@ -2,9 +2,11 @@
 
 import functools
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from radistill.evaluation.savings.memory import peak_memory
 from radistill.evaluation.savings.speed import Pass, timed_pass
 from radistill.evaluation.sentences import tokens_of_text
 from radistill.models.loading import Model
+from radistill.report.savings import savings_note
 
 SETTINGS = SavingsSettings(contexts=(48, 96), decode_tokens=6, repeats=2)
 
@@ -96,7 +99,7 @@ def test_what_is_measured_is_not_measured_again(base: Model, hybrid: Model, tmp_
     assert [row["context"] for row in both["contexts"]] == [48, 96]
     assert both["contexts"][0] == first["contexts"][0]  # seconds are never the same twice
     with pytest.raises(RadistillError, match=r"savings\.json: was measured with other settings; remove it, or choose"):
-        measure_savings(base, hybrid, SavingsSettings(contexts=(48,), repeats=1), path)
+        measure_savings(base, hybrid, replace(SETTINGS, decode_tokens=5), path)
     with pytest.raises(RadistillError, match="was measured with other fingerprints"):
         measure_savings(hybrid, base, SETTINGS, path)
     for junk in ('{"contexts": 3}', '{"contexts": [3]}', '{"contexts": [{}]}', "[]", "{"):
@@ -144,27 +147,81 @@ def test_contexts_beyond_the_model_are_timed_if_that_is_asked_for(base: Model, h
     assert row["base"]["first_token_seconds"] == pytest.approx(600 / row["base"]["prefill_tokens_per_second"])
 
 
+class Counting:
+    """An engine that does nothing; its passes take 1, 2, 3… seconds. It is stopped before the pass after `passes`."""
+
+    name, dtype = "counting", "float32"
+
+    def __init__(self, passes: float = math.inf) -> None:
+        self.read: list[int] = []
+        self.passes = passes
+
+    @contextmanager
+    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Any]:
+        """As any engine."""
+
+        def passed(tokens: Sequence[int]) -> Pass:
+            if len(self.read) >= self.passes:
+                raise KeyboardInterrupt
+            self.read.append(len(tokens))
+            return Pass(float(len(self.read)), [0.1 * len(self.read)] * room[1], 8)
+
+        yield passed
+
+
+COUNTED = SavingsSettings(contexts=(32,), repeats=2, decode_tokens=2, draft_length=None)
+
+
+def test_a_turn_that_is_finished_is_not_lost(tmp_path: Path, base: Model, hybrid: Model) -> None:
+    """Stopped in the second turn, the first one counts; more turns than before are added to those that are there."""
+    path = tmp_path / "savings.json"
+    engine = Counting(passes=5)  # two to warm up, a turn, and one of the second
+    with pytest.raises(KeyboardInterrupt):
+        measure_savings(base, hybrid, COUNTED, path, engine)
+    [row] = json.loads(path.read_text())["contexts"]
+    assert [one["prefill_seconds"] for one in row["base"]["passes"]] == [3]
+    engine = Counting()
+    [row] = measure_savings(base, hybrid, COUNTED, path, engine)["contexts"]
+    assert len(engine.read) == 4
+    assert [[one["prefill_seconds"] for one in row[name]["passes"]] for name in ("base", "hybrid")] == [[3, 3], [4, 4]]
+    [row] = measure_savings(base, hybrid, replace(COUNTED, repeats=3), path, Counting())["contexts"]
+    assert [one["prefill_seconds"] for one in row["hybrid"]["passes"]] == [4, 4, 4]
+    assert row["ratios"]["decode"] == pytest.approx([0.75] * 3)
+    assert row["base"]["first_token_seconds"] == 3
+    engine = Counting()
+    again = measure_savings(base, hybrid, COUNTED, path, engine)
+    assert again["contexts"] == [row]
+    assert not engine.read
+    assert "Medians of 3 passes" in savings_note(again)
+
+
+def test_contexts_may_have_different_numbers_of_turns(tmp_path: Path, base: Model, hybrid: Model) -> None:
+    path = tmp_path / "savings.json"
+    measure_savings(base, hybrid, COUNTED, path, Counting())
+    found = measure_savings(base, hybrid, replace(COUNTED, contexts=(48,), repeats=1), path, Counting())
+    assert [len(row["hybrid"]["passes"]) for row in found["contexts"]] == [2, 1]
+    assert "Medians of 1 to 2 passes" in savings_note(found)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"prefill_seconds": 0}, {"step_seconds": []}, {"step_seconds": [-1]}, {"cache_bytes": None}]
+)
+def test_a_damaged_pass_is_refused(tmp_path: Path, base: Model, hybrid: Model, damage: dict[str, Any]) -> None:
+    path = tmp_path / "savings.json"
+    found = measure_savings(base, hybrid, COUNTED, path, Counting())
+    found["contexts"][0]["base"]["passes"][1] |= damage
+    path.write_text(json.dumps(found))
+    with pytest.raises(RadistillError, match=rf"savings\.json: .*{next(iter(damage))}.*; remove it"):
+        measure_savings(base, hybrid, COUNTED, path, Counting())
+
+
 def test_a_long_context_is_timed_from_its_first_pass_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes minutes; the memory is watched in that pass too."""
     monkeypatch.setattr(measure, "LONG", 48)
-    read: list[int] = []
-
-    class Counting:
-        """An engine that does nothing in a second a pass."""
-
-        name, dtype = "counting", "float32"
-
-        @contextmanager
-        def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Any]:
-            def passed(tokens: Sequence[int]) -> Pass:
-                read.append(len(tokens))
-                return Pass(1.0, [0.1] * room[1], 8)
-
-            yield passed
-
-    model = tiny.model("llama")
-    settings = SavingsSettings(contexts=(32, 48), repeats=2, decode_tokens=2, draft_length=None)
-    found = measure_savings(model, model, settings, tmp_path / "savings.json", Counting())
-    assert [read.count(32), read.count(48)] == [6, 4]
-    assert [row["base"]["prefill_tokens_per_second"] for row in found["contexts"]] == [32, 48]
+    engine, model = Counting(), tiny.model("llama")
+    settings = replace(COUNTED, contexts=(32, 48))
+    found = measure_savings(model, model, settings, tmp_path / "savings.json", engine)
+    assert [engine.read.count(32), engine.read.count(48)] == [6, 4]
+    # Medians of the passes 3 and 5, and, of the long context, 7 and 9.
+    assert [row["base"]["prefill_tokens_per_second"] for row in found["contexts"]] == [32 / 4, 48 / 8]
     assert all(row[name]["peak_bytes"] is not None for row in found["contexts"] for name in ("base", "hybrid"))

@@ -30,7 +30,7 @@ def savings_tables(savings: Mapping[str, Any]) -> Group:
     for row in cache_rows(savings):
         cache.add_row(*row)
     speed = table(
-        f"Medians of {settings['repeats']} {_PASSES}, batch {settings['batch_size']}, {savings['dtype']} on "
+        f"Medians of {_turns(savings)} {_PASSES}, batch {settings['batch_size']}, {savings['dtype']} on "
         f"{savings['device']}, {savings['engine']}; memory beyond the weights. {crossover(savings)}",
         *("context", "", *models),
     )
@@ -38,6 +38,14 @@ def savings_tables(savings: Mapping[str, Any]) -> Group:
         for place, row in enumerate(group["rows"]):
             speed.add_row("" if place else group["context"], *row)
     return Group(cache, speed)
+
+
+def _turns(savings: Mapping[str, Any]) -> str:
+    """Timed passes of each model over a context, as '2' or '1 to 3'; an older file says what was asked."""
+    counts = {len(records(mapping(row.get("base")).get("passes"))) for row in records(savings.get("contexts"))} - {0}
+    if not counts:
+        return str(mapping(savings.get("settings")).get("repeats", "?"))
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
 
 def ratio(base: Any, hybrid: Any) -> str:
@@ -107,7 +115,7 @@ def savings_note(savings: dict[str, Any]) -> str:
     if str(where).startswith("cuda"):
         processor = str(machine.get("accelerators", "unknown accelerator")).strip("[]'")
     return (
-        f"Medians of {settings.get('repeats', '?')} {_PASSES}, base and hybrid in turns, "
+        f"Medians of {_turns(savings)} {_PASSES}, base and hybrid in turns, "
         f"batch {settings.get('batch_size', '?')}, {savings.get('dtype', '?')} on {where} ({processor}), "
         f"{savings.get('engine', 'transformers')}. {crossover(savings)} Peak memory is beyond the weights. With "
         "a draft: self-speculation, the base without the attention that the hybrid replaces, the hybrid without any."

@@ -10,6 +10,7 @@ from radistill.files import read_json
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Divergence = Annotated[float, Field(ge=-0.001, allow_inf_nan=False)]
 """Never below zero but for rounding."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -209,8 +210,16 @@ class Size(Content):
 class Drafted(Content):
     """Self-speculation of a model at a context."""
 
-    tokens_per_second: Positive | None = None
-    acceptance_rate: Share | None = None
+    tokens_per_second: Positive
+    acceptance_rate: Share
+
+
+class Passed(Content):
+    """A pass of a model over a context."""
+
+    prefill_seconds: Seconds
+    step_seconds: list[Seconds] = Field(min_length=1)
+    cache_bytes: Count
 
 
 class Speed(Content):
@@ -223,6 +232,8 @@ class Speed(Content):
     peak_bytes: Count | None = None
     cache_bytes: Count | None = None
     self_speculation: Drafted | None = None
+    passes: list[Passed] = []
+    drafted: list[Drafted] = []
 
 
 class At(Content):

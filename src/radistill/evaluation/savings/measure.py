@@ -27,8 +27,8 @@ CACHE_LENGTHS = (4096, 32_768, 131_072)
 LONG = 16_384
 """From here on a pass takes so long that one to warm up would only cost time."""
 
-_NO_MATTER = ("contexts", "beyond_context")
-"""Settings that make no other figures of a context."""
+_NO_MATTER = ("contexts", "beyond_context", "repeats")
+"""Settings that make no other passes."""
 
 Reader = Callable[[Sequence[int]], Pass]
 """Reads a context in every row of a batch and decodes behind it."""
@@ -74,7 +74,8 @@ class SavingsSettings:
         contexts: tokens that are read before decoding; None is those of `CONTEXTS` that both models can hold.
         batch_size: sequences at once, of plain decoding; self-speculation decodes one.
         decode_tokens: decoding steps after each context.
-        repeats: timed passes of each model over each context, after one to warm up where it is short.
+        repeats: timed passes of each model over each context, those of earlier calls among them, after one to warm up
+            where it is short.
         draft_length: tokens that self-speculation drafts in a round; None leaves it out.
         beyond_context: allow contexts beyond the models' own. What they write there means nothing, but its speed does.
     """
@@ -90,12 +91,11 @@ class SavingsSettings:
 def measure_savings(
     base: Model, hybrid: Model, settings: SavingsSettings, path: Path, engine: Engine | None = None
 ) -> dict[str, Any]:
-    """Measure both models and write the figures to `path`, after each context.
+    """Measure both models and write the figures to `path`, after each turn.
 
     Passes of base and hybrid alternate, so that what slows the machine down for a while slows both. The first pass over
     a context is the one whose memory is watched. It also warms up and is not timed, unless the context is so long that
-    it takes minutes. What `path` holds already, measured with the same models and settings on the same machine, is not
-    measured again.
+    it takes minutes. The turns that `path` holds already, of the same models and settings on the same machine, count.
 
     Args:
         base, hybrid: what is compared.
@@ -105,7 +105,8 @@ def measure_savings(
 
     Returns:
         What was written: `models` (by `base` and `hybrid`: weights, bytes of the cache) and `contexts` (for each, by
-        model: medians of tokens a second, peak memory, self-speculation; and `ratios` of speeds in the same turn).
+        model: the `passes`, medians of tokens a second, peak memory, self-speculation; and `ratios` of speeds in the
+        same turn).
 
     Raises:
         RadistillError: if a model cannot hold a context, or `path` holds something else.
@@ -115,7 +116,7 @@ def measure_savings(
     contexts = _contexts(list(models.values()), settings)
     identity = {
         "fingerprints": {name: model.fingerprint for name, model in models.items()},
-        "settings": {name: value for name, value in asdict(settings).items() if name not in _NO_MATTER},
+        "settings": _identifying(asdict(settings)),
         "device": str(base.network.device),
         "engine": serving.name,
         "dtype": serving.dtype or str(base.network.dtype).removeprefix("torch."),
@@ -124,18 +125,24 @@ def measure_savings(
     }
     found = _measured(path, identity)
     drafts = _drafts(base, hybrid) if settings.draft_length is not None else {}
-    with progress("savings", len(contexts), "contexts", done=sum(length in found for length in contexts)) as advance:
+    done = sum(min(settings.repeats, _turns(found.get(length, {}))) for length in contexts)
+    with progress("savings", len(contexts) * settings.repeats, "turns", done=done) as advance:
         for length in contexts:
-            if length in found:
-                continue
-            found[length] = _at(length, models, drafts, settings, serving)
-            result = identity | {
-                "models": {name: _size(model) for name, model in models.items()},
-                "contexts": [found[context] for context in sorted(found)],
-            }
-            write_json(path, result)
-            advance()
+            for row in _at(length, models, drafts, settings, serving, found.get(length, {})):
+                found[length] = row
+                result = identity | {
+                    "settings": _identifying(asdict(settings)) | {"repeats": settings.repeats},
+                    "models": {name: _size(model) for name, model in models.items()},
+                    "contexts": [found[context] for context in sorted(found)],
+                }
+                write_json(path, result)
+                advance()
     return dict(read_json(path))
+
+
+def _turns(row: dict[str, Any]) -> int:
+    """Turns that a row of the file holds."""
+    return min(len(row.get(name, {}).get("passes", ())) for name in ("base", "hybrid"))
 
 
 def _at(
@@ -144,32 +151,48 @@ def _at(
     drafts: dict[str, ComponentMask],
     settings: SavingsSettings,
     engine: Engine,
-) -> dict[str, Any]:
-    """All figures at one context length."""
+    row: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """All figures at one context length, after each turn that `row`, as an earlier call left it, lacks."""
+    done = _turns(row)
+    if done >= settings.repeats:
+        return
     prompts = {name: tokens_of_text(model, length) for name, model in models.items()}
     passes: dict[str, list[Pass]] = {name: [] for name in models}
     drafted: dict[str, list[Drafted]] = {name: [] for name in drafts}
     peaks: dict[str, int | None] = {}
+    for name in models if done else ():
+        figures = row[name]
+        passes[name] = [
+            Pass(one["prefill_seconds"], one["step_seconds"], one["cache_bytes"]) for one in figures["passes"][:done]
+        ]
+        peaks[name] = figures.get("peak_bytes")
+        if name in drafts:
+            drafted[name] = [
+                Drafted(one["tokens_per_second"], one["acceptance_rate"]) for one in figures.get("drafted", ())
+            ]
     with ExitStack() as stack:
         readers = {
             name: stack.enter_context(engine.reading(model, (length, settings.decode_tokens), settings.batch_size))
             for name, model in models.items()
         }
-        for repeat in range(0 if length < LONG else 1, settings.repeats + 1):
+        for turn in range(done - (length < LONG), settings.repeats):
             for name, model in models.items():
                 with nullcontext() if name in peaks else peak_memory(model.network.device) as peak:
                     passed = readers[name](prompts[name])
                 if peak is not None:
                     peaks[name] = peak.bytes
-                passes[name] += [passed] if repeat else []
+                passes[name] += [passed] if turn >= done else []
                 if name in drafts and settings.draft_length is not None:
                     steps = settings.decode_tokens
                     found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, steps)
-                    drafted[name] += [found] if repeat and found else []
-    return {"context": length, "ratios": _ratios(passes["base"], passes["hybrid"])} | {
-        name: _figures(passes[name], peaks[name], drafted.get(name, []), length * settings.batch_size, settings)
-        for name in models
-    }
+                    drafted[name] += [found] if turn >= done and found else []
+            if turn >= done:
+                tokens = length * settings.batch_size
+                yield {"context": length, "ratios": _ratios(passes["base"], passes["hybrid"])} | {
+                    name: _figures(passes[name], peaks[name], drafted.get(name, []), tokens, settings)
+                    for name in models
+                }
 
 
 def _ratios(base: Sequence[Pass], hybrid: Sequence[Pass]) -> dict[str, list[float]]:
@@ -200,6 +223,8 @@ def _figures(
         "peak_bytes": peak,
         "cache_bytes": passes[0].cache_bytes,
         "self_speculation": speculation or None,
+        "passes": [asdict(one) for one in passes],
+        "drafted": [asdict(one) for one in drafted],
     }
 
 
@@ -243,6 +268,10 @@ def _contexts(models: list[Model], settings: SavingsSettings) -> list[int]:
     return sorted(wanted)
 
 
+def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _NO_MATTER}
+
+
 def _measured(path: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """What an earlier call has measured, by context; a measurement of anything else is not overwritten."""
     if not path.exists():
@@ -250,7 +279,8 @@ def _measured(path: Path, identity: dict[str, Any]) -> dict[int, dict[str, Any]]
     found = read_json(path, Savings, way_out="; remove it, or choose another file with --out").given()
     if "contexts" not in found:
         raise RadistillError(f"{path}: holds no savings; choose another file with --out")
-    differing = [name for name, value in identity.items() if found.get(name) != value]
+    known = found | {"settings": _identifying(found.get("settings", {}))}
+    differing = [name for name, value in identity.items() if known.get(name) != value]
     if differing:
         raise RadistillError(
             f"{path}: was measured with other {', '.join(differing)}; remove it, or choose another file with --out"
