@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,10 +13,12 @@ from radistill.cli import main
 from radistill.conversion import convert
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.export.engines import vllm
 from radistill.export.engines.vllm import VllmEngine
 from radistill.models.server.vllm import vllm_server
 
 FIRST, STEP = 0.05, 0.02
+TOLD_FIRST, TOLD_STEP = 3.0, 0.5
 SERVER = f"""
 import json, os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +27,9 @@ options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 if "mamba" in open(options["--model"] + "/config.json").read() and {{fails!r}}:
     print("ValueError: no room for the state\\nbye")
     sys.exit(1)
-busy = []
+busy, spent = [], [0.0, 0.0, 0]
+PREFILL, DECODE = "request_prefill_time_seconds", "request_decode_time_seconds"
+TOLD = [PREFILL + "_sum", DECODE + "_sum", DECODE + "_count"]
 
 class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -33,8 +38,10 @@ class Answers(BaseHTTPRequestHandler):
             os._exit(1)
         if self.path == "/v1/models":
             return self.answer("{{{{}}}}")
-        share = 0.25 if busy else 0.0
-        self.answer("vllm:other 1\\nvllm:kv_cache_usage_perc{{{{engine=\\"0\\"}}}} %s\\n" % share)
+        told = {{{{"other": 1, "kv_cache_usage_perc": 0.25 if busy else 0.0}}}}
+        if {{tells!r}}:
+            told |= zip(TOLD, spent)
+        self.answer("".join("vllm:%s{{{{engine=\\"0\\"}}}} %s\\n" % one for one in told.items()))
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -43,6 +50,8 @@ class Answers(BaseHTTPRequestHandler):
         time.sleep({FIRST} + {STEP} * (asked["max_tokens"] - 1))
         busy.pop()
         self.answer("{{{{}}}}")
+        time.sleep(0.1)  # it answers before it tells
+        spent[:] = spent[0] + {TOLD_FIRST}, spent[1] + {TOLD_STEP} * (asked["max_tokens"] - 1), spent[2] + 1
 
     def answer(self, text):
         self.send_response(200)
@@ -57,10 +66,10 @@ ThreadingHTTPServer((options["--host"], int(options["--port"])), Answers).serve_
 SETTINGS = SavingsSettings((32,), batch_size=3, decode_tokens=4, repeats=2, draft_length=None)
 
 
-def python(folder: Path, fails: bool = False) -> Path:
+def python(folder: Path, fails: bool = False, tells: bool = True) -> Path:
     """Of an environment in which `vllm` is a server that stands in."""
     server, found = folder / "server.py", folder / "python"
-    server.write_text(SERVER.format(fails=fails), encoding="utf-8")
+    server.write_text(SERVER.format(fails=fails, tells=tells), encoding="utf-8")
     found.write_text(
         f'#!/bin/sh\nif [ "$1" = -c ]; then echo 0.99.0; else exec {sys.executable} {server} "$@"; fi\n',
         encoding="utf-8",
@@ -84,6 +93,22 @@ def test_speeds_cache_and_the_end_of_its_servers(tmp_path: Path) -> None:
         needs = 3 * (model.anatomy.kv_bytes(37, 2) + model.anatomy.ssm_state_bytes())
         assert row[name]["cache_bytes"] == round(0.25 * (round(1.5 * needs) + 2**28))
     assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+
+
+def test_a_sequence_alone_is_timed_by_its_own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill that takes longer than another of the same text does not become a step's time."""
+    base = small.model("llama", hidden_size=64)
+    settings = replace(SETTINGS, batch_size=1)
+    found = measure_savings(
+        base, base, settings, tmp_path / "s.json", VllmEngine("bfloat16", tmp_path, python(tmp_path))
+    )
+    (row,) = found["contexts"]
+    assert row["base"]["first_token_seconds"] == pytest.approx(TOLD_FIRST)
+    assert row["base"]["decode_tokens_per_second"] == pytest.approx(1 / TOLD_STEP)
+    monkeypatch.setattr(vllm, "_SOON", 0.5)
+    silent = VllmEngine("bfloat16", tmp_path, python(tmp_path, tells=False))
+    with pytest.raises(RadistillError, match="vLLM does not tell how long it decodes"):
+        measure_savings(base, base, settings, tmp_path / "other.json", silent)
 
 
 def test_a_model_that_it_cannot_serve(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def savings(
 ) -> None:
     """Measure what a hybrid saves: its cache, and prefill, decoding and peak memory over context length.
 
-    Base and hybrid are measured in turns, in one process. Contexts that the file holds already are not measured again.
+    Base and hybrid are measured in turns, in one process. Turns that the file holds already count.
     """
     import sys
     import tempfile

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
+from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import Reader
 from radistill.evaluation.savings.speed import Pass
 from radistill.models.loading import Model
 from radistill.models.server.vllm import no_vllm, vllm_server
 
-_PAUSE = 0.02
+_PAUSE, _SOON = 0.02, 10.0
+_SPENT = "request_prefill_time_seconds", "request_decode_time_seconds"
 _ROOM = 1.5, 2**28
 """Cache that vLLM gets: this times what the model needs, and so many bytes more. It rounds blocks of tokens up until
 those of attention and of state spaces have one size."""
@@ -70,16 +72,25 @@ class VllmEngine:
                 server.ask("/v1/completions", {**request, "temperature": 0, "ignore_eos": True})
                 return time.perf_counter() - started
 
+            def spent(tokens: Sequence[int]) -> tuple[float, float]:
+                """On the first token, and on the steps after it."""
+                if batch_size > 1:
+                    prefill = seconds(tokens, 1)
+                    return prefill, seconds(tokens, steps + 1) - prefill
+                # Over a long context, two prefills differ by more than all steps take: both are of one request.
+                before = _told(server.address)
+                seconds(tokens, steps + 1)
+                return _spent(server.address, before)
+
             held: list[int] = []
 
             def read(tokens: Sequence[int]) -> Pass:
                 if not held:
                     with _fullest(server.address) as share:
-                        seconds(tokens, steps + 1)
+                        spent(tokens)
                     held.append(round(share[0] * cache))
-                prefill = seconds(tokens, 1)
-                step = (seconds(tokens, steps + 1) - prefill) / steps
-                return Pass(prefill, [step] * steps, held[0])
+                prefill, decoding = spent(tokens)
+                return Pass(prefill, [decoding / steps] * steps, held[0])
 
             yield read
 
@@ -91,9 +102,7 @@ def _fullest(address: str) -> Iterator[list[float]]:
 
     def watch() -> None:
         while not done.wait(_PAUSE):
-            with urllib.request.urlopen(f"{address}/metrics") as answer:
-                found = re.findall(r"^vllm:kv_cache_usage_perc\S* (\S+)$", answer.read().decode(), re.MULTILINE)
-            share[0] = max(share[0], *map(float, found))
+            share[0] = max(share[0], _told(address)["kv_cache_usage_perc"])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -102,3 +111,26 @@ def _fullest(address: str) -> Iterator[list[float]]:
     finally:
         done.set()
         thread.join()
+
+
+def _told(address: str) -> dict[str, float]:
+    """What vLLM tells of itself, by name."""
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        found = re.findall(r"^vllm:(\w+)\S* (\S+)$", answer.read().decode(), re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def _spent(address: str, before: dict[str, float]) -> tuple[float, float]:
+    """Seconds to the first token, and from it to the last, of the one request since `before`.
+
+    Raises:
+        RadistillError: if vLLM does not tell, which it does soon after it has answered.
+    """
+    deadline = time.monotonic() + _SOON
+    while time.monotonic() < deadline:
+        told = _told(address)
+        if told.get(f"{_SPENT[-1]}_count", 0) > before.get(f"{_SPENT[-1]}_count", 0):
+            prefill, decoding = (told[f"{name}_sum"] - before.get(f"{name}_sum", 0) for name in _SPENT)
+            return prefill, decoding
+        time.sleep(_PAUSE)
+    raise RadistillError(f"vLLM does not tell how long it decodes: its metrics have no new {_SPENT[-1]}")
