@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -85,11 +85,10 @@ class VllmEngine:
             held: list[int] = []
 
             def read(tokens: Sequence[int]) -> Pass:
-                if not held:
-                    with _fullest(server.address) as share:
-                        spent(tokens)
-                    held.append(round(share[0] * cache))
-                prefill, decoding = spent(tokens)
+                watch: AbstractContextManager[list[float]] = nullcontext([]) if held else _fullest(server.address)
+                with watch as share:
+                    prefill, decoding = spent(tokens)
+                held.extend(round(one * cache) for one in share)
                 return Pass(prefill, [decoding / steps] * steps, held[0])
 
             yield read
