@@ -11,6 +11,7 @@ and the result, pair by pair, is benchmarks/results/engines.json; docs/figures/e
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ def main() -> None:
         for count in given.replaced:
             hybrid = convert(base, sorted(ORDER[:count]), init="random", seed=given.seed)
             kept = ROOT / "runs" / "engines" / f"{name}-{count}-{given.batch_size}.json"
-            with tempfile.TemporaryDirectory() as place:
+            with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
                 engine: Engine
                 if name == "vllm":
-                    engine = VllmEngine("bfloat16", Path(place), given.vllm)
+                    engine = VllmEngine("bfloat16", Path(place), stack, given.vllm)
                 else:
                     engine = LlamaCppEngine("q8_0", Path(place))
                 found = measure_savings(base, hybrid, settings, kept, engine)

@@ -1,6 +1,6 @@
 """Text by a server against the built-in generation: the same greedy tokens, and how long each takes.
 
-    python benchmarks/server_text.py [--count 64] [--vllm build/serve/bin/python]
+    python benchmarks/server_text.py [--count 64] [--most 128] [--vllm build/serve/bin/python]
 
 SmolLM2-135M answers questions whose answers differ much in length: by the built-in generation in batches, and by
 llama.cpp's server in as many slots, both in float32 with all threads. With `--vllm`, the Python of the environment that

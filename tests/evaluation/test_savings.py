@@ -17,7 +17,7 @@ import tiny
 from radistill.conversion import convert
 from radistill.errors import RadistillError
 from radistill.evaluation.savings import measure
-from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.evaluation.savings.measure import Room, SavingsSettings, measure_savings
 from radistill.evaluation.savings.memory import peak_memory
 from radistill.evaluation.savings.speed import Pass, timed_pass
 from radistill.evaluation.sentences import tokens_of_text
@@ -157,14 +157,14 @@ class Counting:
         self.passes = passes
 
     @contextmanager
-    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Any]:
+    def reading(self, model: Model, room: Room, batch_size: int) -> Iterator[Any]:
         """As any engine."""
 
         def passed(tokens: Sequence[int]) -> Pass:
             if len(self.read) >= self.passes:
                 raise KeyboardInterrupt
             self.read.append(len(tokens))
-            return Pass(float(len(self.read)), [0.1 * len(self.read)] * room[1], 8)
+            return Pass(float(len(self.read)), [0.1 * len(self.read)] * room.steps, 8)
 
         yield passed
 

@@ -12,7 +12,7 @@ import small
 
 from radistill.cli import main
 from radistill.conversion import convert
-from radistill.evaluation.savings.measure import SavingsSettings, measure_savings
+from radistill.evaluation.savings.measure import Room, SavingsSettings, measure_savings
 from radistill.export.engines.llama_cpp import LlamaCpp, LlamaCppEngine, with_cache_bytes
 from radistill.export.gguf import write_gguf
 
@@ -67,7 +67,7 @@ def test_several_sequences_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         answers.append(greedy(self, *given, **settings))
         return answers[-1]
 
-    with LlamaCppEngine("float32", tmp_path).reading(model, (64, 20), 3) as read:
+    with LlamaCppEngine("float32", tmp_path).reading(model, Room(64, 20, 64), 3) as read:
         monkeypatch.setattr(LlamaCpp, "greedy", noted)
         began = time.perf_counter()
         found = read([5] * 64)
@@ -109,7 +109,7 @@ def test_the_first_token_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: p
         return answer
 
     monkeypatch.setattr(LlamaCpp, "greedy", noted)
-    with LlamaCppEngine("float32", tmp_path).reading(model, (16, 4), 1) as read:
+    with LlamaCppEngine("float32", tmp_path).reading(model, Room(16, 4, 16), 1) as read:
         found = read([5] * 16)
     assert timings[-1]["predicted_n"] == 5
     assert found.step_seconds == pytest.approx([timings[-1]["predicted_ms"] / 1000 / 4] * 4)

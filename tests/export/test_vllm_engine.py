@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -78,46 +80,53 @@ def python(folder: Path, fails: bool = False, tells: bool = True) -> Path:
     return found
 
 
+def servers() -> list[psutil.Process]:
+    """Those that this process has started."""
+    return [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())]
+
+
 def test_speeds_cache_and_the_end_of_its_servers(tmp_path: Path) -> None:
     base = small.model("llama", hidden_size=64)
     hybrid = convert(base, [0, 2], init="random")
-    engine = VllmEngine("bfloat16", tmp_path / "models", python(tmp_path))
     (tmp_path / "models").mkdir()
-    found = measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", engine)
+    with ExitStack() as stack:
+        engine = VllmEngine("bfloat16", tmp_path / "models", stack, python(tmp_path))
+        found = measure_savings(base, hybrid, replace(SETTINGS, contexts=(16, 32)), tmp_path / "s.json", engine)
+        assert len(servers()) == 2  # one a model, for both contexts
     assert (found["engine"], found["dtype"]) == ("vLLM 0.99.0", "bfloat16")
-    (row,) = found["contexts"]
-    for name, model in (("base", base), ("hybrid", hybrid)):
+    for row, (name, model) in product(found["contexts"], (("base", base), ("hybrid", hybrid))):
         # A busy machine may take longer.
         assert FIRST <= row[name]["first_token_seconds"] < 100 * FIRST
         assert 3 / STEP / 100 < row[name]["decode_tokens_per_second"] < 3 / STEP * 2
         needs = 3 * (model.anatomy.kv_bytes(37, 2) + model.anatomy.ssm_state_bytes())
         assert row[name]["cache_bytes"] == round(0.25 * (round(1.5 * needs) + 2**28))
-    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+    assert servers() == []
 
 
 def test_a_sequence_alone_is_timed_by_its_own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill that takes longer than another of the same text does not become a step's time."""
     base = small.model("llama", hidden_size=64)
     settings = replace(SETTINGS, batch_size=1)
-    found = measure_savings(
-        base, base, settings, tmp_path / "s.json", VllmEngine("bfloat16", tmp_path, python(tmp_path))
-    )
-    (row,) = found["contexts"]
+    with ExitStack() as stack:
+        engine = VllmEngine("bfloat16", tmp_path, stack, python(tmp_path))
+        (row,) = measure_savings(base, base, settings, tmp_path / "s.json", engine)["contexts"]
     assert row["base"]["first_token_seconds"] == pytest.approx(TOLD_FIRST)
     assert row["base"]["decode_tokens_per_second"] == pytest.approx(1 / TOLD_STEP)
     monkeypatch.setattr(vllm, "_SOON", 0.5)
-    silent = VllmEngine("bfloat16", tmp_path, python(tmp_path, tells=False))
-    with pytest.raises(RadistillError, match="vLLM does not tell how long it decodes"):
-        measure_savings(base, base, settings, tmp_path / "other.json", silent)
+    with ExitStack() as stack:
+        silent = VllmEngine("bfloat16", tmp_path, stack, python(tmp_path, tells=False))
+        with pytest.raises(RadistillError, match="vLLM does not tell how long it decodes"):
+            measure_savings(base, base, settings, tmp_path / "other.json", silent)
 
 
 def test_a_model_that_it_cannot_serve(tmp_path: Path) -> None:
     base = small.model("llama", hidden_size=64)
     hybrid = convert(base, [0, 2], init="random")
-    engine = VllmEngine("bfloat16", tmp_path, python(tmp_path, fails=True))
-    with pytest.raises(RadistillError, match=r"vLLM cannot serve this \(ValueError: no room for the state\)"):
-        measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", engine)
-    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+    with ExitStack() as stack:
+        engine = VllmEngine("bfloat16", tmp_path, stack, python(tmp_path, fails=True))
+        with pytest.raises(RadistillError, match=r"vLLM cannot serve this \(ValueError: no room for the state\)"):
+            measure_savings(base, hybrid, SETTINGS, tmp_path / "s.json", engine)
+    assert servers() == []
 
 
 def test_an_environment_without_it(
@@ -144,7 +153,7 @@ def test_a_server_that_dies_says_why_and_one_that_is_stopped_is_gone(tmp_path: P
         client.ask("/dies")
     with pytest.raises(KeyboardInterrupt), vllm_server(str(python(tmp_path)), folder):
         raise KeyboardInterrupt
-    assert [one for one in psutil.Process().children(recursive=True) if "server.py" in " ".join(one.cmdline())] == []
+    assert servers() == []
 
 
 @pytest.mark.slow
@@ -153,9 +162,12 @@ def test_a_server_does_not_outlive_who_started_it(tmp_path: Path) -> None:
 import sys, time
 sys.path[:0] = {sys.path!r}
 import small
+from contextlib import ExitStack
+from pathlib import Path
+from radistill.evaluation.savings.measure import Room
 from radistill.export.engines.vllm import VllmEngine
-engine = VllmEngine("float32", __import__("pathlib").Path({str(tmp_path)!r}), {str(python(tmp_path))!r})
-with engine.reading(small.model("llama"), (8, 4), 1):
+engine = VllmEngine("float32", Path({str(tmp_path)!r}), ExitStack(), {str(python(tmp_path))!r})
+with engine.reading(small.model("llama"), Room(8, 4, 8), 1):
     print("serves", flush=True)
     time.sleep(600)
 """

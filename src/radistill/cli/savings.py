@@ -41,6 +41,7 @@ def savings(
     """
     import sys
     import tempfile
+    from contextlib import ExitStack
 
     from radistill.console import note, show
     from radistill.errors import RadistillError
@@ -71,7 +72,7 @@ def savings(
         beyond_context=beyond_context,
     )
     path = output_place(out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings))
-    with locked(path.parent), tempfile.TemporaryDirectory() as scratch:
+    with locked(path.parent), tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         kind = dtype if own else "float32"
         one, other = (
             load(source, dtype=kind, device=device, trust_remote_code=trust_remote_code) for source in sources
@@ -80,7 +81,7 @@ def savings(
         if engine == "llama.cpp":
             served = LlamaCppEngine(dtype, Path(scratch))
         elif engine == "vllm":
-            served = VllmEngine(dtype, Path(scratch), vllm or sys.executable)
+            served = VllmEngine(dtype, Path(scratch), stack, vllm or sys.executable)
         figures = measure_savings(one, other, settings, path, served)
     note(f"{path}: every figure")
     show(savings_tables(figures))

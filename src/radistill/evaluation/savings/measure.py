@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,6 +34,14 @@ Reader = Callable[[Sequence[int]], Pass]
 """Reads a context in every row of a batch and decodes behind it."""
 
 
+class Room(NamedTuple):
+    """Tokens that an engine is to hold: a context, the steps behind it, and the longest context of a measurement."""
+
+    context: int
+    steps: int
+    longest: int
+
+
 class Engine(Protocol):
     """What runs a model."""
 
@@ -45,8 +53,8 @@ class Engine(Protocol):
     def dtype(self) -> str | None:
         """Of the weights that it reads; None is that of the model."""
 
-    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> AbstractContextManager[Reader]:
-        """The model, ready to read so many tokens and to decode so many behind them."""
+    def reading(self, model: Model, room: Room, batch_size: int) -> AbstractContextManager[Reader]:
+        """The model, ready to read a context and to decode behind it."""
 
 
 class Transformers:
@@ -56,12 +64,12 @@ class Transformers:
     dtype = None
 
     @contextmanager
-    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+    def reading(self, model: Model, room: Room, batch_size: int) -> Iterator[Reader]:
         """As `Engine`."""
 
         def read(tokens: Sequence[int]) -> Pass:
             rows = torch.tensor([list(tokens)] * batch_size, device=model.network.device)
-            return timed_pass(model, rows, room[1])
+            return timed_pass(model, rows, room.steps)
 
         yield read
 
@@ -128,7 +136,8 @@ def measure_savings(
     done = sum(min(settings.repeats, _turns(found.get(length, {}))) for length in contexts)
     with progress("savings", len(contexts) * settings.repeats, "turns", done=done) as advance:
         for length in contexts:
-            for row in _at(length, models, drafts, settings, serving, found.get(length, {})):
+            room = Room(length, settings.decode_tokens, max(contexts))
+            for row in _at(room, models, drafts, settings, serving, found.get(length, {})):
                 found[length] = row
                 result = identity | {
                     "settings": _identifying(asdict(settings)) | {"repeats": settings.repeats},
@@ -146,7 +155,7 @@ def _turns(row: dict[str, Any]) -> int:
 
 
 def _at(
-    length: int,
+    room: Room,
     models: dict[str, Model],
     drafts: dict[str, ComponentMask],
     settings: SavingsSettings,
@@ -157,6 +166,7 @@ def _at(
     done = _turns(row)
     if done >= settings.repeats:
         return
+    length = room.context
     prompts = {name: tokens_of_text(model, length) for name, model in models.items()}
     passes: dict[str, list[Pass]] = {name: [] for name in models}
     drafted: dict[str, list[Drafted]] = {name: [] for name in drafts}
@@ -173,7 +183,7 @@ def _at(
             ]
     with ExitStack() as stack:
         readers = {
-            name: stack.enter_context(engine.reading(model, (length, settings.decode_tokens), settings.batch_size))
+            name: stack.enter_context(engine.reading(model, room, settings.batch_size))
             for name, model in models.items()
         }
         for turn in range(done - (length < LONG), settings.repeats):
@@ -184,8 +194,7 @@ def _at(
                     peaks[name] = peak.bytes
                 passes[name] += [passed] if turn >= done else []
                 if name in drafts and settings.draft_length is not None:
-                    steps = settings.decode_tokens
-                    found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, steps)
+                    found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, room.steps)
                     drafted[name] += [found] if turn >= done and found else []
             if turn >= done:
                 tokens = length * settings.batch_size

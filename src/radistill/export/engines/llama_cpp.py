@@ -14,7 +14,7 @@ import torch
 from gguf import GGUFReader
 
 from radistill.errors import RadistillError
-from radistill.evaluation.savings.measure import Reader
+from radistill.evaluation.savings.measure import Reader, Room
 from radistill.evaluation.savings.speed import Pass
 from radistill.export.gguf import write_gguf
 from radistill.models.loading import Model
@@ -147,7 +147,7 @@ class LlamaCppEngine:
         self._folder = folder
 
     @contextmanager
-    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+    def reading(self, model: Model, room: Room, batch_size: int) -> Iterator[Reader]:
         """As `Engine`; the first token is decoded with the context, as servers do.
 
         Raises:
@@ -156,7 +156,7 @@ class LlamaCppEngine:
         path = self._folder / f"{model.fingerprint[:16]}.gguf"
         if not path.exists():
             as_gguf(model, path, self.dtype)
-        longest, steps = sum(room) + 1, room[1]
+        longest, steps = room.context + room.steps + 1, room.steps
         if model.context_length is not None and longest > model.context_length:
             _claim_context(path, longest)
         server, held = with_cache_bytes(path, longest, torch.get_num_threads(), batch_size)

@@ -7,15 +7,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from radistill.errors import RadistillError
-from radistill.evaluation.savings.measure import Reader
+from radistill.evaluation.savings.measure import Reader, Room
 from radistill.evaluation.savings.speed import Pass
 from radistill.models.loading import Model
+from radistill.models.server.client import Client
 from radistill.models.server.vllm import no_vllm, vllm_server
 
 _PAUSE, _SOON = 0.02, 10.0
@@ -26,14 +27,15 @@ those of attention and of state spaces have one size."""
 
 
 class VllmEngine:
-    """vLLM as an engine of `savings`: each model is saved as a folder once, and has a server while it is measured."""
+    """vLLM as an engine of `savings`: each model is saved as a folder and served once, for all contexts."""
 
-    def __init__(self, dtype: str, folder: Path, python: Path | str = sys.executable) -> None:
-        """Let the models lie in a folder that the caller removes.
+    def __init__(self, dtype: str, folder: Path, stack: ExitStack, python: Path | str = sys.executable) -> None:
+        """Start nothing yet.
 
         Args:
             dtype: of weights, keys and values.
-            folder: where models go.
+            folder: where models go; the caller removes it.
+            stack: what has been started ends with it. vLLM compiles a model when it starts, which takes minutes.
             python: of the environment that has vLLM, which may be another one than this.
 
         Raises:
@@ -46,52 +48,56 @@ class VllmEngine:
             raise no_vllm(str(python)) from None
         self.name = f"vLLM {found.stdout.split()[-1]}"
         self.dtype: str | None = dtype
-        self._folder, self._python = folder, str(python)
+        self._folder, self._stack, self._python = folder, stack, str(python)
+        self._servers: dict[str, tuple[Client, int]] = {}
 
     @contextmanager
-    def reading(self, model: Model, room: tuple[int, int], batch_size: int) -> Iterator[Reader]:
+    def reading(self, model: Model, room: Room, batch_size: int) -> Iterator[Reader]:
         """As `Engine`; the first token is decoded with the context, as servers do.
 
         Raises:
             RadistillError: if vLLM cannot serve the model.
         """
-        place = self._folder / model.fingerprint[:16]
-        if not place.exists():
-            model.save(place)
-        longest, steps = sum(room) + 1, room[1]
+        place, steps, held = self._folder / model.fingerprint[:16], room.steps, list[int]()
+        if place.name not in self._servers:
+            self._servers[place.name] = self._served(model, place, room.longest + steps + 1, batch_size)
+        server, cache = self._servers[place.name]
+
+        def seconds(tokens: Sequence[int], count: int) -> float:
+            request = {"model": str(place), "prompt": [list(tokens)] * batch_size, "max_tokens": count}
+            started = time.perf_counter()
+            server.ask("/v1/completions", {**request, "temperature": 0, "ignore_eos": True})
+            return time.perf_counter() - started
+
+        def spent(tokens: Sequence[int]) -> tuple[float, float]:
+            """On the first token, and on the steps after it."""
+            if batch_size > 1:
+                prefill = seconds(tokens, 1)
+                return prefill, seconds(tokens, steps + 1) - prefill
+            # Over a long context, two prefills differ by more than all steps take: both are of one request.
+            before = _told(server.address)
+            seconds(tokens, steps + 1)
+            return _spent(server.address, before)
+
+        def read(tokens: Sequence[int]) -> Pass:
+            watch: AbstractContextManager[list[float]] = nullcontext([]) if held else _fullest(server.address)
+            with watch as share:
+                prefill, decoding = spent(tokens)
+            held.extend(round(one * cache) for one in share)
+            return Pass(prefill, [decoding / steps] * steps, held[0])
+
+        yield read
+
+    def _served(self, model: Model, place: Path, longest: int, batch_size: int) -> tuple[Client, int]:
+        """A server that holds so many tokens of each sequence, and the bytes of its cache."""
+        model.save(place)
         number = getattr(torch, str(self.dtype)).itemsize
         needs = batch_size * (model.anatomy.kv_bytes(longest, number) + model.anatomy.ssm_state_bytes())
         cache = round(_ROOM[0] * needs) + _ROOM[1]
         options = ["--dtype", str(self.dtype), "--max-model-len", str(longest), "--max-num-seqs", str(batch_size)]
         options += ["--kv-cache-memory-bytes", str(cache), "--no-enable-prefix-caching"]
-        with vllm_server(self._python, place, *options, name=model.source) as server:
-
-            def seconds(tokens: Sequence[int], count: int) -> float:
-                request = {"model": str(place), "prompt": [list(tokens)] * batch_size, "max_tokens": count}
-                started = time.perf_counter()
-                server.ask("/v1/completions", {**request, "temperature": 0, "ignore_eos": True})
-                return time.perf_counter() - started
-
-            def spent(tokens: Sequence[int]) -> tuple[float, float]:
-                """On the first token, and on the steps after it."""
-                if batch_size > 1:
-                    prefill = seconds(tokens, 1)
-                    return prefill, seconds(tokens, steps + 1) - prefill
-                # Over a long context, two prefills differ by more than all steps take: both are of one request.
-                before = _told(server.address)
-                seconds(tokens, steps + 1)
-                return _spent(server.address, before)
-
-            held: list[int] = []
-
-            def read(tokens: Sequence[int]) -> Pass:
-                watch: AbstractContextManager[list[float]] = nullcontext([]) if held else _fullest(server.address)
-                with watch as share:
-                    prefill, decoding = spent(tokens)
-                held.extend(round(one * cache) for one in share)
-                return Pass(prefill, [decoding / steps] * steps, held[0])
-
-            yield read
+        served = vllm_server(self._python, place, *options, name=model.source)
+        return self._stack.enter_context(served), cache
 
 
 @contextmanager
