@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ LONG = 16_384
 
 _NO_MATTER = ("contexts", "beyond_context", "repeats")
 """Settings that make no other passes."""
+
+Kept = TypeVar("Kept", Pass, Drafted)
 
 Reader = Callable[[Sequence[int]], Pass]
 """Reads a context in every row of a batch and decodes behind it."""
@@ -168,40 +170,37 @@ def _at(
         return
     length = room.context
     prompts = {name: tokens_of_text(model, length) for name, model in models.items()}
-    passes: dict[str, list[Pass]] = {name: [] for name in models}
-    drafted: dict[str, list[Drafted]] = {name: [] for name in drafts}
-    peaks: dict[str, int | None] = {}
-    for name in models if done else ():
-        figures = row[name]
-        passes[name] = [
-            Pass(one["prefill_seconds"], one["step_seconds"], one["cache_bytes"]) for one in figures["passes"][:done]
-        ]
-        peaks[name] = figures.get("peak_bytes")
-        if name in drafts:
-            drafted[name] = [
-                Drafted(one["tokens_per_second"], one["acceptance_rate"]) for one in figures.get("drafted", ())
-            ]
+    kept: dict[str, dict[str, Any]] = {name: row[name] if done else {} for name in models}
+    passes = {name: [_of(Pass, one) for one in kept[name].get("passes", [])[:done]] for name in models}
+    drafted = {name: [_of(Drafted, one) for one in kept[name].get("drafted", [])] for name in drafts}
+    peaks: dict[str, int | None] = {name: kept[name].get("peak_bytes") for name in models if done}
     with ExitStack() as stack:
         readers = {
             name: stack.enter_context(engine.reading(model, room, settings.batch_size))
             for name, model in models.items()
         }
         for turn in range(done - (length < LONG), settings.repeats):
+            is_timed = turn >= done
             for name, model in models.items():
                 with nullcontext() if name in peaks else peak_memory(model.network.device) as peak:
                     passed = readers[name](prompts[name])
                 if peak is not None:
                     peaks[name] = peak.bytes
-                passes[name] += [passed] if turn >= done else []
+                passes[name] += [passed] if is_timed else []
                 if name in drafts and settings.draft_length is not None:
                     found = drafted_pass(model, prompts[name], drafts[name], settings.draft_length, room.steps)
-                    drafted[name] += [found] if turn >= done and found else []
-            if turn >= done:
+                    drafted[name] += [found] if is_timed and found else []
+            if is_timed:
                 tokens = length * settings.batch_size
                 yield {"context": length, "ratios": _ratios(passes["base"], passes["hybrid"])} | {
                     name: _figures(passes[name], peaks[name], drafted.get(name, []), tokens, settings)
                     for name in models
                 }
+
+
+def _of(kind: type[Kept], given: dict[str, Any]) -> Kept:
+    """A dataclass from a mapping that may have more fields."""
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
 
 
 def _ratios(base: Sequence[Pass], hybrid: Sequence[Pass]) -> dict[str, list[float]]:
