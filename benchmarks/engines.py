@@ -28,7 +28,7 @@ from radistill.export.engines.llama_cpp import LlamaCppEngine
 from radistill.export.engines.vllm import VllmEngine
 from radistill.files import read_json, write_text
 from radistill.report.savings import crossover, savings_tables
-from radistill.report.svg import Axes, Scale, line
+from radistill.report.svg import Axes, Scale, line, value_scale
 
 
 def main() -> None:
@@ -80,19 +80,22 @@ def figure(result: dict[str, dict[str, Any]]) -> Markup:
     """How many times as fast as the base each hybrid decodes, over context, engine by engine."""
     width, height = 20 + 470 * len(result), 380
     elements: list[Markup] = []
-    for place, (engine, hybrids) in enumerate(sorted(result.items())):
+    rows = [row for hybrids in result.values() for one in hybrids.values() for row in one["contexts"]]
+    contexts = sorted({row["context"] for row in rows})
+    names = [f"{context:,}" for context in contexts]
+    y = value_scale([0, *(end for row in rows for end in row["ratios"]["decode"])], height - 50, 80)
+    for place, (_, hybrids) in enumerate(sorted(result.items())):
         left = 60 + place * 470
-        contexts = sorted({row["context"] for one in hybrids.values() for row in one["contexts"]})
-        x, y = Scale(0, max(1, len(contexts) - 1), left, left + 370), Scale(0, 4, height - 50, 80)
-        names = [f"{context:,}" for context in contexts]
-        title = f"{engine}: decoding, hybrid over base"
+        x = Scale(0, max(1, len(contexts) - 1), left, left + 370)
+        engine, dtype = (next(iter(hybrids.values()))[key] for key in ("engine", "dtype"))
+        title = f"{engine.split(' by ')[0]}, {dtype}: decoding, hybrid over base"
         elements += Axes(x, y, "tokens of context", title, range(len(contexts)), y.ticks(5), names).draw()
         elements.append(line(left, y(1), left + 370, y(1), "axis"))
         for number, (name, one) in enumerate(sorted(hybrids.items())):
             style = f"arm-{number}"
             marks = [(x(contexts.index(row["context"])), *map(y, row["ratios"]["decode"])) for row in one["contexts"]]
             elements += series(marks, style, 4)
-            elements += entry(left + 30, 100 + 18 * number, name, style)
+            elements += entry(left + 30, height - 78 + 18 * number, name, style)
     title = "SmolLM2-135M and hybrids of it, two CPU cores"
     return drawing(title, elements, width, height)
 
