@@ -25,6 +25,7 @@ SERVER = f"""
 import json, os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+assert int(os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > 3600
 options = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 if "mamba" in open(options["--model"] + "/config.json").read() and {{fails!r}}:
     print("ValueError: no room for the state\\nbye")
@@ -36,7 +37,7 @@ TOLD = [PREFILL + "_sum", DECODE + "_sum", DECODE + "_count"]
 class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/dies":
-            print("RuntimeError: out of memory\\nEngineDeadError: see above", flush=True)
+            print("RuntimeError: out of memory\\nRuntimeError: cancelled\\nEngineDeadError: see above", flush=True)
             os._exit(1)
         if self.path == "/v1/models":
             return self.answer("{{{{}}}}")

@@ -32,7 +32,7 @@ _PATIENCE = 900.0
 _SHARE = 0.9
 """Of the memory of a GPU that is free, what vLLM takes."""
 
-_POINTS = re.compile("EngineDeadError|Engine core initialization failed")
+_POINTS = re.compile("EngineDeadError|Engine core initialization failed|RuntimeError: cancelled")
 _LAST_WORDS = 2.0
 """Seconds that a server may take to end after it has closed its connections."""
 
@@ -164,13 +164,15 @@ def vllm_server(python: str, folder: Path, *options: str, name: str | None = Non
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
     settings = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    # By default 300, which a CPU may need to read one long text: vLLM would end there.
+    patient = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "36000"}
     client = Client(ServerSettings(url=f"http://127.0.0.1:{port}", retries=0))
     with NamedTemporaryFile(suffix=".log") as log:
         server = subprocess.Popen(
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | settings,
+            env=patient | os.environ | settings,
             start_new_session=True,
             preexec_fn=_end_with_us,
         )
