@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from radistill.console import table
-from radistill.evaluation.savings.measure import LONG
 from radistill.report.numbers import EN_DASH, bytes_, integer, number, percent, significant
-from radistill.runs.contents import mapping, records
+from radistill.runs.contents import LONG, mapping, records
 
 _DECODING = "decode_tokens_per_second"
 _PASSES = f"passes after one to warm up (none from {LONG:,} tokens)"

@@ -236,6 +236,10 @@ class Speed(Content):
     drafted: list[Drafted] = []
 
 
+LONG = 16_384
+"""From so many tokens on, a pass of savings takes so long that one to warm up would only cost time."""
+
+
 class At(Content):
     """A context in savings.json."""
 

@@ -17,15 +17,12 @@ from radistill.evaluation.sentences import tokens_of_text
 from radistill.files import read_json, write_json
 from radistill.models.loading import Model
 from radistill.provenance import machine, versions
-from radistill.runs.contents import Savings
+from radistill.runs.contents import LONG, Savings
 from radistill.speculation.masks import ComponentMask
 
 CONTEXTS = (512, 1024, 2048, 4096)
 CACHE_LENGTHS = (4096, 32_768, 131_072)
 """Lengths for which the cache is stated; it follows from the config, so no model has to read that much."""
-
-LONG = 16_384
-"""From here on a pass takes so long that one to warm up would only cost time."""
 
 _NO_MATTER = ("contexts", "beyond_context", "repeats")
 """Settings that make no other passes."""
