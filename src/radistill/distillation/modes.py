@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from radistill.errors import RadistillError
 from radistill.models.anatomy import Anatomy, Component
+from radistill.models.checkpoint import one_line
 
 Precision = Literal["bfloat16", "weights"]
 """What a recipe can say of number formats, besides nothing; see `TrainingSettings.precision`."""
@@ -168,9 +169,8 @@ def check_compiler(device: torch.device, section: str) -> None:
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows as one of many exceptions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         needed = "a C++ compiler such as g++" if device.type == "cpu" else "triton and a C compiler"
         raise RadistillError(
-            f"{section}.compile is true, but torch cannot compile for {device.type} here ({reason}); install {needed}, "
-            "or set it to false"
+            f"{section}.compile is true, but torch cannot compile for {device.type} here ({one_line(error)}); install "
+            f"{needed}, or set it to false"
         ) from None

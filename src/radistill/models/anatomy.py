@@ -151,6 +151,10 @@ class Anatomy:
         """Bytes in float32 of recurrent and convolution state of one sequence, over all layers, at any length."""
         return len(self.ssm_layers) * self.ssm_state_size * 4
 
+    def cache_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
+        """Bytes of keys, values and states of one sequence of `tokens`."""
+        return self.kv_bytes(tokens, bytes_per_number) + self.ssm_state_bytes()
+
     def parameters(self, network: PreTrainedModel) -> dict[str, int]:
         """Number of parameters by component: attention, ssm, mlp, embedding (input and output), other.
 

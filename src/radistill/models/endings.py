@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -48,12 +49,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _with_response(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     turns: list[dict[str, Any]] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
-    try:
+    with suppress(Exception):
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
         if content in text:
             return text
-    except Exception:
-        text = ""
     # Templates of models that read images may take content in parts alone.
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     return str(tokenizer.apply_chat_template(parts, tokenize=False))

@@ -9,6 +9,7 @@ import torch
 
 from radistill.distillation.settings import TrainingSettings
 from radistill.models.loading import DTYPES
+from radistill.pipeline.memory import trained_parameters
 from radistill.pipeline.shapes import HybridShape
 from radistill.pipeline.work import Work
 from radistill.runs.recipe import Recipe
@@ -135,9 +136,8 @@ def times_of_stages(work: Work, parameters: Mapping[str, int], shape: HybridShap
 
 def _products(training: TrainingSettings, teacher: int, shape: HybridShape) -> int:
     """Multiplications for a token of a training."""
-    hybrid = sum(shape.parameters.values())
-    trained = shape.new * training.trains(new=True) + (hybrid - shape.new) * training.trains(new=False)
-    return (3 if training.gradient_checkpointing else 2) * hybrid + trained + (teacher if training.taught else 0)
+    passes = (3 if training.gradient_checkpointing else 2) * sum(shape.parameters.values())
+    return passes + trained_parameters(training, shape) + (teacher if training.taught else 0)
 
 
 def _generation(work: Work, speed: Speed, weights: int, count: int, batch: int, steps: int) -> tuple[float, int]:

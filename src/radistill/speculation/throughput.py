@@ -35,7 +35,7 @@ def measure_throughput(
         RadistillError: as `speculative_generate`.
     """
     prompts = [document.tokens[: document.response_start] for document in documents]
-    longest = max(len(document.tokens) - document.response_start for document in documents)
+    longest = max(document.response_tokens for document in documents)
     decoded = speculative_generate(model, prompts, mask, draft_length=draft_length, max_new_tokens=longest)
     # Both read the prompts; the draft each token that it proposes, the target those and one before them in each round.
     tokens_read = 2 * sum(map(len, prompts)) + 2 * decoded.drafted + decoded.rounds

@@ -132,18 +132,17 @@ def measure_savings(
     }
     found = _measured(path, identity)
     drafts = _drafts(base, hybrid) if settings.draft_length is not None else {}
+    told: dict[str, Any] = identity | {
+        "settings": _identifying(asdict(settings)) | {"repeats": settings.repeats},
+        "models": {name: _size(model) for name, model in models.items()},
+    }
     done = sum(min(settings.repeats, _turns(found.get(length, {}))) for length in contexts)
     with progress("savings", len(contexts) * settings.repeats, "turns", done=done) as advance:
         for length in contexts:
             room = Room(length, settings.decode_tokens, max(contexts))
             for row in _at(room, models, drafts, settings, serving, found.get(length, {})):
                 found[length] = row
-                result = identity | {
-                    "settings": _identifying(asdict(settings)) | {"repeats": settings.repeats},
-                    "models": {name: _size(model) for name, model in models.items()},
-                    "contexts": [found[context] for context in sorted(found)],
-                }
-                write_json(path, result)
+                write_json(path, told | {"contexts": [found[context] for context in sorted(found)]})
                 advance()
     return dict(read_json(path))
 
@@ -241,9 +240,7 @@ def _size(model: Model) -> dict[str, Any]:
         "weight_bytes": sum(parameter.nbytes for parameter in model.network.parameters()),
         "kv_bytes_per_token": anatomy.kv_bytes_per_token(number),
         "state_bytes": anatomy.ssm_state_bytes(),
-        "cache_bytes": {
-            str(length): anatomy.kv_bytes(length, number) + anatomy.ssm_state_bytes() for length in CACHE_LENGTHS
-        },
+        "cache_bytes": {str(length): anatomy.cache_bytes(length, number) for length in CACHE_LENGTHS},
     }
 
 

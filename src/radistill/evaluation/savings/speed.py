@@ -1,7 +1,7 @@
 """One pass over a context: read it, then decode token by token, each with its time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,17 @@ class Pass:
     prefill_seconds: float
     step_seconds: list[float]
     cache_bytes: int
+
+    @classmethod
+    def of_whole(cls, prefill: float, decoding: float, steps: int, cache_bytes: int) -> "Pass":
+        """A pass of which the seconds of all steps together are known."""
+        return cls(prefill, [decoding / steps] * steps, cache_bytes)
+
+
+def by_difference(answer: Callable[[int], object], steps: int) -> tuple[float, float]:
+    """Seconds to the first token, and of the steps after it, by two calls that wait for so many tokens."""
+    (prefill, _), (whole, _) = (timed(partial(answer, count), torch.device("cpu")) for count in (1, steps + 1))
+    return prefill, whole - prefill
 
 
 @dataclass(frozen=True)

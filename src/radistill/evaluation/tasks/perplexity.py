@@ -17,12 +17,11 @@ from radistill.evaluation.tasks.interface import Measured, TaskSettings
 from radistill.evaluation.tasks.rows import read_rows
 from radistill.files import hash_json
 from radistill.models.loading import Model
-from radistill.models.logits import response_states
+from radistill.models.logits import chunks, response_states
 from radistill.models.sequences import Document, batches, collate, hash_documents
 from radistill.processes import Processes
 
 _TOKENS_PER_BATCH = 2048
-_NUMBERS_AT_ONCE = 2**24
 
 
 def _measure(
@@ -61,7 +60,7 @@ def _row(number: int, example: Example, parts: list[Document], nats: dict[str, f
         "key": hash_json([example.prompt, example.response])[:16],
         "nats": sum(nats[part.id] for part in parts),
         "bytes": len((text or "").encode()),
-        "tokens": sum(len(part.tokens) - part.response_start for part in parts),
+        "tokens": sum(part.response_tokens for part in parts),
     }
 
 
@@ -108,14 +107,11 @@ def _windows(model: Model, example: Example) -> list[Document]:
 def _nats(model: Model, group: list[Document]) -> list[float]:
     """Negative log-likelihood of each document's response, in nats, summed over its tokens."""
     states = response_states(model.network, collate(group, model.pad_token_id, model.network.device))
-    chunk = max(1, _NUMBERS_AT_ONCE // len(states.output.weight))
     losses = [
-        torch.nn.functional.cross_entropy(
-            states.logits(slice(first, first + chunk)).float(), states.targets[first : first + chunk], reduction="none"
-        )
-        for first in range(0, len(states.targets), chunk)
+        torch.nn.functional.cross_entropy(states.logits(rows).float(), states.targets[rows], reduction="none")
+        for rows in chunks(len(states.targets), len(states.output.weight))
     ]
-    counts = [len(document.tokens) - document.response_start for document in group]
+    counts = [document.response_tokens for document in group]
     sums = [float(part.double().sum()) for part in torch.cat(losses).split(counts)]
     for document, total in zip(group, sums, strict=True):
         if not math.isfinite(total):

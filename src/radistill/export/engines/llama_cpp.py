@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from gguf import GGUFReader
 
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import Reader, Room
-from radistill.evaluation.savings.speed import Pass
+from radistill.evaluation.savings.speed import Pass, by_difference
 from radistill.export.gguf import write_gguf
 from radistill.models.loading import Model
 from radistill.models.server.client import Client
@@ -161,20 +160,19 @@ class LlamaCppEngine:
             _claim_context(path, longest)
         server, held = with_cache_bytes(path, longest, torch.get_num_threads(), batch_size)
 
-        def seconds(tokens: Sequence[int], count: int) -> float:
-            """Of every sequence of the batch, each as a request of its own."""
-            started = time.perf_counter()
-            for _ in server.at_once(lambda _: server.greedy(list(tokens), count, ignore_eos=True), range(batch_size)):
-                pass
-            return time.perf_counter() - started
-
         def read(tokens: Sequence[int]) -> Pass:
+            def answer(count: int) -> dict[str, Any]:
+                return server.greedy(list(tokens), count, ignore_eos=True)
+
+            def batch(count: int) -> list[Any]:
+                """Every sequence as a request of its own."""
+                return list(server.at_once(lambda _: answer(count), range(batch_size)))
+
             if batch_size > 1:
-                prefill = seconds(tokens, 1)
-                return Pass(prefill, [(seconds(tokens, steps + 1) - prefill) / steps] * steps, held)
-            found = server.greedy(list(tokens), steps + 1, ignore_eos=True)["timings"]
+                return Pass.of_whole(*by_difference(batch, steps), steps, held)
+            found = answer(steps + 1)["timings"]
             # Its time is that of the steps after the first token, which it counts all the same.
-            return Pass(found["prompt_ms"] / 1000, [found["predicted_ms"] / 1000 / steps] * steps, held)
+            return Pass.of_whole(found["prompt_ms"] / 1000, found["predicted_ms"] / 1000, steps, held)
 
         yield read
 

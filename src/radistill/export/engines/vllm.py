@@ -9,12 +9,13 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from radistill.errors import RadistillError
 from radistill.evaluation.savings.measure import Reader, Room
-from radistill.evaluation.savings.speed import Pass
+from radistill.evaluation.savings.speed import Pass, by_difference
 from radistill.models.loading import Model
 from radistill.models.server.client import Client
 from radistill.models.server.vllm import no_vllm, vllm_server
@@ -63,28 +64,25 @@ class VllmEngine:
             self._servers[place.name] = self._served(model, place, room.longest + steps + 1, batch_size)
         server, cache = self._servers[place.name]
 
-        def seconds(tokens: Sequence[int], count: int) -> float:
-            request = {"model": str(place), "prompt": [list(tokens)] * batch_size, "max_tokens": count}
-            started = time.perf_counter()
-            server.ask("/v1/completions", {**request, "temperature": 0, "ignore_eos": True})
-            return time.perf_counter() - started
-
-        def spent(tokens: Sequence[int]) -> tuple[float, float]:
-            """On the first token, and on the steps after it."""
-            if batch_size > 1:
-                prefill = seconds(tokens, 1)
-                return prefill, seconds(tokens, steps + 1) - prefill
-            # Over a long context, two prefills differ by more than all steps take: both are of one request.
-            before = _told(server.address)
-            seconds(tokens, steps + 1)
-            return _spent(server.address, before)
-
         def read(tokens: Sequence[int]) -> Pass:
+            def answer(count: int) -> Any:
+                asked = {"model": str(place), "prompt": [list(tokens)] * batch_size, "max_tokens": count}
+                return server.ask("/v1/completions", asked | {"temperature": 0, "ignore_eos": True})
+
+            def spent() -> tuple[float, float]:
+                """On the first token, and on the steps after it."""
+                if batch_size > 1:
+                    return by_difference(answer, steps)
+                # Over a long context, two prefills differ by more than all steps take: both are of one request.
+                before = _told(server.address)
+                answer(steps + 1)
+                return _spent(server.address, before)
+
             watch: AbstractContextManager[list[float]] = nullcontext([]) if held else _fullest(server.address)
             with watch as share:
-                prefill, decoding = spent(tokens)
+                prefill, decoding = spent()
             held.extend(round(one * cache) for one in share)
-            return Pass(prefill, [decoding / steps] * steps, held[0])
+            return Pass.of_whole(prefill, decoding, steps, held[0])
 
         yield read
 
@@ -92,7 +90,7 @@ class VllmEngine:
         """A server that holds so many tokens of each sequence, and the bytes of its cache."""
         model.save(place)
         number = getattr(torch, str(self.dtype)).itemsize
-        needs = batch_size * (model.anatomy.kv_bytes(longest, number) + model.anatomy.ssm_state_bytes())
+        needs = batch_size * model.anatomy.cache_bytes(longest, number)
         cache = round(_ROOM[0] * needs) + _ROOM[1]
         options = ["--dtype", str(self.dtype), "--max-model-len", str(longest), "--max-num-seqs", str(batch_size)]
         options += ["--kv-cache-memory-bytes", str(cache), "--no-enable-prefix-caching"]

@@ -99,7 +99,7 @@ def train_length(
     with progress("rounds", len(documents), "answers") as advance, evaluating(target.network, drafter.network):
         found = []
         for document in documents:
-            if len(document.tokens) - document.response_start >= draft_length:
+            if document.response_tokens >= draft_length:
                 found.append(beginnings_of(target, drafter, document, draft_length, confidence))
             advance()
     held_out = found[_HELD_OUT - 1 :: _HELD_OUT]
