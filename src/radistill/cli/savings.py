@@ -73,15 +73,15 @@ def savings(
     )
     path = output_place(out or (Path("savings.json") if hybrid is not None else RunFolder(base).savings))
     with locked(path.parent), tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        kind = dtype if own else "float32"
-        one, other = (
-            load(source, dtype=kind, device=device, trust_remote_code=trust_remote_code) for source in sources
-        )
-        served: Engine = Transformers()
+        served: Engine = Transformers()  # before the models are loaded: an engine may not be there
         if engine == "llama.cpp":
             served = LlamaCppEngine(dtype, Path(scratch))
         elif engine == "vllm":
             served = VllmEngine(dtype, Path(scratch), stack, vllm or sys.executable)
+        kind = dtype if own else "float32"
+        one, other = (
+            load(source, dtype=kind, device=device, trust_remote_code=trust_remote_code) for source in sources
+        )
         figures = measure_savings(one, other, settings, path, served)
     note(f"{path}: every figure")
     show(savings_tables(figures))

@@ -263,7 +263,7 @@ def _run(
         input_ids=input_ids.to(network.device),
         attention_mask=attention_mask.to(network.device),
         generation_config=config,
-        **{name: tensor.to(network.device) for name, tensor in image_arguments(images, input_ids).items()},
+        **image_arguments(images, input_ids, network.device),
     )
     return [_until_end(row, stops) for row in output[:, input_ids.shape[1] :].tolist()]
 

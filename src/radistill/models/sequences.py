@@ -112,7 +112,7 @@ def collate(documents: Sequence[Document], pad_token_id: int, device: torch.devi
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     starts = torch.tensor([document.response_start for document in documents])
     response_mask = attention_mask.bool() & (torch.arange(input_ids.shape[1]) >= starts[:, None])
-    images = image_arguments([document.images for document in documents], input_ids)
+    images = image_arguments([document.images for document in documents], input_ids, device)
     return Batch(input_ids, attention_mask, response_mask, images).to(device)
 
 
@@ -136,10 +136,16 @@ def packed(batch: Batch) -> Batch:
     return Batch(tokens, mask, responses, arguments)
 
 
-def image_arguments(images: Sequence[Images | None], input_ids: Tensor) -> dict[str, Tensor]:
-    """What a network is given of the images of a batch, [batch, time], beside its tokens; rows may have none."""
+def image_arguments(
+    images: Sequence[Images | None], input_ids: Tensor, device: torch.device | str
+) -> dict[str, Tensor]:
+    """What a network on a device is given of the images of a batch, [batch, time], beside its tokens.
+
+    Rows may have none.
+    """
     shown = [one for one in images if one is not None]
-    return shown[0].reader.arguments([one.pictures for one in shown], input_ids) if shown else {}
+    found = shown[0].reader.arguments([one.pictures for one in shown], input_ids) if shown else {}
+    return {name: tensor.to(device) for name, tensor in found.items()}
 
 
 def batches(

@@ -13,7 +13,7 @@ from radistill.evaluation.places import results_in
 from radistill.files import hash_file, write_text
 from radistill.report.figures.contexts import recall_figures, savings_figures
 from radistill.report.figures.curves import finetune_figure, heldout_figure, loss_figure
-from radistill.report.figures.fit import fit_figure
+from radistill.report.figures.fit import fit_figure, fit_rows
 from radistill.report.figures.layers import layers_figure
 from radistill.report.figures.search import search_figure
 from radistill.report.figures.tradeoff import tradeoff_figures
@@ -85,7 +85,7 @@ def render(run: Run, results: Sequence[Results] = (), problems: Sequence[str] = 
         draft_is=run.plan.draft,
         search_facts=_search_facts(run),
         fit_seconds=_fit_seconds(run.main["align"]),
-        fit_rows=sorted(run.main["align"].get("layers", []), key=lambda row: int(row["layer"])),
+        fit_rows=fit_rows(run),
         evaluations=_evaluations(run),
         tasks=tasks,
         left_out=left_out,

@@ -217,7 +217,7 @@ def read_prompts(
     tokens = torch.full((len(prompts), width), model.pad_token_id)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-    shown = {name: tensor.to(model.network.device) for name, tensor in image_arguments(images, tokens).items()}
+    shown = image_arguments(images, tokens, model.network.device)
     read_tokens(model, cache, tokens, keep=1, counts=counts, images=shown)
 
 

@@ -68,6 +68,6 @@ def find_parting(
     both = min(len(one), len(other))
     position = next((index for index in range(both) if one[index] != other[index]), both)
     text = torch.tensor([[*prompt, *one[:position]]], device=model.network.device)
-    shown = {name: tensor.to(text.device) for name, tensor in image_arguments([images], text).items()}
+    shown = image_arguments([images], text, text.device)
     largest = model.network(input_ids=text, use_cache=False, **shown).logits[0, -1].float().topk(2).values
     return Parting(position, (largest[0] - largest[1]).item())

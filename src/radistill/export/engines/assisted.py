@@ -58,7 +58,7 @@ def assisted(
                 max_new_tokens=count,
                 do_sample=False,
                 **options,
-                **{name: tensor.to(ids.device) for name, tensor in image_arguments([images], ids).items()},
+                **image_arguments([images], ids, ids.device),
             )[0]
         finally:
             settings.update(**kept)

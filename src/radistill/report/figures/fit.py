@@ -1,6 +1,7 @@
 """The layer-wise fit: how much of each attention's output its replacement leaves unexplained, before and after."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -21,10 +22,14 @@ class Fit:
     after: float | None
 
 
+def fit_rows(run: Run) -> list[dict[str, Any]]:
+    """What was noted of the fit of each layer, in their order."""
+    return sorted(run.main["align"].get("layers", []), key=lambda row: int(row["layer"]))
+
+
 def fit_figure(run: Run) -> Figure | None:
     """A dumbbell a layer, or None where nothing was fitted."""
-    rows = sorted(run.main["align"].get("layers", []), key=lambda row: int(row["layer"]))
-    fits = [Fit(row["layer"], row.get("unexplained_before"), row.get("unexplained_after")) for row in rows]
+    fits = [Fit(row["layer"], row.get("unexplained_before"), row.get("unexplained_after")) for row in fit_rows(run)]
     values = [value for fit in fits for value in (fit.before, fit.after) if value is not None]
     if not values:
         return None

@@ -154,8 +154,12 @@ def rows_of(
     most = min(int(counts.max()), q.shape[-1])
     if temperature:
         p = Draft(target, target, ComponentMask()).response_logits(document)
-        accepted = by_token(p, q, temperature, expected_acceptance)
-        within = by_token(p, q, temperature, lambda target, draft: _within(target, draft, most))
+
+        def rule(target: Tensor, draft: Tensor) -> Tensor:
+            return torch.cat([expected_acceptance(target, draft)[:, None], _within(target, draft, most)], dim=1)
+
+        both = by_token(p, q, temperature, rule)
+        accepted, within = both[:, 0], both[:, 1:]
     else:
         accepted = likeliest_is(q, response)
         within = (q.topk(most).indices == response[:, None]).cumsum(dim=1)
