@@ -481,6 +481,17 @@ def test_an_arm_is_a_model_of_its_own(recipe: dict[str, Any]) -> None:
     assert base == alone.models[0]
 
 
+def test_an_arm_without_the_main_hybrid_s_trainings_takes_no_room_for_them(recipe: dict[str, Any]) -> None:
+    tuned = recipe | {"finetune": {"steps": 9, "tokens_per_batch": 64}}
+    arms = {"untuned": {"distill": None, "finetune": None}, "other": {"rate": 1e-3}}
+    found = estimate(Recipe.model_validate({**tuned, "arms": arms}))
+    assert [model.trained_parameters > 0 for model in found.models] == [False, True, False, True]
+    both, two_tuned = (
+        estimate(Recipe.model_validate({**tuned, "arms": {"one": one}})) for one in ({"finetune": None}, {})
+    )
+    assert two_tuned.disk > both.disk
+
+
 def test_lengths_are_bound_by_recipe_model_and_responses(recipe: dict[str, Any]) -> None:
     checked = Recipe.model_validate(recipe)
     assert lengths(checked.data, context=8192) == Lengths(64, 63, 63)
@@ -732,9 +743,12 @@ def test_a_gpu_that_is_not_here_is_a_warning(recipe: dict[str, Any], monkeypatch
 
 
 def test_tensorboard_that_is_not_installed(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {**recipe, "arms": {"one": {"distill": {"report_to": "tensorboard"}}}}
     recipe["distill"]["report_to"] = "tensorboard"
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     assert "pip install 'radistill[tensorboard]'" in refusal(recipe)
+    recipe["distill"]["report_to"] = "none"
+    assert refusal(plain).startswith("arms.one.distill.report_to is 'tensorboard'")
     monkeypatch.setattr(tracking, "find_spec", lambda name: object())
     assert estimate(Recipe.model_validate(recipe)).warnings == []
 

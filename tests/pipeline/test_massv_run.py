@@ -11,12 +11,15 @@ import yaml
 
 import tiny
 from data.test_pictures_in_data import png
+from radistill.errors import RadistillError
 from radistill.export import export
 from radistill.files import read_json
 from radistill.models.loading import load
 from radistill.models.pictures import SEEING
+from radistill.pipeline import context
 from radistill.pipeline.estimate import estimate
 from radistill.pipeline.run import run
+from radistill.processes import Processes
 from radistill.runs.folder import RunFolder
 from radistill.runs.recipe import load_recipe
 
@@ -48,6 +51,18 @@ def recipe_of(folder: Path, **sections: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.mark.parametrize("section", ["connect", "distill"])
+def test_a_step_that_processes_cannot_share_is_refused_before_any_work(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "join", lambda device: Processes(0, 2))
+    steps = {"connect": 2, "distill": 2, section: 3}
+    recipe = load_recipe(recipe_of(tmp_path), [f"{name}.gradient_accumulation={one}" for name, one in steps.items()])
+    with pytest.raises(RadistillError, match=rf"^{section}\.gradient_accumulation is 3, which 2 processes"):
+        run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_null_leaves_a_stage_out_and_the_model_s_own_name_is_self_distillation(t
     left_out = {**UNFITTED, "init": "zero", "distill": None, "teacher": "some/model"}
     found = arm(tmp_path, left_out, teacher="larger/model")
     assert (found.align, found.distill, found.finetune, found.teacher) == (None, None, None, None)
-    assert not found.is_trained
+    assert not found.trainings
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,10 @@ class Context:
         """The processes that run this command, which meet when one of them asks."""
         return join(self.device.partition(":")[0])
 
-    @property
-    def sees(self) -> bool:
-        """Whether the recipe is that of a drafter which reads images."""
-        return any(arm.sees for arm in self.recipe.hybrids)
-
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The config of the model to convert; where the drafter sees, of its language model."""
-        config = load_config(self.recipe.model, self.recipe.trust_remote_code, images=self.sees)
+        config = load_config(self.recipe.model, self.recipe.trust_remote_code, images=self.recipe.sees)
         text: PreTrainedConfig = config.get_text_config()
         return text
 
@@ -90,7 +85,7 @@ class Context:
         source = source or self.recipe.model
         if source not in self._served:
             self._served[source] = load_without_weights(
-                source, self.recipe.trust_remote_code, images=self.sees, dtype=self.recipe.dtype
+                source, self.recipe.trust_remote_code, images=self.recipe.sees, dtype=self.recipe.dtype
             )
         return self._served[source]
 
@@ -131,7 +126,7 @@ class Context:
         return self._splits_in(self.data_of(stage)) if stage in self.recipe.own_data else self.splits
 
     def _splits_in(self, folder: Path) -> DataSplits:
-        splits = DataSplits.load(folder, self.teacher(self.recipe.teacher).reader if self.sees else None)
+        splits = DataSplits.load(folder, self.teacher(self.recipe.teacher).reader if self.recipe.sees else None)
         for split in (*SPLITS, *RETRIEVAL):
             tokens = [max(document.tokens) for document in splits.documents(split)]
             if not tokens and split in RETRIEVAL:
@@ -154,7 +149,7 @@ class Context:
             dtype=self.recipe.dtype,
             device=self.device,
             trust_remote_code=self.recipe.trust_remote_code,
-            images=self.sees,
+            images=self.recipe.sees,
         )
 
     def files(self, arm: Arm) -> HybridFiles:

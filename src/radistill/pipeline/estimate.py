@@ -155,10 +155,11 @@ def _hybrid(role: str, kind: str, work: Work, shape: HybridShape) -> ModelEstima
 
 
 def _recipe_of(recipe: Recipe, arm: Arm) -> Recipe:
-    """What an arm's stages see of the recipe."""
+    """A recipe whose main hybrid, and only one, is this arm."""
     update = {"by": arm.by, "budget": arm.budget or recipe.diagnose.sizes[-1]}
     diagnose = recipe.diagnose.model_copy(update=update)
-    return recipe.model_copy(update={"diagnose": diagnose, "align": arm.align, "distill": arm.distill})
+    trainings = {"align": arm.align, "distill": arm.distill, "finetune": arm.finetune}
+    return recipe.model_copy(update={"diagnose": diagnose, **trainings, "arms": {}})
 
 
 def _memory_of_machine_warnings(recipe: Recipe, memory: dict[str, dict[str, int]]) -> list[str]:

@@ -41,7 +41,7 @@ def run_evaluate(context: Context) -> None:
         results["draft"] = _evaluate(context, draft, "draft")
         for arm in context.hybrids:
             starts_as_draft = arm.is_main and arm.align is None and find_initialisation(arm.init, arm.target).silent
-            if arm.is_trained and not starts_as_draft:
+            if arm.trainings and not starts_as_draft:
                 name = f"{arm.name}_start"
                 results[name] = _evaluate(context, start(context, arm)[0], name, generate=False)
             student = context.load(context.files(arm).student)

@@ -54,8 +54,7 @@ def check(recipe: Recipe) -> Checked:
             cannot hold, an initialisation that does not fit, a teacher that does not, broken data.
     """
     warnings: list[str] = []
-    sees = recipe.target.kind == "massv"
-    whole = _config(recipe.model, recipe.trust_remote_code, warnings, sees)
+    whole = _config(recipe.model, recipe.trust_remote_code, warnings, recipe.sees)
     base = whole.get_text_config()
     recipe = recipe.for_model(base)
     check_hybrids(recipe, base)
@@ -69,10 +68,12 @@ def check(recipe: Recipe) -> Checked:
             except RadistillError as error:  # a run that has yet to leave it may come first
                 warnings.append(f"distill.select.reference: {error}")
             check_reference(reference, recipe.model)
+        for training in arm.trainings:
+            check_tracker(training.report_to, arm.field(training.section))
         if arm.teacher is None:
             continue
         if arm.teacher not in configs:
-            configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings, sees)
+            configs[arm.teacher] = _config(arm.teacher, recipe.trust_remote_code, warnings, recipe.sees)
             if arm.sees:
                 seeing_config(configs[arm.teacher], whole, (recipe.model, arm.teacher))
             _check_teacher(recipe.model, arm.teacher, base, configs[arm.teacher].get_text_config(), warnings)
@@ -84,9 +85,6 @@ def check(recipe: Recipe) -> Checked:
             check_same_width(configs[arm.teacher].get_text_config().hidden_size, base.hidden_size)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         warnings.append("device is 'cuda', but torch sees no GPU here; a run on this machine would stop")
-    for training in (recipe.connect, recipe.distill, recipe.finetune):
-        if training is not None:
-            check_tracker(training.report_to, training.section)
     check_servers(recipe)
     for field, server in servers_of(recipe).items():
         started = "vLLM, which a run starts, takes memory that is not counted here"

@@ -12,6 +12,9 @@ from radistill.pipeline.stages import STAGES
 from radistill.provenance import seed_everything
 from radistill.runs.recipe import Recipe, recipe_for
 
+_STAGE_OF = {"connect": "distill"}
+"""Of a training that is no stage of its own, the one that it is part of."""
+
 
 def hybridize(model: str, data: str, *, budget: int, out: Path | str, overrides: Sequence[str] = ()) -> Path:
     """Turn a model into a hybrid with the recipe of defaults, which the run folder keeps; see `run`.
@@ -51,8 +54,8 @@ def run(recipe: Recipe, out: Path | str, stages: Sequence[str] = tuple(STAGES)) 
     context = Context(recipe, Path(out))
     processes = context.processes
     for arm in context.hybrids:
-        for training in (arm.distill, arm.finetune):
-            if training is not None and training.section in stages:
+        for training in arm.trainings:
+            if _STAGE_OF.get(training.section, training.section) in stages:
                 training.check_processes(processes.count, processes.sharded)
     with locked(context.folder.path):
         processes.decide(partial(remove_leftovers, context.folder.path))

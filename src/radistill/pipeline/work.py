@@ -1,6 +1,7 @@
 """How much the stages of a run read, fit and train on, at most: what memory, disk and time are estimated from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from radistill.conversion.targets import TARGETS
@@ -70,10 +71,9 @@ class Work:
         return BYTES[self.recipe.dtype]
 
     @property
-    def trainings(self) -> list[DistillSettings | NextTokenSettings]:
+    def trainings(self) -> Sequence[DistillSettings | NextTokenSettings]:
         """The stages of end-to-end training."""
-        stages = (self.recipe.connect, self.recipe.distill, self.recipe.finetune)
-        return [training for training in stages if training is not None]
+        return self.recipe.hybrids[0].trainings
 
     def reads(self, stage: str) -> DataSettings:
         """The data of a stage; `data` is the recipe's, and `store` is the teacher's pass over those of `distill`."""

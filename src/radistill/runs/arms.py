@@ -90,9 +90,10 @@ class Arm:
         return self.name == MAIN
 
     @property
-    def is_trained(self) -> bool:
-        """Whether it is trained end to end, on whatever."""
-        return any(stage is not None for stage in (self.connect, self.distill, self.finetune))
+    def trainings(self) -> list[ConnectStage | DistillStage | FinetuneStage]:
+        """Its stages of end-to-end training, in order."""
+        stages = (self.connect, self.distill, self.finetune)
+        return [training for training in stages if training is not None]
 
     @property
     def sees(self) -> bool:

@@ -140,6 +140,11 @@ class Recipe(BaseModel, extra="forbid", protected_namespaces=()):
         )
         return [main, *(arm_of(main, name, settings, self.model) for name, settings in self.arms.items())]
 
+    @property
+    def sees(self) -> bool:
+        """Whether one of them is a drafter that reads its teacher's images."""
+        return any(arm.sees for arm in self.hybrids)
+
     def save(self, path: Path | str) -> None:
         """Write `to_yaml` to a file."""
         write_text(path, self.to_yaml())
