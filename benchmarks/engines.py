@@ -6,7 +6,8 @@
 SmolLM2-135M beside hybrids of it whose new blocks are random: how well they are fitted does not matter to their speed.
 Each pair goes through `radistill savings --engine`, in turns; llama.cpp reads q8_0, vLLM bfloat16. `make serve-check`
 makes an environment with vLLM. Contexts beyond the model's own are timed too. What is measured is kept in runs/engines,
-and the result, pair by pair, is benchmarks/results/engines.json; docs/figures/engines.svg shows the ratios in decoding.
+and the result, pair by pair, is benchmarks/results/engines.json, where contexts that this call has not measured stay;
+docs/figures/engines.svg shows the ratios in decoding.
 """
 
 import os
@@ -71,9 +72,25 @@ def main() -> None:
                 found = measure_savings(base, hybrid, settings, kept, engine)
             Console(highlight=False).print(savings_tables(found))
             batch = f", {given.batch_size} sequences" * (given.batch_size > 1)
-            add_part("engines", name, {f"{count} of 30 replaced{batch}": found | {"crossover": crossover(found)}})
+            pair = f"{count} of 30 replaced{batch}"
+            earlier = read_json(RESULTS / "engines.json").get(name, {}).get(pair)
+            add_part("engines", name, {pair: with_earlier(found, earlier)})
     write_text(ROOT / "docs" / "figures" / "engines.svg", figure(read_json(RESULTS / "engines.json")))
     print(RESULTS / "engines.json")
+
+
+def with_earlier(found: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What was found, and the contexts that only an earlier call with the same models has measured.
+
+    Both sides of a ratio are of one machine, which stands in the row where contexts are of several.
+    """
+    same = ("fingerprints", "dtype", "engine")
+    rows = {}
+    for one in (earlier, found):
+        if one is not None and all(one[key] == found[key] for key in same):
+            rows |= {row["context"]: {"machine": one["machine"]} | row for row in one["contexts"]}
+    whole = found | {"contexts": [rows[context] for context in sorted(rows)]}
+    return whole | {"crossover": crossover(whole)}
 
 
 def figure(result: dict[str, dict[str, Any]]) -> Markup:
