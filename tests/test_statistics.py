@@ -4,9 +4,10 @@ import math
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from radistill.statistics import bootstrap_mean, holm, mcnemar, paired_bootstrap, wilson
+from radistill.statistics import bootstrap_mean, holm, mcnemar, paired_bootstrap, ratio_interval, wilson
 
 
 def naive_mcnemar(only_first: int, only_second: int) -> float:
@@ -97,6 +98,40 @@ def test_holm() -> None:
 )
 def test_wilson_at_known_values(successes: int, trials: int, interval: tuple[float, float]) -> None:
     assert wilson(successes, trials) == pytest.approx(interval, abs=1e-4)
+
+
+def test_a_ratio_s_interval_covers_it_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = []
+    for shares in ([0.5, 0.1, 0.1], [0.8, 0.02, 0.08], [0.3, 0.02, 0.02], [0.9, 0.03, 0.0]):
+        truth, each = (shares[0] + shares[2]) / (shares[0] + shares[1]), [*shares, 1 - sum(shares)]
+        tables = generator.multinomial(60, each, size=3000)
+        ends = [ratio_interval(*map(int, table[:3])) for table in tables]
+        covered.append(np.mean([low <= truth <= high for low, high in ends]))
+    assert min(covered) > 0.935
+    assert covered[0] < 0.965  # where few examples differ, it is wider than it need be
+
+
+@pytest.mark.parametrize("counts", [(51, 4, 4), (9, 0, 0), (0, 3, 2), (40, 12, 0), (700, 1, 2)])
+def test_a_ratio_s_interval_holds_the_ratio_and_turns_round_with_it(counts: tuple[int, int, int]) -> None:
+    both, first, second = counts
+    low, high = ratio_interval(*counts)
+    assert low < (both + second) / (both + first) < high
+    turned = ratio_interval(both, second, first)
+    assert (1 / turned[1], 1 / turned[0]) == pytest.approx((low, high))
+
+
+def test_a_ratio_without_differences_is_surer_with_more_examples() -> None:
+    lows = [ratio_interval(n, 0, 0)[0] for n in (1, 9, 57, 400)]
+    assert lows == sorted(lows)
+    # Nothing differs, so the standard errors of both shares add up to the square root of two: z is less by that.
+    assert lows[2] == pytest.approx(57 / (57 + 1.96**2 / 2 * 59 / 58), abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (0, 0, 3), (-1, 2, 2)])
+def test_a_ratio_to_nothing_is_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="is not a ratio of shares"):
+        ratio_interval(*counts)
 
 
 @pytest.mark.parametrize("trials", [1, 7, 50, 1000])

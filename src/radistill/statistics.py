@@ -11,21 +11,50 @@ from statistics import NormalDist
 
 import numpy as np
 
+_Z = NormalDist().inv_cdf(0.975)
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+
+def wilson(successes: int, trials: int, z: float = _Z) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927): unlike the normal one it stays within 0 to 1 and holds for small numbers.
+
+    Args:
+        successes, trials: their ratio is the share.
+        z: standard errors from the share to each end; that of 95 % unless it is given.
 
     Raises:
         ValueError: without trials, or with more successes than trials.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} of {trials} is not a share")
-    z = NormalDist().inv_cdf(0.975)
     centre = successes + z**2 / 2
     half = z * math.sqrt(successes * (trials - successes) / trials + z**2 / 4)
     low = (centre - half) / (trials + z**2) if successes else 0.0
     high = (centre + half) / (trials + z**2) if successes < trials else 1.0
     return low, high
+
+
+def ratio_interval(both: int, only_first: int, only_second: int) -> tuple[float, float]:
+    """95 % interval of the second model's share of right answers over the first's (Bonett and Price 2006).
+
+    Both have answered the same examples. Each share has Wilson's interval, narrowed by what the two have in common, and
+    the ends are divided by one another; so the interval also holds where no answer differs. Examples that neither has
+    right say nothing of the ratio.
+
+    Args:
+        both: examples that both have right.
+        only_first, only_second: examples that one of them alone has right.
+
+    Raises:
+        ValueError: if the first has none right, so that there is no ratio.
+    """
+    first, second, n = both + only_first, both + only_second, both + only_first + only_second
+    if min(both, only_first, only_second) < 0 or first == 0:
+        raise ValueError(f"{second} over {first} is not a ratio of shares")
+    together = math.sqrt((only_first + only_second + 2) / ((first + 1) * (second + 1)))
+    apart = sum(math.sqrt((1 - (right + 1) / (n + 2)) / (right + 1)) for right in (first, second))
+    z = _Z * together / apart
+    (low, high), (own_low, own_high) = wilson(first, n, z), wilson(second, n, z)
+    return own_low / high, own_high / low
 
 
 @dataclass(frozen=True)

@@ -37,19 +37,23 @@ def answered(model: Model, count: int = 6, length: int = 5) -> list[Document]:
     return found
 
 
+def finds(model: Model, layers: list[int], text: Document) -> bool:
+    """Whether a model without some attentions writes exactly the response."""
+    prompt = torch.tensor([text.tokens[: text.response_start]])
+    count = len(text.tokens) - text.response_start
+    with masked(model, ComponentMask.attention(layers)):
+        written = model.network.generate(prompt, max_new_tokens=count, do_sample=False, eos_token_id=-1)[0]
+    return bool(written.tolist() == list(text.tokens))
+
+
 def test_a_number_is_found_where_the_draft_would_write_it() -> None:
     model = tiny.model("llama", layers=6)
     texts = answered(model)
     trials = Trials(model, documents(), KL, retrieval=texts, tokens_per_batch=30)
     seen = set()
     for layers in ([], [1], [4], [1, 3], [0, 2, 5]):
-        right = []
-        for text in sorted(texts, key=lambda one: (len(one.tokens), one.id)):
-            prompt = torch.tensor([text.tokens[: text.response_start]])
-            with masked(model, ComponentMask.attention(layers)):
-                count = len(text.tokens) - text.response_start
-                written = model.network.generate(prompt, max_new_tokens=count, do_sample=False, eos_token_id=-1)[0]
-            right.append(written.tolist() == list(text.tokens))
+        in_order = sorted(texts, key=lambda one: (len(one.tokens), one.id))
+        right = [finds(model, layers, text) for text in in_order]
         draft = trials.run_retrieval(layers)
         assert draft is not None
         assert draft.found == right

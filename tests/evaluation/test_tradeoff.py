@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tiny
-from diagnosis.test_curve import answered
+from diagnosis.test_curve import answered, finds
 from diagnosis.test_diagnose import documents, naive
 from radistill.conversion import convert
 from radistill.conversion.targets import TARGETS, target_for
@@ -22,6 +22,7 @@ from radistill.models.loading import Model
 from radistill.models.sequences import Document
 from radistill.report.tradeoff_table import promise, tradeoff_table
 from radistill.runs.contents import TradeOff
+from radistill.statistics import ratio_interval
 
 KL = objective_from({"name": "kl"})
 
@@ -38,7 +39,7 @@ def found_of(model: Model, folder: Path | None = None, retrieval: bool = True) -
 
 def test_every_size_is_measured_on_texts_that_the_search_has_not_seen() -> None:
     model = tiny.model("llama", layers=5)
-    found = found_of(model)
+    found, texts = found_of(model), answered(model)
     assert [point["budget"] for point in found["points"]] == [0, 1, 2, 3, 4]
     for point in found["points"]:
         assert len(point["layers"]) == point["budget"]
@@ -52,6 +53,11 @@ def test_every_size_is_measured_on_texts_that_the_search_has_not_seen() -> None:
     base, *others = found["points"]
     assert (base["recall"], base["found"], base["of"]) == (1, 4, 4)  # of six texts, the model itself finds four
     assert all(point["of"] == 4 and point["recall"] == point["found"] / 4 for point in others)
+    for point in found["points"]:
+        right = [finds(model, point["layers"], text) for text in texts]
+        both = sum(mine and finds(model, [], text) for mine, text in zip(right, texts, strict=True))
+        assert (point["found"], point["both"]) == (sum(right), both)
+        assert point["recall_interval"] == list(ratio_interval(both, 4 - both, sum(right) - both))
     assert len({point["recall"] for point in found["points"]}) > 1
     table = tradeoff_table(TradeOff.model_validate(found))
     assert table.row_count == 5
@@ -154,4 +160,4 @@ def test_the_terminal_says_what_was_promised() -> None:
     )
     said = promise(TradeOff.model_validate(json.loads(json.dumps(found | {"budget": 1}))))
     assert said.startswith("promised: KL at most 0.5 and recall at least 0.2; kept by a budget of 1: KL ")
-    assert " of 4 numbers found, so recall of at least " in said
+    assert " numbers found, where the model finds 4, so recall of at least " in said

@@ -545,8 +545,8 @@ def test_pydantic_knows_no_other_depth() -> None:
             "diagnose.keep.kl is about an interval, which one document does not have; raise data.heldout",
         ),
         (
-            {"diagnose": {"budget": "auto", "keep": {"recall": 0.95}}, "data.retrieval": {}},
-            "diagnose.keep.recall is 0.95, which 48 texts cannot show, even if all are found; raise "
+            {"diagnose": {"budget": "auto", "keep": {"recall": 0.97}}, "data.retrieval": {}},
+            "diagnose.keep.recall is 0.97, which 48 texts cannot show, even if all are found; raise "
             "data.retrieval.heldout",
         ),
         (

@@ -20,7 +20,7 @@ from radistill.files import hash_json
 from radistill.models.anatomy import Anatomy
 from radistill.models.sequences import Document
 from radistill.speculation.masks import ComponentMask
-from radistill.statistics import paired_bootstrap, wilson
+from radistill.statistics import paired_bootstrap, ratio_interval
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def measured(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path |
 
     Returns:
         By size: `kl` in nats a token with its 95 % interval (bootstrap over the documents), `acceptance_rate`,
-        `accepted_length` (of 4 drafted), and where there are retrieval texts the numbers that are found of those that
-        the model itself finds: `found`, `of`, `recall` and its 95 % interval (Wilson).
+        `accepted_length` (of 4 drafted), and where there are retrieval texts the numbers that are `found`, the number
+        `of` those that the model itself finds, those that `both` find, `recall`, which is the first over the second,
+        and its 95 % interval (`ratio_interval`). Only those of `both` over `of` would fall short of 1 for any draft
+        that differs: where the model finds a number by a hair, the smallest change loses some and finds others.
     """
     path = None if folder is None else folder / f"heldout-{hash_json(trials.identity)[:12]}.jsonl"
     rows = {} if path is None else read_batches(path)
@@ -109,8 +111,16 @@ def _figures(row: Mapping[str, Any], base: Sequence[bool]) -> dict[str, Any]:
     }
     if not any(base):
         return figures
-    found, of = sum(mine and before for mine, before in zip(row["found"], base, strict=True)), sum(base)
-    return figures | {"found": found, "of": of, "recall": found / of, "recall_interval": list(wilson(found, of))}
+    found, of = sum(row["found"]), sum(base)
+    both = sum(mine and before for mine, before in zip(row["found"], base, strict=True))
+    interval = ratio_interval(both, of - both, found - both)
+    return figures | {
+        "found": found,
+        "of": of,
+        "both": both,
+        "recall": found / of,
+        "recall_interval": list(interval),
+    }
 
 
 def cache_bytes(anatomy: Anatomy, layers: Collection[int], state_numbers: int) -> dict[str, int]:
@@ -200,7 +210,7 @@ def kept(points: Sequence[Mapping[str, Any]], keep: Mapping[str, float]) -> Mapp
 
     Args:
         points: of a trade-off.
-        keep: `kl` at most, `recall` at least, of what the model itself finds.
+        keep: `kl` at most, `recall` at least.
 
     Returns:
         None if not even the smallest budget holds them.

@@ -65,7 +65,8 @@ def _measured(point: TradeOffPoint) -> str:
     text = f"KL {significant(point.kl)}, at most {significant(point.kl_interval[1])}"
     if point.recall is None or point.recall_interval is None:
         return text
-    found = f"{point.found} of {point.of} numbers found, so recall of at least {percent(point.recall_interval[0], 0)}"
+    found = f"{point.found} numbers found, where the model finds {point.of}"
+    found += f", so recall of at least {percent(point.recall_interval[0], 0)}"
     return f"{text}; {found}"
 
 

@@ -116,8 +116,9 @@ class TradeOffPoint(Content):
     accepted_length: Positive
     found: Count | None = None
     of: Count | None = None
-    recall: Share | None = None
-    recall_interval: tuple[Share, Share] | None = None
+    both: Count | None = None
+    recall: Positive | None = None
+    recall_interval: tuple[Positive, Positive] | None = None
     cache_bytes: dict[str, Count] = {}
 
 

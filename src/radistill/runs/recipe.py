@@ -38,9 +38,7 @@ from radistill.runs.sections import (
     FinetuneStage,
     kind_of,
 )
-
-_Z_SQUARED = 3.84
-"""Of a 95 % interval: Wilson's lower end is n / (n + z^2) where all of n are found."""
+from radistill.statistics import ratio_interval
 
 
 def _arm_name(name: str) -> str:
@@ -210,7 +208,7 @@ def _contradiction(recipe: Recipe, arm: Arm) -> str | None:
         if retrieval is None:
             return "diagnose.keep.recall needs texts; give data.retrieval a section"
         texts = len(retrieval.contexts) * retrieval.heldout
-        if texts / (texts + _Z_SQUARED) < keep.recall:
+        if ratio_interval(texts, 0, 0)[0] < keep.recall:
             return (
                 f"diagnose.keep.recall is {keep.recall:g}, which {texts} texts cannot show, even if all are found; "
                 "raise data.retrieval.heldout"

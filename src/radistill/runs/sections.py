@@ -62,7 +62,7 @@ class Keep(BaseModel, extra="forbid"):
         default=None,
         gt=0,
         lt=1,
-        description="of the numbers that the model finds in the texts of `data.retrieval`, this share at least",
+        description="numbers found in the texts of `data.retrieval`, at least this share of those that the model finds",
     )
     tasks: dict[str, Annotated[float, Field(gt=-1, le=0)]] = Field(
         default={},

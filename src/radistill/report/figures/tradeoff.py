@@ -13,9 +13,9 @@ _NOTE = "Lines are 95 % intervals. The drafts are as the search judged them, wit
 def tradeoff_figures(found: TradeOff, budget: int) -> list[tuple[str, Figure]]:
     """Title and figure of the KL, and of the recall where it was measured; the mark of `budget` is the hybrid's."""
     drawn = []
-    for what, y_title, highest in (
-        ("KL", "held-out KL, nats per response token", None),
-        ("Recall", "numbers found, % of the model's", 105),
+    for what, y_title in (
+        ("KL", "held-out KL, nats per response token"),
+        ("Recall", "numbers found, % of the model's"),
     ):
         whole = max(point.cache_bytes.get(_LENGTH, 0) for point in found.points) or 1
         points = []
@@ -29,6 +29,7 @@ def tradeoff_figures(found: TradeOff, budget: int) -> list[tuple[str, Figure]]:
             style, label = ("hybrid", f"{budget} layers") if point.budget == budget else ("base", "")
             share = 100 * point.cache_bytes.get(_LENGTH, 0) / whole
             points.append(Point(share, value, interval, _said(point), style, label))
+        ends = [point.interval[1] for point in points if point.interval]
         if what == "KL" or len(points) > 1:
             title = f"{what} over cache"
             figure = line_figure(
@@ -38,7 +39,7 @@ def tradeoff_figures(found: TradeOff, budget: int) -> list[tuple[str, Figure]]:
                 [Series(what, "base", "circle", points)],
                 Scale(0, 100, 0, 1),
                 described="; ".join(point.said for point in points) + ".",
-                highest=highest,
+                highest=None if what == "KL" else 1.05 * max(100, *ends),
                 legend=False,
                 notes=(_NOTE,),
             )
