@@ -27,13 +27,12 @@ COMPAT_TESTS := tests/models/test_cache_names.py tests/models/test_anatomy.py te
 demo: $(INSTALLED)
 	$(BIN)/radistill demo --out $(DEMO)
 
-# Files go out in their order: by their number of tests, the slowest, which have few, would come last, on one core alone.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # With the slow ones: kills at every write, damage to every file, a fresh run for every kind of change.
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 1800
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 1800
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ from radistill.distillation.blocks import fit_blocks
 from radistill.evaluation.run_tasks import tasks_of
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.evaluation.tradeoff import best_sets, kept, measured, trade_off
+from radistill.files import read_json, write_json
 from radistill.models.loading import Model, load
 from radistill.models.sequences import Document
 from radistill.pipeline.run import run
@@ -111,34 +112,36 @@ def main() -> None:
         print(f"curve by {name}")
         return trade_off(trials, heldout, selector, state_numbers=numbers, seed=0, folder=folder)
 
-    def heldout(
-        splits: DataSplits, sets: Mapping[int, tuple[int, ...]], asked: Sequence[Document], folder: Path
-    ) -> list[dict[str, Any]]:
-        figures = measured(judged(splits.documents("heldout"), asked), sets, folder)
+    def points_of(trials: Trials, sets: Mapping[int, tuple[int, ...]], folder: Path) -> list[dict[str, Any]]:
+        figures = measured(trials, sets, folder)
         return [{"budget": size, "layers": list(sets[size])} | figures[size] for size in sets]
 
     def promise(seed: int) -> dict[str, Any]:
+        folder = FOLDER / f"promise-{seed}"
+        if (folder / "promise.json").exists():
+            return dict(read_json(folder / "promise.json"))
         print(f"promise, seed {seed}")
-        splits, folder = texts_of(model, given.promised, seed, PROMISE_TEXTS), FOLDER / f"promise-{seed}"
+        splits = texts_of(model, given.promised, seed, PROMISE_TEXTS)
         trials = judged(splits.documents("calibration"), splits.documents("calibration_retrieval"), mix, folder)
         best = best_sets(trials, selector, seed=seed, passes=given.passes, folder=folder)
         sets = {size: layers for size, layers in best.sets.items() if size <= MOST}
-        points = heldout(splits, sets, [], folder)
+        points = points_of(judged(splits.documents("heldout"), []), sets, folder)
         near = {point["budget"] for point in points if kept([point], {"kl": KEEP["kl"]})}
         assert MOST not in near
         # Recall takes five times as long as the KL, so only sizes that keep the KL are asked, from the largest down.
-        asked = splits.documents("heldout_retrieval")
+        asked = judged(splits.documents("heldout"), splits.documents("heldout_retrieval"))
         tried: list[dict[str, Any]] = []
         for size in sorted(near, reverse=True):
-            tried += heldout(splits, {size: sets[size]}, asked, folder)
+            tried += points_of(asked, {size: sets[size]}, folder)
             if kept(tried, KEEP):
                 break
-        point, found = kept(tried, KEEP), {"seed": seed, "held_out": points, "tried": tried}
-        if point is None:
-            return found | {"budget": None}
-        on = on_fresh([point], of_the_task(model, given.promised, 40))[point["budget"]]
-        is_kept = on["kl"] <= KEEP["kl"] and on["recall"] >= KEEP["recall"]
-        return found | {"budget": point["budget"], "fresh": on, "is_kept": is_kept}
+        point = kept(tried, KEEP)
+        found = {"seed": seed, "held_out": points, "tried": tried, "budget": point and point["budget"]}
+        if point is not None:
+            on = on_fresh([point], of_the_task(model, given.promised, 40))[point["budget"]]
+            found |= {"fresh": on, "is_kept": on["kl"] <= KEEP["kl"] and on["recall"] >= KEEP["recall"]}
+        write_json(folder / "promise.json", found)
+        return found
 
     mix: ObjectiveChoice = {"kl": 1.0, "retrieval": given.weight}
     if "curves" in given.parts:
