@@ -38,7 +38,7 @@ from radistill.distillation.blocks import fit_blocks
 from radistill.evaluation.run_tasks import tasks_of
 from radistill.evaluation.tasks.interface import Generated, TaskSettings
 from radistill.evaluation.tradeoff import best_sets, kept, measured, trade_off
-from radistill.files import read_json, write_json
+from radistill.files import hash_json, read_kept, write_kept
 from radistill.models.loading import Model, load
 from radistill.models.sequences import Document
 from radistill.pipeline.run import run
@@ -118,8 +118,10 @@ def main() -> None:
 
     def promise(seed: int) -> dict[str, Any]:
         folder = FOLDER / f"promise-{seed}"
-        if (folder / "promise.json").exists():
-            return dict(read_json(folder / "promise.json"))
+        of = {name: value for name, value in vars(given).items() if name not in ("parts", "seeds", "threads")}
+        key = hash_json([of, KEEP, MOST])
+        if known := read_kept(folder / "promise.json", key):
+            return dict(known)
         print(f"promise, seed {seed}")
         splits = texts_of(model, given.promised, seed, PROMISE_TEXTS)
         trials = judged(splits.documents("calibration"), splits.documents("calibration_retrieval"), mix, folder)
@@ -140,7 +142,7 @@ def main() -> None:
         if point is not None:
             on = on_fresh([point], of_the_task(model, given.promised, 40))[point["budget"]]
             found |= {"fresh": on, "is_kept": on["kl"] <= KEEP["kl"] and on["recall"] >= KEEP["recall"]}
-        write_json(folder / "promise.json", found)
+        write_kept(folder / "promise.json", key, found)
         return found
 
     mix: ObjectiveChoice = {"kl": 1.0, "retrieval": given.weight}

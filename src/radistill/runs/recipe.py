@@ -252,8 +252,8 @@ def _needs_blocks(arm: Arm) -> str | None:
         return f"{target} to judge layers by; set {arm.field('diagnose', 'by')}: redundancy"
     if arm.align is not None:
         return f"{target} to fit; set {arm.field('align')} to null"
-    for training in (arm.distill, arm.finetune):
-        if training is not None and not training.trains(new=False) and not arm.sees:
+    for training in arm.trainings:
+        if not training.trains(new=False) and not arm.sees:
             rate = arm.field(training.section, "other_learning_rate")
             return f"{target}, so with {rate} 0 there is nothing to train; set it to 3e-4 or so"
     if arm.distill is not None and arm.distill.rate_search is not None:
